@@ -1,0 +1,67 @@
+"""The command line: one module a command, imported only when that command runs. No logic lives here.
+
+`main` is the entry point; it turns a LiteError into one clear message on stderr and its exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from storyfi_lite import __version__
+from storyfi_lite.errors import LiteError
+
+# command -> its module under storyfi_lite.cli; each module has a click command named `command`
+COMMANDS = {
+    "mine": "mine",
+    "pull": "pull",
+    "generate": "generate",
+    "verify": "verify",
+    "grammar": "grammar",
+    "completion": "completion",
+}
+
+
+class LazyGroup(click.Group):
+    """Lists commands from COMMANDS and imports a module only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        return importlib.import_module(f"storyfi_lite.cli.{module}").command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="storyfi-lite")
+def cli() -> None:
+    """The lean StoryFi miner: an open model on your own machine, valid JSON by construction.
+
+    \b
+    storyfi-lite generate "a lighthouse keeper who hears the sea speak"
+    storyfi-lite mine --network dev
+    storyfi-lite verify story.json
+    """
+
+
+def main() -> None:
+    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LiteError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

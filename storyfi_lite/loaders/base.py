@@ -1,0 +1,70 @@
+"""The seam between the miner and whatever writes stories: `Loader`, `Job`, `Answer`, `ModelClaim`.
+
+A loader turns one job into one answer on its own threads; callers hold a Future. Nothing here knows HTTP or the chain.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from storyfi_lite.wire.messages import MinerMode, ModelInfo, ProofHeader, StoryRequest
+
+
+@dataclass(frozen=True)
+class ModelClaim:
+    """What this miner says it runs. It always names what was loaded, never what was wished for."""
+
+    miner_mode: MinerMode
+    model_name: str  # registry key, or the file's own name for an unlisted GGUF
+    model_info: ModelInfo
+    gpu_memory_gb: float
+    multiplier: float  # what the reward table gives for this claim
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, admitted. Cancel through its Future."""
+
+    request: StoryRequest
+    seed: int  # unsigned 64-bit, already decided by the service
+    deadline_s: float  # on time.monotonic()'s clock
+    priority: float = 0.0  # higher first: the caller's stake
+    temperature: float | None = None  # None: the loader's default
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole and checked answer: `text` passed the task's grammar check. `proof` only where a local file wrote it."""
+
+    text: str
+    claim: ModelClaim  # at the time of this answer: a fallback changes it
+    generation_time_s: float
+    prompt_tokens: int
+    completion_tokens: int
+    tokens: tuple[int, ...] | None = None
+    proof: ProofHeader | None = None
+
+
+@dataclass(frozen=True)
+class LoaderHealth:
+    alive: bool
+    detail: str  # for the operator
+    running: int = 0
+    queued: int = 0
+
+
+class Loader(Protocol):
+    """`submit` never blocks: it raises Busy at once when the job cannot be queued or cannot meet its deadline.
+    The Future ends with an Answer, or with a LiteError; cancelling it frees the job's slot within one step."""
+
+    @property
+    def claim(self) -> ModelClaim: ...
+
+    def submit(self, job: Job) -> Future[Answer]: ...
+
+    def health(self) -> LoaderHealth: ...
+
+    def close(self) -> None:
+        """Finish what runs, refuse what waits. Idempotent."""

@@ -1,0 +1,111 @@
+"""What a validator asks and what a miner answers: protocol 3.2.0 plus this project's optional fields (3.3.0).
+
+Typed and frozen; parsed once, at the edge. Knows neither transports nor loaders. A peer that speaks only 3.2.0
+sees the fields it knows: what is None is never sent, and what is not known is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storyfi_lite import PROTOCOL_VERSION
+from storyfi_lite.errors import BadInput
+
+TaskName = Literal["blueprint", "characters", "story_arc", "chapters"]
+MinerMode = Literal["LocalModelLoader", "APIFallbackLoader"]
+
+MAX_USER_INPUT_CHARS = 10_000
+MAX_BODY_BYTES = 1_000_000  # a chapters request carries blueprint, characters and arc: about 60 kB in Chinese
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class StoryRequest(_Message):
+    """One task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (proof.seed)."""
+
+    protocol_version: str = PROTOCOL_VERSION
+    task_type: TaskName
+    user_input: str = Field(min_length=1, max_length=MAX_USER_INPUT_CHARS)
+    blueprint: dict[str, Any] | None = None
+    characters: dict[str, Any] | None = None
+    story_arc: dict[str, Any] | None = None
+    chapter_ids: list[int] | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    max_tokens: int | None = Field(default=None, ge=1, le=65_536)
+
+
+class ModelInfo(_Message):
+    """3.2.0's free-text claim about the model; what it is worth is decided by the proof."""
+
+    mode: Literal["local", "api", "custom", "unknown"]
+    name: str
+    version: str
+    provider: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class ProofHeader(_Message):
+    """All that a validator needs, beside the file and the tokens, to replay an answer (engine/proof, docs/proof.md)."""
+
+    sampler: str  # name and version of the sampling rule, e.g. "gumbel-minp/1"
+    seed: int = Field(ge=0, lt=2**64)
+    temperature: float
+    min_p: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    max_tokens: int  # the budget that the closing rule counted against
+    model_sha256: str
+    quantization: str
+    kv_type: str
+    prompt_version: str
+    prompt_sha256: str  # of the prompt's token ids, little-endian int32
+    grammar_sha256: str  # of the constraint's text, UTF-8
+    engine: str  # e.g. "llama-cpp-python 0.3.36"
+
+
+class StoryResponse(_Message):
+    """The answer. `output_text` is the exact text generated; `tokens` its token ids without the end token."""
+
+    output_data: dict[str, Any]
+    generation_time: float  # seconds; a claim, the validator times the call itself
+    miner_version: str
+    model_info: ModelInfo
+    miner_mode: MinerMode
+    model_name: str
+    gpu_memory_gb: float
+    protocol_version: str = PROTOCOL_VERSION
+    output_text: str | None = None
+    tokens: list[int] | None = None
+    proof: ProofHeader | None = None
+
+    def to_json_bytes(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+def parse_request(body: bytes) -> StoryRequest:
+    """Raises BadInput with the first field that is wrong; never echoes the input."""
+    if len(body) > MAX_BODY_BYTES:
+        raise BadInput(f"the request has {len(body)} bytes, {MAX_BODY_BYTES} are allowed")
+    try:
+        return StoryRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise BadInput(f"the request is not valid: {_first_problem(error)}") from None
+
+
+def parse_response(body: bytes) -> StoryResponse:
+    """Raises BadInput. Bound the size of `body` before the call."""
+    try:
+        return StoryResponse.model_validate_json(body)
+    except ValidationError as error:
+        raise BadInput(f"the response is not valid: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{where}: {first['msg']}"
