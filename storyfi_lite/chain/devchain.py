@@ -1,13 +1,14 @@
 """The dev chain's state and rules: one subnet in memory, with the refusals of the real one.
 
-`DevChain.handle(method, params)` answers JSON-shaped requests; dev.py carries them over a socket and puts them behind
-bittensor's `Substrate` protocol. Rules, error names and storage names are those of the subtensor pallet, for the
-calls that a miner and a validator make; any other call is refused by name. Every extrinsic must be signed by the
-account that sends it, with the account's next nonce.
+`DevChain.handle(method, params)` answers JSON-shaped requests; dev.py carries them over a socket and puts
+them behind bittensor's `Substrate` protocol. Rules, error names and storage names are those of the subtensor
+pallet, for the calls that a miner and a validator make; any other call is refused by name. Every extrinsic
+must be signed by the account that sends it, with the account's next nonce.
 
-What it is not: no consensus, no fees, no history (a read at an older block gives today's state), no epochs (incentives
-are the stake-weighted weights of this moment), and timelocked commits are kept but never revealed, because opening
-them needs drand's public beacon. Blocks follow the clock, so heights go on rising when the chain is started again.
+What it is not: no consensus, no fees, no history (a read at an older block gives today's state), no epochs
+(incentives are the stake-weighted weights of this moment), and timelocked commits are kept but never
+revealed, because opening them needs drand's public beacon. Blocks follow the clock, so heights go on rising
+when the chain is started again.
 """
 
 from __future__ import annotations
@@ -83,13 +84,13 @@ def _signature_holds(address: str, crypto_type: int, payload: bytes, signature_h
 
 
 class DevChain:
-    """The state, the rules, one lock around both. `now_s` gives unix seconds (a test's clock, or time.time)."""
+    """The state, the rules, one lock around both. `now_s` gives unix seconds."""
 
     def __init__(self, state: DevState | None = None, now_s: Callable[[], float] = time.time) -> None:
         self.state = state or DevState()
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._methods = {
+        self._methods: dict[str, Callable[..., Any]] = {
             "netuid": lambda: self.state.netuid,
             "block_number": self.block_number,
             "block_hash": self.block_hash,
@@ -101,7 +102,7 @@ class DevChain:
             "constant": self._constant,
             "submit": self._submit,
         }
-        self._calls = {
+        self._calls: dict[str, Callable[[str, dict[str, Any]], None]] = {
             "burned_register": self._burned_register,
             "add_stake": self._add_stake,
             "serve_axon": self._serve_axon,
@@ -178,7 +179,7 @@ class DevChain:
         raise Refused(f"the dev chain does not implement the runtime call {api}.{method}")
 
     def _metagraph(self) -> dict[str, Any]:
-        """The record of SubnetInfoRuntimeApi.get_metagraph, with the columns that bittensor/metagraph.py reads."""
+        """The record of SubnetInfoRuntimeApi.get_metagraph, as far as bittensor/metagraph.py needs it."""
         state, neurons, block = self.state, self.state.neurons, self.block_number()
         stakes = [neuron.stake_rao for neuron in neurons]
         total = sum(stakes) or 1
@@ -204,14 +205,18 @@ class DevChain:
             "last_update": [neuron.last_update_block for neuron in neurons],
             "block_at_registration": [neuron.registered_block for neuron in neurons],
             "incentives": self._incentives(),
-            "dividends": [stake * U16_MAX // total if uid in state.weights else 0 for uid, stake in enumerate(stakes)],
+            "dividends": [
+                stake * U16_MAX // total if uid in state.weights else 0 for uid, stake in enumerate(stakes)
+            ],
             "alpha_stake": stakes,
             "total_stake": stakes,
         }
 
     def _permits(self) -> list[bool]:
         neurons = self.state.neurons
-        ranked = sorted(range(len(neurons)), key=lambda uid: -neurons[uid].stake_rao)[: self.state.max_validators]
+        ranked = sorted(range(len(neurons)), key=lambda uid: -neurons[uid].stake_rao)[
+            : self.state.max_validators
+        ]
         return [uid in ranked and n.stake_rao >= self.state.min_stake_rao for uid, n in enumerate(neurons)]
 
     def _incentives(self) -> list[int]:
@@ -233,7 +238,7 @@ class DevChain:
     # Writes -------------------------------------------------------------------
 
     def _submit(self, extrinsic: dict[str, Any]) -> dict[str, Any]:
-        """Check the signature and the nonce, then run the call. A refused call uses up its nonce, as on the chain."""
+        """Check signature and nonce, then run the call. A refused call uses up its nonce, as on the chain."""
         call, address, nonce = extrinsic["call"], extrinsic["address"], extrinsic["nonce"]
         payload = signing_payload(call, address, nonce)
         if not _signature_holds(address, extrinsic["crypto_type"], payload, extrinsic["signature"]):
@@ -286,7 +291,10 @@ class DevChain:
         block = self.block_number()
         if neuron.axon is not None and block - neuron.axon["block"] < self.state.serving_rate_limit:
             raise Refused("An axon was served within the rate limit", "ServingRateLimitExceeded")
-        neuron.axon = {**{key: params[key] for key in ("ip", "port", "ip_type", "protocol", "version")}, "block": block}
+        neuron.axon = {
+            **{key: params[key] for key in ("ip", "port", "ip_type", "protocol", "version")},
+            "block": block,
+        }
 
     def _may_set_weights(self, hotkey: str, params: dict[str, Any]) -> int:
         uid = self._registered(hotkey, params)
@@ -320,5 +328,7 @@ class DevChain:
         if not self.state.commit_reveal_weights_enabled:
             raise Refused("This subnet takes plain weights only", "CommitRevealDisabled")
         uid = self._may_set_weights(hotkey, params)
-        self.state.commits.append({"uid": uid, "commit": params["commit"], "reveal_round": params["reveal_round"]})
+        self.state.commits.append(
+            {"uid": uid, "commit": params["commit"], "reveal_round": params["reveal_round"]}
+        )
         self.state.neurons[uid].last_update_block = self.block_number()

@@ -1,7 +1,7 @@
 """What the rest of the program sees of the chain: frozen values, no bittensor import, no network.
 
-A `MetagraphSnapshot` is the last state that was read; how old it is, is part of it. It never changes: a newer one
-replaces it in one assignment, so a request that holds one sees one consistent state.
+A `MetagraphSnapshot` is the last state that was read; how old it is, is part of it. It never changes: a newer
+one replaces it in one assignment, so a request that holds one sees one consistent state.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from types import MappingProxyType
 class Neuron:
     """One registered hotkey of the subnet, as the chain's metagraph gives it.
 
-    `stake_tao` is the chain's total stake of this hotkey on this subnet (alpha plus weighted TAO): the figure that
-    validator permits are ranked by. `axon` is the published (ip, port), None if nothing is published.
+    `stake_tao` is the chain's total stake of this hotkey on this subnet (alpha plus weighted TAO): the figure
+    that validator permits are ranked by. `axon` is the published (ip, port), None if nothing is published.
     `incentive` and `dividends` are fractions, 0 to 1.
     """
 
@@ -31,7 +31,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class MetagraphSnapshot:
-    """The subnet at one block. `taken_at_s` is time.monotonic() when the chain was first seen at this block."""
+    """The subnet at one block. `taken_at_s`: time.monotonic() when the chain was first seen at this block."""
 
     netuid: int
     block: int
@@ -61,9 +61,10 @@ class ChainHealth:
 class WriteResult:
     """What came of a write to the chain. True in a condition if the chain took it.
 
-    `code` is "ok", "unchanged" (nothing had to be written), "timeout" (the outcome is not known) or bittensor's
-    ErrorCode value, such as "rate_limited". `mode` is "set" or "committed" for weights (committed: the chain
-    reveals them by itself at drand round `reveal_round`), else "". `block` is the including block where known.
+    `code` is "ok", "unavailable", "timeout" (the outcome is not known) or
+    bittensor's ErrorCode value, such as "rate_limited". `mode` is "set" or "committed" for weights
+    (committed: the chain reveals them by itself at drand round `reveal_round`), else "". `block` is the
+    including block where known.
     """
 
     ok: bool
