@@ -35,7 +35,7 @@ def _missing(name: str) -> NoReturn:
 
 
 class DevSubstrate:
-    """bittensor's `Substrate` over the dev chain. What it lacks raises bittensor's ChainError, naming the call."""
+    """bittensor's `Substrate` over the dev chain. What it lacks raises ChainError, by name."""
 
     def __init__(self, directory: Path) -> None:
         self.token_symbols: dict[int, str] = {}

@@ -35,9 +35,6 @@ T = TypeVar("T")
 log = logging.getLogger("storyfi_lite.chain")
 
 LAG_BLOCKS = 10  # what an honest endpoint may be behind another one
-REFUSALS_BEFORE_BELIEF = (
-    3  # rounds over all endpoints that must agree on an impossible height (a chain started anew)
-)
 
 
 class ImplausibleHeight(Unavailable):
@@ -53,6 +50,9 @@ class Timing:
     read_s: float = 30.0
     write_s: float = 90.0  # until the write is in a block
     stall_s: float = 180.0  # no new block for so long: the endpoint is stuck
+    believe_s: float = (
+        600.0  # all endpoints tell of an impossible height for so long: the chain was started anew
+    )
     backoff_first_s: float = 1.0
     backoff_most_s: float = 120.0
     republish_s: float = 600.0  # between attempts; the chain's own limit is 50 blocks
@@ -119,7 +119,7 @@ class ChainSession:
         self._opening = asyncio.Lock()
         self._turn = 0  # which endpoint comes next
         self._failures = 0  # in a row
-        self._odd_heights = 0  # in a row
+        self._odd_since_s: float | None = None  # since when every height told is impossible
         self._problem = "not connected yet"
         self._published: _Published | None = None
         self._publish_problem = ""
@@ -246,12 +246,13 @@ class ChainSession:
         block, neurons = read
         now_s, old = self._now_s(), self._snapshot
         if old is not None and (problem := self._height_problem(old, block, now_s)):
-            self._odd_heights += 1
-            if self._odd_heights < REFUSALS_BEFORE_BELIEF * len(self._endpoints):
+            if self._odd_since_s is None:
+                self._odd_since_s = now_s
+            if now_s - self._odd_since_s < self._timing.believe_s:
                 raise ImplausibleHeight(problem)
-            log.warning("chain: %s, and all endpoints agree: starting from there", problem)
+            log.warning("chain: %s, and nobody says otherwise: starting from there", problem)
             old = None
-        self._odd_heights = 0
+        self._odd_since_s = None
         if old is None or block > old.block:
             self._snapshot = MetagraphSnapshot(self._netuid, block, now_s, neurons)
         elif now_s - old.taken_at_s > self._timing.stall_s:
