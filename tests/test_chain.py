@@ -257,6 +257,8 @@ def test_session_keeps_its_snapshot_and_recovers(net: DevNetwork, fault: str) ->
         async with session_on(endpoint, wallet=net.miners[0]) as session:
             before = session.snapshot
             assert before is not None and session.health().connected
+            with pytest.raises(TypeError):
+                before.by_hotkey["5Stranger"] = before.neurons[0]  # type: ignore[index]
             endpoint.fault = fault
             await until(lambda: not session.health().connected)
             held = session.snapshot
@@ -480,20 +482,19 @@ def test_connect_says_what_is_missing(net: DevNetwork) -> None:
 
 def test_the_btcli_commands_exist() -> None:
     """The commands that our messages name, against the btcli that is installed."""
-    from bittensor.cli.main import app
+    from bittensor.cli.commands import subnets, wallet
     from typer.main import get_command
 
-    for command, options in {
-        ("wallet", "create"): ["--wallet", "--wallet-hotkey", "--wallet-path"],
-        ("wallet", "new-hotkey"): ["--wallet", "--wallet-hotkey", "--wallet-path"],
-        ("wallet", "regen-hotkey"): ["--overwrite", "--wallet"],
-        ("subnets", "register"): ["--netuid", "--network", "--wallet", "--wallet-hotkey"],
-        ("subnets", "list"): ["--network"],
+    groups = {"wallet": get_command(wallet.app), "subnets": get_command(subnets.app)}
+    for (group, name), options in {
+        ("wallet", "create"): {"--wallet", "--wallet-hotkey", "--wallet-path"},
+        ("wallet", "new-hotkey"): {"--wallet", "--wallet-hotkey", "--wallet-path"},
+        ("wallet", "regen-hotkey"): {"--overwrite", "--wallet"},
+        ("subnets", "register"): {"--netuid", "--network", "--wallet", "--wallet-hotkey"},
+        ("subnets", "list"): {"--network"},
     }.items():
-        found: Any = get_command(app)
-        for name in command:
-            found = found.commands[name]
-        assert set(options) <= {flag for param in found.params for flag in param.opts}, command
+        found: Any = groups[group]
+        assert options <= {flag for param in found.commands[name].params for flag in param.opts}, name
 
 
 # Names and addresses ----------------------------------------------------------
@@ -510,6 +511,17 @@ def test_network_names() -> None:
     assert labels("dev") == ["dev"]
     assert networks.dev_directory("dev:/some/where") == Path("/some/where")
     assert networks.dev_directory("test") is None
+    for public in ("test", "finney", "wss://node.example", "local,wss://node.example"):
+        assert networks.is_public(public)
+    for local in (
+        "dev",
+        "dev:/some/where",
+        "local",
+        "ws://127.0.0.1:9944",
+        "ws://localhost",
+        "ws://192.168.1.9",
+    ):
+        assert not networks.is_public(local)
     for wrong in ("", "nakamoto", "http://host", "test,dev", "dev,test"):
         with pytest.raises(BadInput):
             networks.endpoints(wrong)

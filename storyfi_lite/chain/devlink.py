@@ -145,9 +145,9 @@ class DevLink:
                 self._file.write(line)
                 self._file.flush()
                 answer = self._file.readline()
-                if not answer:
+                if not answer.endswith(b"\n"):
                     raise ConnectionError("the host closed the connection")
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._drop()
                 raise RpcConnectionError(f"the dev chain's host cannot be reached: {error}") from error
         reply = json.loads(answer)

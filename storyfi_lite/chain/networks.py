@@ -8,6 +8,7 @@ A,B,…                         tried in turn (not with dev)
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,6 @@ from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
     from bittensor import Client
-
-PUBLIC_NETWORKS = ("finney", "test")  # endpoints published there must be reachable from the internet
 
 
 class Endpoint(Protocol):
@@ -93,7 +92,18 @@ def dev_directory(network: str) -> Path | None:
 
 
 def is_public(network: str) -> bool:
-    return any(name.strip() in PUBLIC_NETWORKS for name in network.split(","))
+    """Whether what is published there must be reachable from the internet: yes, unless it is plainly local."""
+    return not all(_is_local(name.strip()) for name in network.split(","))
+
+
+def _is_local(name: str) -> bool:
+    host = urlsplit(name).hostname
+    if name == "local" or host == "localhost" or dev_directory(name) is not None:
+        return True
+    try:
+        return host is not None and ipaddress.ip_address(host).is_private
+    except ValueError:
+        return False
 
 
 def endpoints(networks: str | Sequence[str]) -> list[Endpoint]:

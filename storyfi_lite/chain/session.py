@@ -121,6 +121,7 @@ class ChainSession:
         self._failures = 0  # in a row
         self._odd_since_s: float | None = None  # since when every height told is impossible
         self._problem = "not connected yet"
+        self._error: Exception | None = None  # what the last refresh ran into
         self._published: _Published | None = None
         self._publish_problem = ""
         self._publish_after_s = 0.0
@@ -163,6 +164,8 @@ class ChainSession:
         for _ in self._endpoints:
             if await self._refresh_once() is None:
                 return
+            if isinstance(self._error, BadInput):
+                raise self._error
         tried = ", ".join(endpoint.label for endpoint in self._endpoints)
         raise Unavailable(f"the chain cannot be reached at {tried}: {self._problem}")
 
@@ -203,17 +206,16 @@ class ChainSession:
         """Read the metagraph. None if that went well, else the wait before the next endpoint, in seconds."""
         try:
             self._accept(await self._call(self._read_neurons, self._timing.read_s))
-        except BadInput:
-            raise
         except Exception as error:  # the SDK's, the transport's and the sockets' errors have no common base
             return self._failed(error)
         if self._failures:
             log.info("chain: connected again after %d failures", self._failures)
-        self._failures, self._problem = 0, ""
+        self._failures, self._problem, self._error = 0, "", None
         return None
 
     def _failed(self, error: Exception) -> float:
         self._failures += 1
+        self._error = error
         self._problem = f"{self._endpoints[self._turn].label}: {error or type(error).__name__}"
         self._drop_lane()
         self._turn = (self._turn + 1) % len(self._endpoints)
@@ -267,6 +269,23 @@ class ChainSession:
         if block > most:
             return f"the height leapt from {old.block} to {block}"
         return ""
+
+    async def clock_skew_s(self) -> float:
+        """How far this machine's clock is ahead of the chain's, in seconds; negative: behind.
+
+        Compared when a new block arrives, so it waits for one. A right clock shows 0 to about 6 s, the time
+        that a block takes to be made and to arrive. Raises Unavailable.
+        """
+
+        async def compare(client: Client) -> float:
+            header = await client.wait_for_block()
+            stamp = await client.timestamp(header.number)
+            return time.time() - stamp.timestamp()
+
+        try:
+            return await self._call(compare, self._timing.read_s + 3 * self._block_time_s)
+        except Exception as error:  # as in _refresh_once
+            raise Unavailable(f"the chain's clock cannot be read: {error}") from error
 
     # Writing ------------------------------------------------------------------
 
