@@ -92,7 +92,7 @@ def dev_directory(network: str) -> Path | None:
 
 
 def is_public(network: str) -> bool:
-    """Whether what is published there must be reachable from the internet: yes, unless it is plainly local."""
+    """Whether what is published there must be reachable from the internet: all but the plainly local."""
     return not all(_is_local(name.strip()) for name in network.split(","))
 
 
