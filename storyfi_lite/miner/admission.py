@@ -69,6 +69,7 @@ class Admitted:
     caller: Caller
     claim: Claim
     request: StoryRequest
+    body: bytes  # as it came; the dendrite's answer repeats it
 
 
 class RateLimit:
@@ -125,7 +126,7 @@ class Gate:
         body = await self._read(chunks)
         transport.verify_body(claim, body, self.now_ns(), self.nonces)
         self.rate.take(claim.hotkey_ss58)
-        return Admitted(caller, claim, transport.parse(body))
+        return Admitted(caller, claim, transport.parse(body), body)
 
     def _who(self, hotkey_ss58: str) -> Caller:
         policy = self.policy

@@ -84,7 +84,7 @@ class Miner:
         except Exception as error:
             self._failed(admitted, transport, arrived_s, error)
             raise
-        headers, body = transport.encode(admitted.claim, admitted.request, response)
+        headers, body = transport.encode(admitted.claim, admitted.body, response)
         self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer)
         return Response(body, headers=headers)
 

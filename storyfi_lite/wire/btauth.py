@@ -74,10 +74,8 @@ class BtAuth:
     def parse(self, body: bytes) -> StoryRequest:
         return parse_request(body)
 
-    def encode(
-        self, claim: Claim, request: StoryRequest, response: StoryResponse
-    ) -> tuple[dict[str, str], bytes]:
-        return {"content-type": "application/json"}, response.to_json_bytes()
+    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+        return self.error_headers(200), response.to_json_bytes()
 
     def error_headers(self, status: int) -> dict[str, str]:
         return {"content-type": "application/json"}

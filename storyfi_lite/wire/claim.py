@@ -51,10 +51,8 @@ class Transport(Protocol):
     def parse(self, body: bytes) -> StoryRequest:
         """Raises BadInput."""
 
-    def encode(
-        self, claim: Claim, request: StoryRequest, response: StoryResponse
-    ) -> tuple[dict[str, str], bytes]:
-        """Headers and body of the answer."""
+    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+        """Headers and body of the answer to the request that came as `body`."""
 
     def error_headers(self, status: int) -> dict[str, str]:
         """Headers beside the fixed text of an error."""

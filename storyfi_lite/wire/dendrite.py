@@ -24,6 +24,7 @@ from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
 
 NAME = "StoryGenerationSynapse"
+OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
 # The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the window are
 # refused by the nonce store, so the window only has to be no longer than what the store remembers.
 MAX_AGE_S = 64.0
@@ -98,12 +99,11 @@ class Dendrite:
             body = json.dumps(fields).encode()
         return parse_request(body)
 
-    def encode(
-        self, claim: Claim, request: StoryRequest, response: StoryResponse
-    ) -> tuple[dict[str, str], bytes]:
-        """The client overwrites every field of its synapse with the body's, so the request's fields go back too."""
-        fields = {**request.model_dump(exclude_none=True), **json.loads(response.to_json_bytes())}
-        fields["protocol_version"] = request.protocol_version
+    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+        """The client overwrites every field of its synapse with the body's, so what it sent goes back as it came."""
+        sent = {key: value for key, value in _load(body).items() if key not in ("axon", "dendrite")}
+        fields = {**sent, **json.loads(response.to_json_bytes())}
+        fields["protocol_version"] = sent.get("protocol_version", OLD_PROTOCOL_VERSION)
         sender = {name: claim.fields[name] for name in (*_SIGNED, *_ECHOED) if name in claim.fields}
         process_time = {"bt_header_axon_process_time": str(response.generation_time)}
         return {**self.error_headers(200), **sender, **process_time}, json.dumps(fields).encode()
