@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
@@ -121,13 +122,34 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-async def serve(miner: Miner, host: str, port: int) -> None:
-    """Opens the port and answers until a signal. The caller has checked everything, and closes what it opened."""
+async def serve(
+    miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Opens the port and answers until a signal. The caller has checked everything, and closes what it opened.
+
+    `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here.
+    """
     listener = bind(host, port)
-    address = "{}:{}".format(*listener.getsockname()[:2])
-    log.info("answering on http://%s, status page at /", address, extra={"facts": _start_facts(miner)})
-    await StoryServer(miner).serve(sockets=[listener])
+    server = StoryServer(miner)
+    log.info("answering on http://%s:%d", *listener.getsockname()[:2], extra={"facts": _start_facts(miner)})
+    announcing = asyncio.ensure_future(_announce(server, announce)) if announce is not None else None
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        if announcing is not None:
+            announcing.cancel()
+            await asyncio.wait({announcing})
+    if announcing is not None and not announcing.cancelled():
+        announcing.result()
     log.info("stopped")
+
+
+async def _announce(server: StoryServer, announce: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await announce()
+    except BaseException:
+        server.should_exit = True
+        raise
 
 
 def _start_facts(miner: Miner) -> dict[str, Any]:

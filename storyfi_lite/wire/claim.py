@@ -35,9 +35,14 @@ class NonceStore(Protocol):
 class Transport(Protocol):
     """One way to ask for a story. Every method raises Refused; none of them changes anything but the nonce store."""
 
-    name: str
-    path: str
-    window_s: float  # how long a signature can be accepted: oldest age plus clock skew
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def window_s(self) -> float:
+        """How long a signature can be accepted: the greatest age plus the clock skew."""
+        ...
 
     def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
         """From the headers alone: shape, receiver, age. Nothing is verified yet."""
