@@ -1,4 +1,5 @@
-"""Today's validator, for tests/test_dendrite.py: runs under bittensor 10.5.0's own interpreter, never under ours.
+"""Today's validator, for tests/test_dendrite.py: runs under bittensor 10.5.0's own interpreter, never under
+ours.
 
 Reads one JSON command a line (what to ask, with which client class), prints one JSON line with what the real
 dendrite made of the answer. `Upstream` has the fields and defaults that the subnet's 3.2.0 synapse declares;
@@ -11,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 import bittensor as bt
 from bittensor.core.chain_data import AxonInfo
@@ -27,16 +28,16 @@ class Upstream(bt.Synapse):
     protocol_version: str = "3.2.0"
     task_type: str = ""
     user_input: str = ""
-    blueprint: Optional[dict[str, Any]] = None
+    blueprint: dict[str, Any] | None = None
     characters: Any = None  # an object in 3.2.0, a list in 3.2.1
-    story_arc: Optional[dict[str, Any]] = None
-    chapter_ids: Optional[list[int]] = None
-    output_data: Optional[dict[str, Any]] = None
+    story_arc: dict[str, Any] | None = None
+    chapter_ids: list[int] | None = None
+    output_data: dict[str, Any] | None = None
     generation_time: float = 0.0
     miner_version: str = ""
     model_info: dict[str, Any] = Field(default_factory=lambda: {"mode": "unknown", "name": "unknown"})
-    miner_hotkey: Optional[str] = None
-    validator_hotkey: Optional[str] = None
+    miner_hotkey: str | None = None
+    validator_hotkey: str | None = None
 
 
 class Protected(Upstream):

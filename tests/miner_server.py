@@ -1,4 +1,5 @@
-"""A real miner on loopback for the tests: real HTTP, real signatures, a scripted loader and a directory in memory.
+"""A real miner on loopback for the tests: real HTTP, real signatures, a scripted loader and a directory in
+memory.
 
 As a program (`python -m tests.miner_server STATE_DIR`) it serves until a signal and prints its port first.
 """
@@ -89,7 +90,8 @@ CLAIM = ModelClaim(
 
 @dataclass
 class ScriptedLoader:
-    """Answers with a canned blueprint; the first word of the input scripts it: sleep:SECONDS, hang, busy, bad, break."""
+    """Answers with a canned blueprint; the first word of the input scripts it: sleep:SECONDS, hang, busy,
+    bad, break."""
 
     jobs: list[Job] = field(default_factory=list)
     futures: list[Future[Answer]] = field(default_factory=list)

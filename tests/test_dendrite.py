@@ -77,16 +77,15 @@ def server(tmp_path: Path) -> Iterator[Running]:
 def on_the_way(
     port: int, change: Callable[[bytes], bytes] = lambda data: data
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """A man in the middle of one request: what he hears, he may `change`. Yields his port and what he heard."""
+    """A man in the middle, who may `change` what he hears. Yields his port and what he heard."""
     heard: list[bytes] = []
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             data = self.request.recv(65_536)
             head, _, body = data.partition(b"\r\n\r\n")
-            length = next(
-                int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-            )
+            lines = head.lower().split(b"\r\n")
+            length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
             while len(body) < length:
                 body += self.request.recv(65_536)
             heard.append(head + b"\r\n\r\n" + body)
@@ -218,7 +217,8 @@ def test_a_replay_is_refused_also_after_a_restart(client: Client, tmp_path: Path
 
 @pytest.mark.parametrize("age_s", [70, 3_600, -10])
 def test_stale_whatever_the_unsigned_headers_say(client: Client, server: Running, age_s: int) -> None:
-    """The 10.5 axon takes an hour-old request with an old version or a long time-out and an empty nonce table."""
+    """The 10.5 axon takes an hour-old request with an old version or a long time-out and an empty nonce
+    table."""
     with on_the_way(server.port) as (port, heard):
         assert client.ask(port, age_s=age_s, timeout=7_200)["unverified"]
     version = next(line for line in heard[0].split(b"\r\n") if line.startswith(b"bt_header_dendrite_version"))

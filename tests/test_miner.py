@@ -81,7 +81,7 @@ def is_refusal(answer: httpx.Response, status: int) -> None:
     assert answer.json() == {"message": PUBLIC_TEXT[status]}
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def test_a_signed_request_is_answered(shared: Running) -> None:
@@ -133,7 +133,7 @@ def test_one_connection_serves_many_requests_and_refusals(shared: Running) -> No
     connection.close()
 
 
-# --- strangers -------------------------------------------------------------------------------------------------------
+# --- strangers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_other_paths_say_little(shared: Running, method: str, path: str, status:
     is_refusal(httpx.request(method, shared.url + path, trust_env=False, verify=False), status)
 
 
-# --- trouble behind --------------------------------------------------------------------------------------------------
+# --- trouble behind -------------------------------------------------------------------------------
 
 
 def test_busy_says_when_to_come_back(shared: Running) -> None:
@@ -380,7 +380,7 @@ def test_without_a_chain_nobody_is_answered(server: Running, monkeypatch: pytest
     assert refused(server, "not_ready") == 1
 
 
-# --- to see ----------------------------------------------------------------------------------------------------------
+# --- to see ---------------------------------------------------------------------------------------
 
 
 def test_health_follows_the_loader(server: Running) -> None:
@@ -432,7 +432,7 @@ def test_a_flood_of_refusals_does_not_flood_the_log(
     assert refused(server, "unregistered") == 40
 
 
-# --- a stop ----------------------------------------------------------------------------------------------------------
+# --- a stop ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
@@ -471,7 +471,9 @@ def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def post(url: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
-    return httpx.post(url + "/story", content=body, headers=headers, trust_env=False, verify=False, timeout=20)
+    return httpx.post(
+        url + "/story", content=body, headers=headers, trust_env=False, verify=False, timeout=20
+    )
 
 
 def test_the_process_exits_zero_and_kill_9_forgets_no_nonce(tmp_path: Path) -> None:
@@ -503,7 +505,7 @@ def test_a_taken_port_names_the_option() -> None:
         lifecycle.bind("127.0.0.1", taken.getsockname()[1])
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def test_nonces_stay_bounded_and_what_is_forgotten_stays_refused(tmp_path: Path) -> None:

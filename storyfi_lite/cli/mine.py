@@ -17,7 +17,7 @@ import click
     "network",
     default="test",
     show_default=True,
-    help="test, finney, local, ws://HOST:PORT, several with commas in between, or dev (a chain on this machine).",
+    help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
 )
 @click.option("--wallet.name", "--wallet", "-w", "wallet", default="miner", show_default=True)
 @click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True)
@@ -88,8 +88,8 @@ import click
 def command(**flags: Any) -> None:
     """Answer validators' requests with stories until Ctrl-C.
 
-    The first Ctrl-C (or SIGTERM) finishes the answers in hand, the second stops at once. The status page is at
-    http://127.0.0.1:8091/.
+    The first Ctrl-C (or SIGTERM) finishes the answers in hand, the second stops at once. The status page is
+    at http://127.0.0.1:8091/.
 
     \b
     storyfi-lite mine --network dev                          try it out, alone on this machine

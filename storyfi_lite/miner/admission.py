@@ -1,11 +1,11 @@
 """Who may ask: every check between a request's first header and the loader, cheapest and least harmful first.
 
-    headers (size, shape, receiver, age) -> deny list, registration, permit, stake -> signature -> body (bounded,
-    timed) -> body's signature -> nonce remembered -> rate counted -> parsed
+    headers (size, shape, receiver, age) -> deny list, registration, permit, stake -> signature -> body
+    (bounded, timed) -> body's signature -> nonce remembered -> rate counted -> parsed
 
-A stranger costs a dictionary look-up; a self-made key cannot fill the nonce store, and a forged header cannot use up
-a validator's rate. Knows no HTTP framework and no loader; raises Refused or BadInput and changes nothing else.
-"""
+A stranger costs a dictionary look-up; a self-made key cannot fill the nonce store, and a forged header cannot
+use up a validator's rate. Knows no HTTP framework and no loader; raises Refused or BadInput and changes
+nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Directory(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """Whom the operator answers. `allow` needs no registration, permit or stake; `deny` wins over everything."""
+    """Whom the operator answers. `allow` needs no registration, permit or stake; `deny` wins over all."""
 
     require_permit: bool = True
     min_stake_tao: float = 0.0

@@ -1,8 +1,7 @@
 """The miner's HTTP face: two wires for stories, `/health` for everybody, `/` and `/metrics` for the operator.
 
-It moves bytes between the server, admission and service; every decision is theirs. Each request ends in exactly one
-response, and an error's response is a status with a fixed text (wire/http_status).
-"""
+It moves bytes between the server, admission and service; every decision is theirs. Each request ends in
+exactly one response, and an error's response is a status with a fixed text (wire/http_status)."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ class Miner:
                 raise
             raise Refused("bad_request" if status_of(error) == 400 else "not_ready", str(error)) from error
         try:
-            answer, response = await self.service.answer(admitted, arrived_s, _hung_up(request))
+            answer, response = await self.service.answer(admitted, arrived_s, lambda: _hung_up(request))
         except Exception as error:
             self._failed(admitted, transport, arrived_s, error)
             raise
@@ -116,8 +115,8 @@ class Miner:
         return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
 
     def _operator_only(self, request: Request) -> None:
-        """Loopback callers only, by a loopback name (a page from elsewhere cannot rebind its name to us), and not
-        through a proxy; to anybody else the page does not exist."""
+        """Loopback callers only, by a loopback name (a page from elsewhere cannot rebind its name to us), and
+        not through a proxy; to anybody else the page does not exist."""
         if self.open_operator_pages:
             return
         host = re.sub(r":\d+$", "", request.headers.get("host", ""))
@@ -152,7 +151,8 @@ def build_app(miner: Miner) -> Starlette:
 
 
 def _one_each(request: Request) -> Mapping[str, str]:
-    """The headers by lower-case name; one that comes twice is joined with a comma, and so is no valid signature."""
+    """The headers by lower-case name; one that comes twice is joined with a comma, and so is no valid
+    signature."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         headers[name] = f"{headers[name]}, {value}" if name in headers else value

@@ -1,8 +1,7 @@
 """Puts the miner together: options in, a running miner out. The only module that knows all the rooms.
 
-Order: options, replay store, wallet, chain, loader; then the port; then the endpoint on chain. What fails on the way
-closes what was opened before it, and no port was ever open.
-"""
+Order: options, replay store, wallet, chain, loader; then the port; then the endpoint on chain. What fails on
+the way closes what was opened before it, and no port was ever open."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The miner's life as a process: everything checked, then the port, then requests, then a stop that loses no answer.
+"""The miner's life as a process: everything checked, then the port, then requests, then a stop that loses no
+answer.
 
-First SIGINT or SIGTERM: new stories get 503 while those in hand are finished, then exit 0. Second: stop at once.
-Owns the HTTP server and the signals; what it serves is given to it.
-"""
+First SIGINT or SIGTERM: new stories get 503 while those in hand are finished, then exit 0. Second: stop at
+once. Owns the HTTP server and the signals; what it serves is given to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with what it lacks: a time-out for a request's headers, and room kept for honest callers.
+    """uvicorn's HTTP/1.1 with what it lacks: a time-out for a request's headers, and room kept for honest
+    callers.
 
     When all connections are taken, the one that has kept its headers back for longest makes room.
     """
@@ -54,7 +55,8 @@ class GuardedProtocol(H11Protocol):
         self._disarm()
 
     def _guard(self) -> None:
-        """Armed exactly while no request is being answered; data that is no whole head does not move the deadline."""
+        """Armed exactly while no request is being answered; data that is no whole head does not move the
+        deadline."""
         if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
             self._disarm()
         elif self._deadline is None:
@@ -125,7 +127,8 @@ def bind(host: str, port: int) -> socket.socket:
 async def serve(
     miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None
 ) -> None:
-    """Opens the port and answers until a signal. The caller has checked everything, and closes what it opened.
+    """Opens the port and answers until a signal. The caller has checked everything, and closes what it
+    opened.
 
     `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here.
     """

@@ -1,8 +1,7 @@
 """How the miner logs: one line an event on stderr, as text for people or as JSON for collectors.
 
-Events carry their facts in `extra={"facts": {...}}`; nothing secret is ever put there, and control characters in
-what a peer sent cannot start a new line.
-"""
+Events carry their facts in `extra={"facts": {...}}`; nothing secret is ever put there, and control characters
+in what a peer sent cannot start a new line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What the miner did: Prometheus series in a registry of their own, and the last few events for the status page.
+"""What the miner did: Prometheus series in a registry of their own, and the last few events for the status
+page.
 
-It only records. Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes one.
-"""
+It only records. Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes
+one."""
 
 from __future__ import annotations
 

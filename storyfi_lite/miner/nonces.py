@@ -1,9 +1,8 @@
 """Replay protection that survives a restart: which (hotkey, nonce) pairs were accepted, in SQLite.
 
-Nonces are wall-clock nanoseconds that the caller signed. Whatever is forgotten stays refused: each hotkey has a
-floor, the newest nonce that was dropped, and nothing at or below it is taken again. So neither a clock that is set
-back nor a flood by one hotkey opens a gap, and one hotkey cannot push out another's.
-"""
+Nonces are wall-clock nanoseconds that the caller signed. Whatever is forgotten stays refused: each hotkey has
+a floor, the newest nonce that was dropped, and nothing at or below it is taken again. So neither a clock that
+is set back nor a flood by one hotkey opens a gap, and one hotkey cannot push out another's."""
 
 from __future__ import annotations
 
@@ -47,8 +46,8 @@ class SqliteNonceStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            # WAL with NORMAL loses nothing when the process is killed. A power cut may lose the last commits; the
-            # freshness window is over before a machine is up again.
+            # WAL with NORMAL loses nothing when the process is killed. A power cut may lose the last commits;
+            # the freshness window is over before a machine is up again.
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
@@ -81,7 +80,8 @@ class SqliteNonceStore:
         return True
 
     def _forget(self, hotkey: str) -> None:
-        """Drops what is older than `retention`, and the oldest beyond `max_per_hotkey`; the floor rises with it."""
+        """Drops what is older than `retention`, and the oldest beyond `max_per_hotkey`; the floor rises with
+        it."""
         bound = self._now_ns() - int(self.retention * 1e9)
         surplus = self._db.execute(
             "SELECT nonce_ns FROM seen WHERE hotkey = ? ORDER BY nonce_ns DESC LIMIT 1 OFFSET ?",
@@ -89,7 +89,8 @@ class SqliteNonceStore:
         ).fetchone()
         if surplus is not None:
             bound = max(bound, surplus[0])
-        # The floor is a nonce that was really dropped, not the clock: a clock far ahead must not shut a caller out.
+        # The floor is a nonce that was really dropped, not the clock: a clock far ahead must not shut a
+        # caller out.
         dropped = "SELECT max(nonce_ns) FROM seen WHERE hotkey = ? AND nonce_ns <= ?"
         (floor,) = self._db.execute(dropped, (hotkey, bound)).fetchone()
         if floor is not None:

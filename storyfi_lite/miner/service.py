@@ -1,15 +1,14 @@
 """From an admitted request to a response: seed, job, loader, and no request without an answer.
 
-Knows neither HTTP nor the chain. The loader writes the story on its own threads; this side only waits, up to the
-deadline, and lets go at once when the caller does.
-"""
+Knows neither HTTP nor the chain. The loader writes the story on its own threads; this side only waits, up to
+the deadline, and lets go at once when the caller does."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +37,9 @@ class StoryService:
     clock: Callable[[], float] = time.monotonic
 
     async def answer(
-        self, admitted: Admitted, arrived_s: float, hung_up: Awaitable[None]
+        self, admitted: Admitted, arrived_s: float, hung_up: Callable[[], Coroutine[Any, Any, None]]
     ) -> tuple[Answer, StoryResponse]:
-        """Raises what the loader raises, DeadlineExceeded, or CallerGone once `hung_up` ends first.
+        """Raises what the loader raises, DeadlineExceeded, or CallerGone once `hung_up()` ends first.
 
         `arrived_s`: when the request's headers were there, on `clock`.
         """
@@ -48,7 +47,7 @@ class StoryService:
         job = Job(admitted.request, self._seed(admitted), deadline_s, admitted.caller.stake_tao)
         # Cancelling the wrapper cancels the loader's Future, which frees the slot.
         pending = asyncio.wrap_future(self.loader.submit(job))
-        watcher = asyncio.ensure_future(hung_up)
+        watcher = asyncio.ensure_future(hung_up())
         try:
             timeout_s = deadline_s + GRACE_S - self.clock()
             ends: set[asyncio.Future[Any]] = {pending, watcher}

@@ -1,8 +1,7 @@
 """The main wire: `POST /story`, JSON signed with bittensor 11's `btauth/1`, bound to this miner's hotkey.
 
-Thin over `bittensor.http_auth`, which does the cryptography; this module only orders its checks so that a stranger
-costs nothing, and turns its errors into Refused. It is no server and knows no permit or stake.
-"""
+Thin over `bittensor.http_auth`, which does the cryptography; this module only orders its checks so that a
+stranger costs nothing, and turns its errors into Refused. It is no server and knows no permit or stake."""
 
 from __future__ import annotations
 

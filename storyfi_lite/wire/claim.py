@@ -17,7 +17,7 @@ MAX_HEADER_VALUE_CHARS = 256  # the longest that either wire signs is a 130-char
 
 @dataclass(frozen=True)
 class Claim:
-    """Who says to have sent this, when (the signed nonce, nanoseconds since 1970), and the wire's own fields."""
+    """Who says to have sent this, when (the signed nonce, nanoseconds since 1970), and the signed fields."""
 
     hotkey_ss58: str
     nonce_ns: int
@@ -33,7 +33,8 @@ class NonceStore(Protocol):
 
 
 class Transport(Protocol):
-    """One way to ask for a story. Every method raises Refused; none of them changes anything but the nonce store."""
+    """One way to ask for a story. Every method raises Refused; none of them changes anything but the nonce
+    store."""
 
     @property
     def name(self) -> str: ...
@@ -74,7 +75,8 @@ def header(headers: Mapping[str, str], name: str) -> str:
 
 
 def check_age(nonce_ns: int, now_ns: int, max_age_s: float, skew_s: float) -> None:
-    """Refused("stale") unless now - max_age_s <= nonce <= now + skew_s. The clock is ours, the nonce is signed."""
+    """Refused("stale") unless now - max_age_s <= nonce <= now + skew_s. The clock is ours, the nonce is
+    signed."""
     age_s = (now_ns - nonce_ns) / 1e9
     if age_s > max_age_s or age_s < -skew_s:
         raise Refused(
@@ -83,7 +85,8 @@ def check_age(nonce_ns: int, now_ns: int, max_age_s: float, skew_s: float) -> No
 
 
 def parse_nonce(value: str, name: str) -> int:
-    """Decimal nanoseconds that fit 63 bits. `int` alone would take signs, underscores and other scripts' digits."""
+    """Decimal nanoseconds that fit 63 bits. `int` alone would take signs, underscores and other scripts'
+    digits."""
     if not (value.isascii() and value.isdigit() and len(value) <= 19 and int(value) < 2**63):
         raise Refused("malformed_headers", f"{name} is not a nonce")
     return int(value)

@@ -1,11 +1,11 @@
 """Today's validators' wire: the server side of bittensor 9/10's dendrite at `POST /StoryGenerationSynapse`.
 
-Pure functions over headers and bytes; the real client (bittensor==10.5.0) is the judge in tests/test_dendrite.py.
-What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to 3.2.1) declares no
-`required_hash_fields`, so its signature covers no byte of the body. A body changed on the way is seen only where the
-client's class declares HASH_FIELDS. `version` and `timeout` are not signed either, so nothing here reads them.
-Answers are not signed: the client does not look, and a miner should sign nothing it does not have to.
-"""
+Pure functions over headers and bytes; the real client (bittensor==10.5.0) is the judge in
+tests/test_dendrite.py. What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to
+3.2.1) declares no `required_hash_fields`, so its signature covers no byte of the body. A body changed on the
+way is seen only where the client's class declares HASH_FIELDS. `version` and `timeout` are not signed either,
+so nothing here reads them. Answers are not signed: the client does not look, and a miner should sign nothing
+it does not have to."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_reques
 
 NAME = "StoryGenerationSynapse"
 OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
-# The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the window are
-# refused by the nonce store, so the window only has to be no longer than what the store remembers.
+# The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the
+# window are refused by the nonce store, so the window only has to be no longer than what the store remembers.
 MAX_AGE_S = 64.0
 SKEW_S = 4.0
 # The fields that a synapse class should declare for its body to be protected, in this order.
@@ -52,7 +52,7 @@ def body_hash(fields: Mapping[str, Any], names: tuple[str, ...] = HASH_FIELDS) -
 
 
 def signed_message(claim: Claim, receiver_ss58: str) -> bytes:
-    """What the dendrite signs: nonce, sender, receiver, the client's uuid and the body hash, joined by dots."""
+    """What the dendrite signs: nonce, sender, receiver, its own uuid and the body hash, joined by dots."""
     uuid = claim.fields["bt_header_dendrite_uuid"]
     return f"{claim.nonce_ns}.{claim.hotkey_ss58}.{receiver_ss58}.{uuid}.{claim.fields[_BODY_HASH]}".encode()
 
@@ -100,7 +100,8 @@ class Dendrite:
         return parse_request(body)
 
     def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
-        """The client overwrites every field of its synapse with the body's, so what it sent goes back as it came."""
+        """The client overwrites every field of its synapse with the body's, so what it sent goes back as it
+        came."""
         sent = {key: value for key, value in _load(body).items() if key not in ("axon", "dendrite")}
         fields = {**sent, **json.loads(response.to_json_bytes())}
         fields["protocol_version"] = sent.get("protocol_version", OLD_PROTOCOL_VERSION)

@@ -1,9 +1,8 @@
 """One table from what went wrong to what a stranger may read: an HTTP status and a fixed, short text.
 
-Pure. The operator's side of a refusal (reason, detail) is logged by miner/admission; nothing of it goes out here.
-Both transports use this table, so the numbers are those that today's validators know: 401 not verified,
-403 forbidden, 408 timed out (bittensor 10's `failed_verification`, `is_blacklist`, `is_timeout`).
-"""
+Pure. The operator's side of a refusal (reason, detail) is logged by miner/admission; nothing of it goes out
+here. Both transports use this table, so the numbers are those that today's validators know: 401 not verified,
+403 forbidden, 408 timed out (bittensor 10's `failed_verification`, `is_blacklist`, `is_timeout`)."""
 
 from __future__ import annotations
 
