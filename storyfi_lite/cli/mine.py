@@ -1,0 +1,104 @@
+"""`storyfi-lite mine`: answer validators until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(name="mine")
+@click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney.")
+@click.option(
+    "--subtensor.network",
+    "--network",
+    "-n",
+    "network",
+    default="test",
+    show_default=True,
+    help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
+)
+@click.option("--wallet.name", "--wallet", "-w", "wallet", default="miner", show_default=True)
+@click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True)
+@click.option(
+    "--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory."
+)
+@click.option("--axon.port", "--port", "port", default=8091, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--axon.ip",
+    "host",
+    help="The address to listen on.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
+)
+@click.option(
+    "--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name."
+)
+@click.option(
+    "--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]"
+)
+@click.option(
+    "--model.name",
+    "model_name",
+    envvar="MODEL_NAME",
+    help="A model of the registry.  [default: the best that fits]",
+)
+@click.option(
+    "--model.path",
+    "model_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Any GGUF file.",
+)
+@click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
+@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.")
+@click.option(
+    "--policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward", show_default=True
+)
+@click.option(
+    "--model.fallback_api",
+    "fallback_api",
+    type=click.Choice(["gemini", "openai"]),
+    help="Answer through this API (half reward) when no local model can run.",
+)
+@click.option("--api.base-url", "api_base_url", help="An OpenAI-compatible server in place of OpenAI's own.")
+@click.option(
+    "--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake."
+)
+@click.option(
+    "--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit."
+)
+@click.option(
+    "--rate",
+    "rate_per_minute",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Answers a minute for one hotkey.",
+)
+@click.option("--allow", multiple=True, metavar="HOTKEY", help="Always answer this hotkey. May be repeated.")
+@click.option("--deny", multiple=True, metavar="HOTKEY", help="Never answer this hotkey. May be repeated.")
+@click.option(
+    "--open-pages",
+    is_flag=True,
+    help="Show the status page and /metrics to everybody, not only to this machine.",
+)
+@click.option(
+    "--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the replay store lives."
+)
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(**flags: Any) -> None:
+    """Answer validators' requests with stories until Ctrl-C.
+
+    The first Ctrl-C (or SIGTERM) finishes the answers in hand, the second stops at once. The status page is
+    at http://127.0.0.1:8091/.
+
+    \b
+    storyfi-lite mine --network dev                          try it out, alone on this machine
+    storyfi-lite mine --wallet miner --wallet-hotkey default
+    storyfi-lite mine --network finney --netuid 92 --model.name llama-3-8b
+    storyfi-lite mine --axon.external_ip 203.0.113.7 --axon.external_port 18091
+    """
+    from storyfi_lite.miner import logs
+    from storyfi_lite.miner.compose import MineOptions, run
+
+    logs.setup(flags.pop("log_format"))
+    run(MineOptions(**flags))

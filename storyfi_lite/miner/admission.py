@@ -1,0 +1,163 @@
+"""Who may ask: every check between a request's first header and the loader, cheapest and least harmful first.
+
+    headers (size, shape, receiver, age) -> deny list, registration, permit, stake -> signature -> body
+    (bounded, timed) -> body's signature -> nonce remembered -> rate counted -> parsed
+
+A stranger costs a dictionary look-up; a self-made key cannot fill the nonce store, and a forged header cannot
+use up a validator's rate. Knows no HTTP framework and no loader; raises Refused or BadInput and changes
+nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from storyfi_lite.wire.claim import Claim, NonceStore, Transport
+from storyfi_lite.wire.http_status import Refused
+from storyfi_lite.wire.messages import MAX_BODY_BYTES, StoryRequest
+
+MAX_HEADERS = 64
+BODY_TIMEOUT_S = 10.0
+RATE_PER_MINUTE = 30.0  # upstream's validators ask every 12 s; six times that
+MAX_BUCKETS = 4_096
+
+
+class Neuron(Protocol):
+    """What admission reads of a registered hotkey (chain.Neuron has it)."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def stake_tao(self) -> float: ...
+    @property
+    def validator_permit(self) -> bool: ...
+
+
+class Directory(Protocol):
+    """Registered hotkeys. Never blocks; raises Unavailable while nothing is known of the chain."""
+
+    def lookup(self, hotkey_ss58: str) -> Neuron | None: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Whom the operator answers. `allow` needs no registration, permit or stake; `deny` wins over all."""
+
+    require_permit: bool = True
+    min_stake_tao: float = 0.0
+    rate_per_minute: float = RATE_PER_MINUTE
+    allow: frozenset[str] = frozenset()
+    deny: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A verified sender. `uid` is None for a hotkey that only the allow list knows."""
+
+    hotkey_ss58: str
+    uid: int | None
+    stake_tao: float
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that will be answered."""
+
+    caller: Caller
+    claim: Claim
+    request: StoryRequest
+    body: bytes  # as it came; the dendrite's answer repeats it
+
+
+class RateLimit:
+    """A token bucket per hotkey: `per_minute` on average, a third of it at once. Seconds are monotonic."""
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_minute / 60
+        self._burst = max(1.0, per_minute / 3)
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # hotkey -> (tokens, when)
+
+    def take(self, hotkey_ss58: str) -> None:
+        """Raises Refused("rate") with the wait in seconds."""
+        now_s = self._clock()
+        tokens, when_s = self._buckets.get(hotkey_ss58, (self._burst, now_s))
+        tokens = min(self._burst, tokens + (now_s - when_s) * self._per_s)
+        if tokens < 1:
+            raise Refused("rate", f"more than {self._per_s * 60:g} a minute", (1 - tokens) / self._per_s)
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._buckets.pop(
+                next(iter(self._buckets))
+            )  # the one unused for longest: see the move to the end below
+        self._buckets.pop(hotkey_ss58, None)
+        self._buckets[hotkey_ss58] = (tokens - 1, now_s)
+
+
+@dataclass
+class Gate:
+    """The checks in order. One instance for all transports, so that they share nonces and rates."""
+
+    directory: Directory
+    nonces: NonceStore
+    policy: Policy = field(default_factory=Policy)
+    now_ns: Callable[[], int] = time.time_ns
+    body_timeout_s: float = BODY_TIMEOUT_S
+    max_body_bytes: int = MAX_BODY_BYTES
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.rate = RateLimit(self.policy.rate_per_minute, self.clock)
+
+    async def admit(
+        self, transport: Transport, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
+    ) -> Admitted:
+        """Raises Refused, BadInput (a signed but wrong request) or Unavailable (the chain was never seen)."""
+        if len(headers) > MAX_HEADERS:
+            raise Refused("malformed_headers", f"{len(headers)} headers")
+        claim = transport.read_claim(headers, self.now_ns())
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.max_body_bytes:
+            raise Refused("too_large", f"content-length {length[:20]}")
+        caller = self._who(claim.hotkey_ss58)
+        transport.verify_headers(claim)
+        body = await self._read(chunks)
+        transport.verify_body(claim, body, self.now_ns(), self.nonces)
+        self.rate.take(claim.hotkey_ss58)
+        return Admitted(caller, claim, transport.parse(body), body)
+
+    def _who(self, hotkey_ss58: str) -> Caller:
+        policy = self.policy
+        if hotkey_ss58 in policy.deny:
+            raise Refused("denied", "on the deny list")
+        allowed = hotkey_ss58 in policy.allow
+        neuron = self.directory.lookup(hotkey_ss58)
+        if neuron is None:
+            if allowed:
+                return Caller(hotkey_ss58, None, 0.0)
+            raise Refused("unregistered", "not registered on this subnet")
+        if not allowed and policy.require_permit and not neuron.validator_permit:
+            raise Refused("no_permit", f"uid {neuron.uid} has no validator permit")
+        if not allowed and neuron.stake_tao < policy.min_stake_tao:
+            raise Refused(
+                "low_stake", f"uid {neuron.uid} has {neuron.stake_tao:g}, asked {policy.min_stake_tao:g}"
+            )
+        return Caller(hotkey_ss58, neuron.uid, neuron.stake_tao)
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """The body; never more than max_body_bytes in memory, never longer than body_timeout_s."""
+
+        async def collect() -> bytes:
+            body = bytearray()
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > self.max_body_bytes:
+                    raise Refused("too_large", f"more than {self.max_body_bytes} bytes")
+            return bytes(body)
+
+        try:
+            return await asyncio.wait_for(collect(), self.body_timeout_s)
+        except asyncio.TimeoutError:
+            raise Refused("slow_body", f"the body took more than {self.body_timeout_s:g} s") from None

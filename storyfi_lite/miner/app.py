@@ -1,0 +1,169 @@
+"""The miner's HTTP face: two wires for stories, `/health` for everybody, `/` and `/metrics` for the operator.
+
+It moves bytes between the server, admission and service; every decision is theirs. Each request ends in
+exactly one response, and an error's response is a status with a fixed text (wire/http_status)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from storyfi_lite.errors import LiteError
+from storyfi_lite.loaders.base import Loader
+from storyfi_lite.miner.admission import Admitted, Gate
+from storyfi_lite.miner.metrics import Metrics
+from storyfi_lite.miner.service import CallerGone, StoryService
+from storyfi_lite.miner.status import Facts, render
+from storyfi_lite.wire.claim import Transport
+from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused, public_body, retry_after_header, status_of
+
+log = logging.getLogger(__name__)
+
+DRAINED_BYTES = 65_536  # a refused request's body up to this size is thrown away and the connection kept
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass
+class Miner:
+    """All that answers requests. `facts` is called for each status page; `stopping` refuses new stories."""
+
+    loader: Loader
+    gate: Gate
+    service: StoryService
+    metrics: Metrics
+    transports: Sequence[Transport]
+    facts: Facts = dict  # no cards beside the loader's
+    open_operator_pages: bool = False
+    stopping: bool = False
+    answering: int = 0
+
+    async def story(self, transport: Transport, request: Request) -> Response:
+        """Admission, service, response; `answering` counts the requests that a stop has to wait for."""
+        arrived_s = self.service.clock()
+        self.answering += 1
+        try:
+            return await self._story(transport, request, arrived_s)
+        except (ClientDisconnect, CallerGone):
+            return Response(status_code=499)  # never seen by anybody; 499 is the usual number for it
+        except Refused as refusal:
+            claimed = request.headers.get("x-bittensor-hotkey") or request.headers.get(
+                "bt_header_dendrite_hotkey"
+            )
+            self.metrics.refused(refusal, transport.name, claimed, _address(request))
+            return self._error(transport, request, refusal)
+        except LiteError as error:
+            return self._error(transport, request, error)
+        except Exception as error:
+            log.exception("a request failed in a way that nobody planned for")
+            return self._error(transport, request, error)
+        finally:
+            self.answering -= 1
+
+    async def _story(self, transport: Transport, request: Request, arrived_s: float) -> Response:
+        if self.stopping:
+            raise Refused("stopping", "this miner is shutting down")
+        try:
+            admitted = await self.gate.admit(transport, _one_each(request), request.stream())
+        except LiteError as error:
+            if isinstance(error, Refused):
+                raise
+            raise Refused("bad_request" if status_of(error) == 400 else "not_ready", str(error)) from error
+        try:
+            answer, response = await self.service.answer(admitted, arrived_s, lambda: _hung_up(request))
+        except Exception as error:
+            self._failed(admitted, transport, arrived_s, error)
+            raise
+        headers, body = transport.encode(admitted.claim, admitted.body, response)
+        self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer)
+        return Response(body, headers=headers)
+
+    def _failed(self, admitted: Admitted, transport: Transport, arrived_s: float, error: Exception) -> None:
+        outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
+        self.metrics.failed(admitted, transport.name, self.service.clock() - arrived_s, outcome, error)
+
+    def _error(self, transport: Transport, request: Request, error: BaseException) -> Response:
+        status = status_of(error)
+        headers = {**transport.error_headers(status), **retry_after_header(error, status)}
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > DRAINED_BYTES:
+            headers["connection"] = "close"
+        return Response(public_body(status), status, headers)
+
+    async def health(self, request: Request) -> Response:
+        """200 while stories can be answered, else 503. Says no more than that."""
+        ok = self.loader.health().alive and not self.stopping
+        return JSONResponse({"status": "ok" if ok else "unavailable"}, 200 if ok else 503)
+
+    async def metrics_page(self, request: Request) -> Response:
+        self._operator_only(request)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def status_page(self, request: Request) -> Response:
+        self._operator_only(request)
+        page = render(self.facts(), self.metrics, self.loader, time.time(), self.stopping)
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
+
+    def _operator_only(self, request: Request) -> None:
+        """Loopback callers only, by a loopback name (a page from elsewhere cannot rebind its name to us), and
+        not through a proxy; to anybody else the page does not exist."""
+        if self.open_operator_pages:
+            return
+        host = re.sub(r":\d+$", "", request.headers.get("host", ""))
+        local = request.client is not None and ip_address(request.client.host).is_loopback
+        if not local or host not in LOCAL_NAMES or "x-forwarded-for" in request.headers:
+            raise HTTPException(404)
+
+
+def build_app(miner: Miner) -> Starlette:
+    """The ASGI application; starts nothing."""
+
+    def route(transport: Transport) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return await miner.story(transport, request)
+
+        return Route(transport.path, endpoint, methods=["POST"])
+
+    async def plain(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        status = status if status in PUBLIC_TEXT else 500
+        return Response(public_body(status), status, media_type="application/json")
+
+    return Starlette(
+        routes=[
+            *(route(transport) for transport in miner.transports),
+            Route("/health", miner.health),
+            Route("/metrics", miner.metrics_page),
+            Route("/", miner.status_page),
+        ],
+        exception_handlers={HTTPException: plain, Exception: plain},
+    )
+
+
+def _one_each(request: Request) -> Mapping[str, str]:
+    """The headers by lower-case name; one that comes twice is joined with a comma, and so is no valid
+    signature."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+async def _hung_up(request: Request) -> None:
+    """Ends when the client's connection does. Only after the body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "unknown"

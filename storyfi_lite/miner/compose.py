@@ -1,0 +1,207 @@
+"""Puts the miner together: options in, a running miner out. The only module that knows all the rooms.
+
+Order: options, replay store, wallet, chain, loader; then the port; then the endpoint on chain. What fails on
+the way closes what was opened before it, and no port was ever open."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import platformdirs
+
+from storyfi_lite import __version__
+from storyfi_lite.errors import BadInput, Unavailable
+from storyfi_lite.loaders.base import Loader
+from storyfi_lite.miner.admission import Gate, Policy
+from storyfi_lite.miner.app import Miner
+from storyfi_lite.miner.lifecycle import serve
+from storyfi_lite.miner.metrics import Metrics
+from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
+from storyfi_lite.miner.service import StoryService
+from storyfi_lite.wire.btauth import BtAuth
+from storyfi_lite.wire.claim import Transport
+from storyfi_lite.wire.dendrite import Dendrite
+
+if TYPE_CHECKING:
+    from storyfi_lite.chain import ChainSession, Neuron
+
+T = TypeVar("T")
+
+NONCE_RETENTION_S = 120.0
+DEV_HOST, PUBLIC_HOST = "127.0.0.1", "0.0.0.0"
+
+
+@dataclass(frozen=True)
+class MineOptions:
+    """`storyfi-lite mine`'s flags, by the names that cli/mine.py gives them."""
+
+    netuid: int
+    network: str
+    wallet: str
+    hotkey: str
+    wallet_path: Path | None
+    port: int
+    host: str | None
+    external_ip: str | None
+    external_port: int | None
+    model_name: str | None
+    model_path: Path | None
+    quant: str | None
+    ctx: int | None
+    policy: str
+    fallback_api: str | None
+    api_base_url: str | None
+    min_stake_tao: float
+    any_neuron: bool
+    rate_per_minute: float
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    open_pages: bool
+    state_dir: Path | None
+
+
+@dataclass(frozen=True)
+class ChainDirectory:
+    """admission.Directory over the session's last snapshot."""
+
+    session: ChainSession
+
+    def lookup(self, hotkey_ss58: str) -> Neuron | None:
+        snapshot = self.session.snapshot
+        if snapshot is None:
+            raise Unavailable(f"nothing is known of the chain: {self.session.health().detail}")
+        return snapshot.by_hotkey.get(hotkey_ss58)
+
+
+def run(options: MineOptions) -> None:
+    """Mines until a signal. Raises what the rooms raise, before the port is open."""
+    asyncio.run(_run(options))
+
+
+async def _run(options: MineOptions) -> None:
+    from storyfi_lite.chain import connect, open_wallet
+
+    policy = _policy(options)
+    wallet = open_wallet(options.network, options.wallet, options.hotkey, options.wallet_path)
+    hotkey = wallet.hotkey.ss58_address
+    async with AsyncExitStack() as opened:
+        nonces = SqliteNonceStore(_state_dir(options) / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
+        opened.callback(nonces.close)
+        session = await connect(options.network, wallet, options.netuid)
+        opened.push_async_callback(session.close)
+        loader, model = await _in_thread(lambda: open_loader(options))
+        opened.callback(loader.close)
+        transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
+        require_retention(nonces.retention, [transport.window_s for transport in transports])
+        metrics = Metrics(loader)
+        _watch_chain(metrics, session)
+        miner = Miner(
+            loader,
+            Gate(ChainDirectory(session), nonces, policy),
+            StoryService(loader, hotkey),
+            metrics,
+            transports,
+            facts=lambda: {
+                "Model": model,
+                "Miner": _miner_card(options, hotkey, session),
+                "Chain": _chain_card(session),
+            },
+            open_operator_pages=options.open_pages,
+        )
+        await session.start()
+
+        async def announce() -> None:
+            await session.publish_axon(options.external_ip, options.external_port or options.port)
+
+        await serve(miner, _host(options), options.port, announce)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Not asyncio.to_thread: after Ctrl-C that would wait until the model is downloaded and loaded."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True, name="open-loader").start()
+    return await asyncio.wrap_future(future)
+
+
+def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
+    """The loader that these options ask for, ready to answer, and the status page's card about it."""
+    raise NotImplementedError
+
+
+def _policy(options: MineOptions) -> Policy:
+    from bittensor.sp_core import ss58_decode
+
+    for hotkey in (*options.allow, *options.deny):
+        try:
+            ss58_decode(hotkey)
+        except ValueError as error:
+            raise BadInput(
+                f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY"
+            ) from error
+    return Policy(
+        require_permit=not options.any_neuron,
+        min_stake_tao=options.min_stake_tao,
+        rate_per_minute=options.rate_per_minute,
+        allow=frozenset(options.allow),
+        deny=frozenset(options.deny),
+    )
+
+
+def _host(options: MineOptions) -> str:
+    if options.host is not None:
+        return options.host
+    return DEV_HOST if options.network.partition(":")[0] == "dev" else PUBLIC_HOST
+
+
+def _state_dir(options: MineOptions) -> Path:
+    return options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
+
+
+def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
+    def figure(value: float | None) -> float:
+        return float("nan") if value is None else float(value)
+
+    metrics.gauge(
+        "chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected)
+    )
+    metrics.gauge("chain_height", "block of the snapshot in use", lambda: figure(session.health().height))
+    metrics.gauge("chain_age_seconds", "age of the snapshot in use", lambda: figure(session.health().age_s))
+    metrics.gauge(
+        "incentive",
+        "what the chain gives this miner, 0 to 1",
+        lambda: figure(session.own_neuron and session.own_neuron.incentive),
+    )
+
+
+def _miner_card(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, str]:
+    neuron = session.own_neuron
+    card = {
+        "hotkey": hotkey,
+        "network": f"{options.network}, netuid {options.netuid}",
+        "version": __version__,
+    }
+    if neuron is None:
+        return {**card, "uid": "not registered"}
+    axon = "not published" if neuron.axon is None else "{}:{}".format(*neuron.axon)
+    return {**card, "uid": str(neuron.uid), "endpoint": axon, "incentive": f"{neuron.incentive:.5f}"}
+
+
+def _chain_card(session: ChainSession) -> dict[str, str]:
+    health = session.health()
+    age = "unknown" if health.age_s is None else f"{health.age_s:.0f} s"
+    state = "connected" if health.connected else "not connected"
+    return {"state": state, "height": str(health.height), "snapshot's age": age, "detail": health.detail}

@@ -1,0 +1,160 @@
+"""The miner's life as a process: everything checked, then the port, then requests, then a stop that loses no
+answer.
+
+First SIGINT or SIGTERM: new stories get 503 while those in hand are finished, then exit 0. Second: stop at
+once. Owns the HTTP server and the signals; what it serves is given to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from storyfi_lite.errors import Unavailable
+from storyfi_lite.miner.app import Miner, build_app
+
+log = logging.getLogger(__name__)
+
+HEAD_TIMEOUT_S = 5.0  # from the connection, or the last response, to a whole set of headers
+MAX_HEAD_BYTES = 16_384  # a dendrite's headers have about 2,000
+MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
+
+
+class GuardedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with what it lacks: a time-out for a request's headers, and room kept for honest
+    callers.
+
+    When all connections are taken, the one that has kept its headers back for longest makes room.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        waiting = [c for c in self.connections if isinstance(c, GuardedProtocol) and c._deadline is not None]
+        if len(self.connections) > MAX_CONNECTIONS:
+            (min(waiting, key=_waits_until) if waiting else self)._hang_up()
+        self._guard()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._guard()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._guard()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._disarm()
+
+    def _guard(self) -> None:
+        """Armed exactly while no request is being answered; data that is no whole head does not move the
+        deadline."""
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self._disarm()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._hang_up)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _hang_up(self) -> None:
+        self._disarm()
+        self.transport.abort()
+
+
+def _waits_until(protocol: GuardedProtocol) -> float:
+    return protocol._deadline.when() if protocol._deadline is not None else float("inf")
+
+
+class StoryServer(uvicorn.Server):
+    """uvicorn with a stop that first refuses new stories and then waits for those in hand."""
+
+    def __init__(self, miner: Miner) -> None:
+        self._miner = miner
+        super().__init__(
+            uvicorn.Config(
+                build_app(miner),
+                http=GuardedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,  # the caller's address is the connection's, whatever a header says
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_keep_alive=int(HEAD_TIMEOUT_S),
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Not uvicorn's: that one closes the port first, and raises the signal again when all is done."""
+        if self._miner.stopping:
+            log.warning("stopping at once; answers in hand are lost")
+            self.should_exit = self.force_exit = True
+        else:
+            log.warning(
+                "stopping: finishing %d answers in hand; again to stop at once", self._miner.answering
+            )
+            self._miner.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._miner.stopping and self._miner.answering == 0:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises Unavailable with the option that mends it."""
+    try:
+        return socket.create_server((host, port), backlog=1_024)
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"cannot listen on {host}:{port}: {error}\n"
+            "Another program may use this port: stop it, or choose another with --axon.port."
+        ) from error
+
+
+async def serve(
+    miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Opens the port and answers until a signal. The caller has checked everything, and closes what it
+    opened.
+
+    `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here.
+    """
+    listener = bind(host, port)
+    server = StoryServer(miner)
+    log.info("answering on http://%s:%d", *listener.getsockname()[:2], extra={"facts": _start_facts(miner)})
+    announcing = asyncio.ensure_future(_announce(server, announce)) if announce is not None else None
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        if announcing is not None:
+            announcing.cancel()
+            await asyncio.wait({announcing})
+    if announcing is not None and not announcing.cancelled():
+        announcing.result()
+    log.info("stopped")
+
+
+async def _announce(server: StoryServer, announce: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await announce()
+    except BaseException:
+        server.should_exit = True
+        raise
+
+
+def _start_facts(miner: Miner) -> dict[str, Any]:
+    claim = miner.loader.claim
+    return {"hotkey": miner.service.self_hotkey_ss58, "model": claim.model_name, "mode": claim.miner_mode}

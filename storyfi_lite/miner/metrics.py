@@ -1,0 +1,141 @@
+"""What the miner did: Prometheus series in a registry of their own, and the last few events for the status
+page.
+
+It only records. Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes
+one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from storyfi_lite.loaders.base import Answer, Loader
+from storyfi_lite.miner.admission import Admitted, Caller
+from storyfi_lite.wire.http_status import Refused
+
+log = logging.getLogger(__name__)
+
+KEPT_EVENTS = 20
+LOG_LINES_PER_REASON = 5  # in each LOG_PERIOD_S; the rest is counted, and said in one line
+LOG_PERIOD_S = 10.0
+# 30 s: full marks for speed; 60 s: the validator has hung up
+SECONDS_BUCKETS = (0.5, 1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the status page. `at_s` is time.time()."""
+
+    at_s: float
+    what: str  # the task, or the reason of a refusal
+    who: str
+    outcome: str
+    seconds: float | None = None
+    tokens: int | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+class Metrics:
+    """One per miner; shares nothing."""
+
+    def __init__(self, loader: Loader, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = CollectorRegistry()
+        self.answers: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self.refusals: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self.refused_by_reason: dict[str, int] = {}
+        self.outcomes: dict[str, int] = {}
+        self.started_s = time.time()
+        self._clock = clock
+        self._logged: dict[str, tuple[float, int]] = {}  # reason -> (period's start, lines in it)
+        names: dict[str, Any] = {"registry": self.registry, "namespace": "storyfi"}
+        self._requests = Counter(
+            "requests", "admitted requests by outcome", ["task", "wire", "outcome"], **names
+        )
+        self._refusals = Counter("refusals", "requests that were refused", ["reason"], **names)
+        self._seconds = Histogram(
+            "answer_seconds", "arrival to last byte", ["task"], buckets=SECONDS_BUCKETS, **names
+        )
+        self._tokens = Counter("tokens", "tokens read and written", ["kind"], **names)
+        self._speed = Histogram(
+            "tokens_per_second",
+            "written tokens a second, one answer",
+            buckets=(5, 10, 20, 40, 80, 160, 320),
+            **names,
+        )
+        self._stake = Counter(
+            "caller_stake_tao", "stake of the callers, summed over answered requests", **names
+        )
+        Gauge("jobs_running", "answers being written", **names).set_function(lambda: loader.health().running)
+        Gauge("jobs_queued", "requests waiting", **names).set_function(lambda: loader.health().queued)
+        Gauge("loader_alive", "1 while the loader can answer", **names).set_function(
+            lambda: float(loader.health().alive)
+        )
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A figure that somebody else keeps, read at each scrape; NaN where it is not known."""
+        Gauge(name, text, namespace="storyfi", registry=self.registry).set_function(read)
+
+    def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer) -> None:
+        task, caller = admitted.request.task_type, admitted.caller
+        self._count(task, wire, "answered")
+        self._seconds.labels(task).observe(seconds)
+        self._tokens.labels("prompt").inc(answer.prompt_tokens)
+        self._tokens.labels("completion").inc(answer.completion_tokens)
+        self._stake.inc(caller.stake_tao)
+        if answer.generation_time_s > 0:
+            self._speed.observe(answer.completion_tokens / answer.generation_time_s)
+        event = Event(time.time(), task, _name(caller), "answered", seconds, answer.completion_tokens)
+        self.answers.appendleft(event)
+        facts = {"task": task, "wire": wire, "caller": event.who, "seconds": round(seconds, 2)}
+        log.info("answered", extra={"facts": {**facts, "tokens": answer.completion_tokens}})
+
+    def failed(
+        self, admitted: Admitted, wire: str, seconds: float, outcome: str, error: BaseException
+    ) -> None:
+        """`outcome` is an error type's name."""
+        task, who = admitted.request.task_type, _name(admitted.caller)
+        self._count(task, wire, outcome)
+        self.answers.appendleft(Event(time.time(), task, who, outcome, seconds))
+        facts = {"task": task, "wire": wire, "caller": who, "seconds": round(seconds, 2), "outcome": outcome}
+        log.warning("not answered: %s", error, extra={"facts": facts})
+
+    def refused(self, refusal: Refused, wire: str, hotkey: str | None, address: str) -> None:
+        reason = refusal.reason
+        self._refusals.labels(reason).inc()
+        self.refused_by_reason[reason] = self.refused_by_reason.get(reason, 0) + 1
+        who = f"{address} {hotkey[:64]}" if hotkey else address
+        self.refusals.appendleft(Event(time.time(), reason, who, refusal.detail))
+        if self._may_log(reason):
+            facts = {"reason": reason, "wire": wire, "address": address, "hotkey": hotkey and hotkey[:64]}
+            log.info("refused: %s", refusal.detail, extra={"facts": facts})
+
+    def _may_log(self, reason: str) -> bool:
+        start_s, lines = self._logged.get(reason, (float("-inf"), 0))
+        now_s = self._clock()
+        if now_s - start_s >= LOG_PERIOD_S:
+            if (unsaid := lines - LOG_LINES_PER_REASON) > 0:
+                log.info("refused: %d more like this", unsaid, extra={"facts": {"reason": reason}})
+            start_s, lines = now_s, 0
+        self._logged[reason] = (start_s, lines + 1)
+        return lines < LOG_LINES_PER_REASON
+
+    def _count(self, task: str, wire: str, outcome: str) -> None:
+        self._requests.labels(task, wire, outcome).inc()
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def _name(caller: Caller) -> str:
+    uid = "" if caller.uid is None else f" uid {caller.uid}"
+    return f"{caller.hotkey_ss58[:8]}{uid}"

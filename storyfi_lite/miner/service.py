@@ -1,0 +1,99 @@
+"""From an admitted request to a response: seed, job, loader, and no request without an answer.
+
+Knows neither HTTP nor the chain. The loader writes the story on its own threads; this side only waits, up to
+the deadline, and lets go at once when the caller does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from storyfi_lite import __version__
+from storyfi_lite.errors import DeadlineExceeded, EngineError, Unavailable
+from storyfi_lite.loaders.base import Answer, Job, Loader
+from storyfi_lite.miner.admission import Admitted
+from storyfi_lite.seed import challenge_seed
+from storyfi_lite.wire.messages import StoryResponse
+
+DEADLINE_S = 55.0  # validators hang up after 60 s
+GRACE_S = 2.0  # a loader that keeps deadlines never needs it
+
+
+class CallerGone(Exception):
+    """The caller hung up; there is nobody to answer."""
+
+
+@dataclass(frozen=True)
+class StoryService:
+    """`answer` is the whole of it."""
+
+    loader: Loader
+    self_hotkey_ss58: str
+    deadline_s: float = DEADLINE_S
+    clock: Callable[[], float] = time.monotonic
+
+    async def answer(
+        self, admitted: Admitted, arrived_s: float, hung_up: Callable[[], Coroutine[Any, Any, None]]
+    ) -> tuple[Answer, StoryResponse]:
+        """Raises what the loader raises, DeadlineExceeded, or CallerGone once `hung_up()` ends first.
+
+        `arrived_s`: when the request's headers were there, on `clock`.
+        """
+        deadline_s = arrived_s + self.deadline_s
+        job = Job(admitted.request, self._seed(admitted), deadline_s, admitted.caller.stake_tao)
+        # Cancelling the wrapper cancels the loader's Future, which frees the slot.
+        pending = asyncio.wrap_future(self.loader.submit(job))
+        watcher = asyncio.ensure_future(hung_up())
+        try:
+            timeout_s = deadline_s + GRACE_S - self.clock()
+            ends: set[asyncio.Future[Any]] = {pending, watcher}
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if pending.cancelled():
+                raise Unavailable("the loader dropped the job; see its log lines above")
+            if pending.done():
+                return pending.result(), to_response(pending.result())
+            if watcher.done():
+                raise CallerGone
+            raise DeadlineExceeded(f"no answer after {self.deadline_s:g} s")
+        finally:
+            watcher.cancel()
+            pending.cancel()
+
+    def _seed(self, admitted: Admitted) -> int:
+        request, claim = admitted.request, admitted.claim
+        if request.seed is not None:
+            return request.seed
+        return challenge_seed(
+            claim.hotkey_ss58,
+            self.self_hotkey_ss58,
+            str(claim.nonce_ns),
+            request.task_type,
+            request.user_input,
+        )
+
+
+def to_response(answer: Answer) -> StoryResponse:
+    """Raises EngineError if the loader broke its promise that the text is a JSON object."""
+    try:
+        data = json.loads(answer.text)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise EngineError("the loader's answer is not a JSON object")
+    claim = answer.claim
+    return StoryResponse(
+        output_data=data,
+        generation_time=round(answer.generation_time_s, 3),
+        miner_version=f"storyfi-lite {__version__}",
+        model_info=claim.model_info,
+        miner_mode=claim.miner_mode,
+        model_name=claim.model_name,
+        gpu_memory_gb=claim.gpu_memory_gb,
+        output_text=answer.text,
+        tokens=None if answer.tokens is None else list(answer.tokens),
+        proof=answer.proof,
+    )

@@ -1,0 +1,80 @@
+"""The main wire: `POST /story`, JSON signed with bittensor 11's `btauth/1`, bound to this miner's hotkey.
+
+Thin over `bittensor.http_auth`, which does the cryptography; this module only orders its checks so that a
+stranger costs nothing, and turns its errors into Refused. It is no server and knows no permit or stake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bittensor import http_auth
+
+from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
+from storyfi_lite.wire.http_status import Refused
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
+
+PATH = "/story"
+MAX_AGE_S = http_auth.DEFAULT_MAX_AGE
+SKEW_S = http_auth.DEFAULT_ALLOWED_SKEW
+
+_REASONS: dict[type[http_auth.AuthError], str] = {
+    http_auth.MalformedAuth: "malformed_headers",
+    http_auth.WrongReceiver: "wrong_receiver",
+    http_auth.StaleRequest: "stale",
+    http_auth.BadSignature: "bad_signature",
+    http_auth.ReplayedRequest: "replayed",
+}
+_SIGNED = (
+    http_auth.HEADER_VERSION,
+    http_auth.HEADER_HOTKEY,
+    http_auth.HEADER_RECEIVER,
+    http_auth.HEADER_NONCE,
+    http_auth.HEADER_SIGNATURE,
+)
+
+
+@dataclass(frozen=True)
+class BtAuth:
+    """The transport for one receiving hotkey."""
+
+    self_hotkey_ss58: str
+    name: str = "btauth"
+    path: str = PATH
+    window_s: float = MAX_AGE_S + SKEW_S
+
+    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
+        fields = {name: header(headers, name.lower()) for name in _SIGNED}
+        if (crypto := headers.get(http_auth.HEADER_CRYPTO.lower())) is not None:
+            fields[http_auth.HEADER_CRYPTO] = crypto
+        if fields[http_auth.HEADER_RECEIVER] != self.self_hotkey_ss58:
+            raise Refused("wrong_receiver", "signed for another hotkey")
+        nonce_ns = parse_nonce(fields[http_auth.HEADER_NONCE], http_auth.HEADER_NONCE)
+        check_age(nonce_ns, now_ns, MAX_AGE_S, SKEW_S)
+        return Claim(fields[http_auth.HEADER_HOTKEY], nonce_ns, fields)
+
+    def verify_headers(self, claim: Claim) -> None:
+        """Nothing: this signature covers the body."""
+
+    def verify_body(self, claim: Claim, body: bytes, now_ns: int, nonces: NonceStore) -> None:
+        try:
+            http_auth.verify(
+                claim.fields,
+                body,
+                method="POST",
+                path=self.path,
+                self_hotkey_ss58=self.self_hotkey_ss58,
+                nonce_store=nonces,
+                now_ns=now_ns,
+            )
+        except http_auth.AuthError as error:
+            raise Refused(_REASONS[type(error)], str(error)) from None
+
+    def parse(self, body: bytes) -> StoryRequest:
+        return parse_request(body)
+
+    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+        return self.error_headers(200), response.to_json_bytes()
+
+    def error_headers(self, status: int) -> dict[str, str]:
+        return {"content-type": "application/json"}

@@ -1,0 +1,129 @@
+"""Today's validators' wire: the server side of bittensor 9/10's dendrite at `POST /StoryGenerationSynapse`.
+
+Pure functions over headers and bytes; the real client (bittensor==10.5.0) is the judge in
+tests/test_dendrite.py. What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to
+3.2.1) declares no `required_hash_fields`, so its signature covers no byte of the body. A body changed on the
+way is seen only where the client's class declares HASH_FIELDS. `version` and `timeout` are not signed either,
+so nothing here reads them. Answers are not signed: the client does not look, and a miner should sign nothing
+it does not have to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bittensor import sp_core
+from pydantic_core import from_json
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
+from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
+
+NAME = "StoryGenerationSynapse"
+OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
+# The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the
+# window are refused by the nonce store, so the window only has to be no longer than what the store remembers.
+MAX_AGE_S = 64.0
+SKEW_S = 4.0
+# The fields that a synapse class should declare for its body to be protected, in this order.
+HASH_FIELDS = ("task_type", "user_input", "blueprint", "characters", "story_arc", "chapter_ids")
+
+_SIGNED = tuple(f"bt_header_dendrite_{key}" for key in ("hotkey", "nonce", "uuid", "signature"))
+_AXON_HOTKEY = "bt_header_axon_hotkey"
+_BODY_HASH = "computed_body_hash"
+# Sent back, so that the client's synapse still says who called whom.
+_ECHOED = ("bt_header_axon_ip", "bt_header_axon_port", "bt_header_dendrite_ip", "bt_header_dendrite_version")
+
+
+def _sha3(text: str) -> str:
+    return hashlib.sha3_256(text.encode()).hexdigest()
+
+
+EMPTY_BODY_HASH = _sha3("")
+
+
+def body_hash(fields: Mapping[str, Any], names: tuple[str, ...] = HASH_FIELDS) -> str:
+    """Synapse.body_hash of bittensor 10: sha3-256 over the joined sha3-256 of str() of each field's value."""
+    return _sha3("".join(_sha3(str(fields.get(name))) for name in names))
+
+
+def signed_message(claim: Claim, receiver_ss58: str) -> bytes:
+    """What the dendrite signs: nonce, sender, receiver, its own uuid and the body hash, joined by dots."""
+    uuid = claim.fields["bt_header_dendrite_uuid"]
+    return f"{claim.nonce_ns}.{claim.hotkey_ss58}.{receiver_ss58}.{uuid}.{claim.fields[_BODY_HASH]}".encode()
+
+
+@dataclass(frozen=True)
+class Dendrite:
+    """The transport for one receiving hotkey."""
+
+    self_hotkey_ss58: str
+    name: str = "dendrite"
+    path: str = f"/{NAME}"
+    window_s: float = MAX_AGE_S + SKEW_S
+
+    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
+        fields = {name: header(headers, name) for name in (*_SIGNED, _AXON_HOTKEY, _BODY_HASH)}
+        fields.update({name: header(headers, name) for name in _ECHOED if name in headers})
+        if fields[_AXON_HOTKEY] != self.self_hotkey_ss58:
+            raise Refused("wrong_receiver", "signed for another hotkey")
+        nonce_ns = parse_nonce(fields["bt_header_dendrite_nonce"], "bt_header_dendrite_nonce")
+        check_age(nonce_ns, now_ns, MAX_AGE_S, SKEW_S)
+        return Claim(fields["bt_header_dendrite_hotkey"], nonce_ns, fields)
+
+    def verify_headers(self, claim: Claim) -> None:
+        message = signed_message(claim, self.self_hotkey_ss58)
+        try:
+            signature = bytes.fromhex(claim.fields["bt_header_dendrite_signature"].removeprefix("0x"))
+            valid = sp_core.verify(message, signature, claim.hotkey_ss58, sp_core.CRYPTO_SR25519)
+        except ValueError:
+            raise Refused("malformed_headers", "the hotkey or the signature cannot be decoded") from None
+        if not valid:
+            raise Refused("bad_signature", "the signature is not this hotkey's")
+
+    def verify_body(self, claim: Claim, body: bytes, now_ns: int, nonces: NonceStore) -> None:
+        claimed = claim.fields[_BODY_HASH]
+        if claimed != EMPTY_BODY_HASH and claimed != body_hash(_load(body)):
+            raise Refused("body_changed", "the body does not have the hash that was signed")
+        if not nonces.check_and_store(claim.hotkey_ss58, claim.nonce_ns):
+            raise Refused("replayed", "this nonce was seen before")
+
+    def parse(self, body: bytes) -> StoryRequest:
+        fields = _load(body)
+        if isinstance(fields.get("characters"), list):  # upstream 3.2.1 sends the bare list
+            fields["characters"] = {"characters": fields["characters"]}
+            body = json.dumps(fields).encode()
+        return parse_request(body)
+
+    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+        """The client overwrites every field of its synapse with the body's, so what it sent goes back as it
+        came."""
+        sent = {key: value for key, value in _load(body).items() if key not in ("axon", "dendrite")}
+        fields = {**sent, **json.loads(response.to_json_bytes())}
+        fields["protocol_version"] = sent.get("protocol_version", OLD_PROTOCOL_VERSION)
+        sender = {name: claim.fields[name] for name in (*_SIGNED, *_ECHOED) if name in claim.fields}
+        process_time = {"bt_header_axon_process_time": str(response.generation_time)}
+        return {**self.error_headers(200), **sender, **process_time}, json.dumps(fields).encode()
+
+    def error_headers(self, status: int) -> dict[str, str]:
+        return {
+            "content-type": "application/json",
+            "name": NAME,
+            _AXON_HOTKEY: self.self_hotkey_ss58,
+            "bt_header_axon_status_code": str(status),
+            "bt_header_axon_status_message": PUBLIC_TEXT.get(status, "Success"),
+        }
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise BadInput("the request is not JSON") from None
+    if not isinstance(fields, dict):
+        raise BadInput("the request is not a JSON object")
+    return fields

@@ -1,0 +1,90 @@
+"""One table from what went wrong to what a stranger may read: an HTTP status and a fixed, short text.
+
+Pure. The operator's side of a refusal (reason, detail) is logged by miner/admission; nothing of it goes out
+here. Both transports use this table, so the numbers are those that today's validators know: 401 not verified,
+403 forbidden, 408 timed out (bittensor 10's `failed_verification`, `is_blacklist`, `is_timeout`)."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, LiteError, Unavailable
+
+# reason -> status. The reasons are the label values of the refusal counter: few, fixed, never from a peer.
+STATUS_BY_REASON = {
+    "stopping": 503,
+    "malformed_headers": 401,
+    "wrong_receiver": 401,
+    "stale": 401,
+    "denied": 403,
+    "unregistered": 403,
+    "no_permit": 403,
+    "low_stake": 403,
+    "too_large": 413,
+    "slow_body": 408,
+    "bad_signature": 401,
+    "body_changed": 401,
+    "replayed": 401,
+    "rate": 429,
+    "bad_request": 400,
+    "not_ready": 503,
+}
+
+PUBLIC_TEXT = {
+    400: "bad request",
+    401: "not verified",
+    403: "forbidden",
+    404: "not found",
+    405: "method not allowed",
+    408: "timed out",
+    413: "too large",
+    429: "too many requests",
+    500: "internal error",
+    503: "busy, try again later",
+}
+
+
+class Refused(LiteError):
+    """A request that gets no answer. `reason` is a key of STATUS_BY_REASON; `detail` is for the operator."""
+
+    exit_code = BadInput.exit_code
+
+    def __init__(self, reason: str, detail: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.status = STATUS_BY_REASON[reason]
+        self.reason = reason
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+STATUS_BY_ERROR: dict[type[BaseException], int] = {
+    BadInput: 400,
+    Busy: 503,
+    DeadlineExceeded: 408,
+    Unavailable: 503,
+    LiteError: 500,
+}
+
+
+def status_of(error: BaseException) -> int:
+    """The status for the most specific type that the table knows; 500 for everything else."""
+    if isinstance(error, Refused):
+        return error.status
+    for kind in type(error).__mro__:
+        if kind in STATUS_BY_ERROR:
+            return STATUS_BY_ERROR[kind]
+    return 500
+
+
+def retry_after_header(error: BaseException, status: int) -> dict[str, str]:
+    """`Retry-After` in whole seconds, for 429 and 503 only."""
+    if status not in (429, 503):
+        return {}
+    wait_s = getattr(error, "retry_after_s", None)
+    return {"retry-after": str(max(1, math.ceil(wait_s)) if wait_s is not None else 1)}
+
+
+def public_body(status: int) -> bytes:
+    """`{"message": ...}`: the key is the one that the dendrite of bittensor 10 reads."""
+    return json.dumps({"message": PUBLIC_TEXT[status]}).encode()
