@@ -23,7 +23,7 @@ TIMEOUT_S = 3600.0
 @chapter_ids_option
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
-@click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.8]")
+@click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.7]")
 @click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
 @click.option("--model.path", "model_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any GGUF file.")
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")

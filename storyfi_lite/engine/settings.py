@@ -37,8 +37,8 @@ class SamplingParams:
     """
 
     seed: int
-    temperature: float = 0.8
-    min_p: float = 0.05
+    temperature: float = 0.7
+    min_p: float = 0.1
     dry_multiplier: float = 0.8
     dry_base: float = 1.75
     dry_allowed_length: int = 2

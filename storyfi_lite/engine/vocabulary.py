@@ -80,9 +80,13 @@ class Vocabulary:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
+        import warnings
+
         from llguidance.llamacpp import lltokenizer_from_vocab
 
-        return lltokenizer_from_vocab(self._handle, slices=TEXT_SLICES)
+        with warnings.catch_warnings():  # it calls a function that llama-cpp-python calls deprecated, once for each token
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return lltokenizer_from_vocab(self._handle, slices=TEXT_SLICES)
 
     def matcher(self, constraint: Constraint) -> LLMatcher:
         """A fresh matcher. Raises GrammarError: llguidance itself only marks the object."""

@@ -107,10 +107,24 @@ def _gbnf_text(text: Text, rules: dict[str, str]) -> str:
     if name not in rules:
         char = "char-nl" if text.newlines else "char"
         rules[name] = f'"\\"" first {_gbnf_span(char, text.min_chars - 1, text.max_chars - 1, rules)} "\\""'
-        forbidden = FORBIDDEN.replace(r"\u00", r"\x")
-        rules.setdefault("first", rf'[^ "\\{forbidden}] | "\\" ["\\]')
-        rules.setdefault(char, rf'[^"\\{forbidden}] | "\\" ["\\{"n" if text.newlines else ""}]')
+        escapes = "n" if text.newlines else ""
+        rules.setdefault("first", "[" + _gbnf_class(' "') + r'] | "\\" ["\\]')
+        rules.setdefault(char, "[" + _gbnf_class('"') + rf'] | "\\" ["\\{escapes}]')
     return name
+
+
+def _gbnf_class(but: str) -> str:
+    """Every character but these, a backslash and the forbidden ones, as ranges of what is allowed: before the last byte
+    of a character llama.cpp refuses it if *any* continuation is excluded, and a dash or quote often comes in two tokens."""
+    bounds = [(ord(char), ord(char)) for char in but + "\\"]
+    for low, high in re.findall(r"\\u([0-9a-f]{4})(?:-\\u([0-9a-f]{4}))?", FORBIDDEN):
+        bounds.append((int(low, 16), int(high or low, 16)))
+    ranges, start = [], 0
+    for low, high in [*sorted(bounds), (0x110000, 0)]:
+        if low > start:
+            ranges.append(f"\\U{start:08x}-\\U{low - 1:08x}")
+        start = high + 1
+    return "".join(ranges)
 
 
 def _gbnf_span(char: str, low: int, high: int, rules: dict[str, str]) -> str:

@@ -35,8 +35,8 @@ target_audience：目标读者
     "en": """You are a professional story writer. From the user's input write a detailed story blueprint. Output one JSON object and nothing around it. Fields:
 title: the story's title
 genre: its genre
-setting: at least 300 characters on the world and its background: place, time, rules, mood
-core_conflict: at least 150 characters: who wants what, what stands in the way, what it costs
+setting: the world and its background: place, time, rules, mood (300 characters or more)
+core_conflict: who wants what, what stands in the way, what it costs (150 characters or more)
 themes: 3 to 5 themes
 tone: the tone
 target_audience: who it is for
