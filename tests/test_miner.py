@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,14 +17,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from bittensor.sp_core import Keypair
+from prometheus_client import CollectorRegistry, generate_latest
 
 from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.miner import lifecycle
 from storyfi_lite.miner.admission import RateLimit
+from storyfi_lite.miner.gpus import GpuCollector
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
 from storyfi_lite.seed import challenge_seed
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
@@ -505,6 +509,28 @@ def test_a_taken_port_names_the_option() -> None:
         lifecycle.bind("127.0.0.1", taken.getsockname()[1])
 
 
+def test_an_announcement_that_fails_stops_the_miner(tmp_path: Path) -> None:
+    async def announce() -> None:
+        raise ConfigError("the address is private: give --axon.external_ip")
+
+    miner = make_miner(tmp_path)
+    with pytest.raises(ConfigError, match="external_ip"):
+        asyncio.run(lifecycle.serve(miner, "127.0.0.1", 0, announce))
+    assert isinstance(miner.gate.nonces, SqliteNonceStore)
+    miner.gate.nonces.close()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom storyfi_lite.cli.mine import command\n"
+        "assert CliRunner().invoke(command, ['--help']).exit_code == 0\n"
+        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google', 'llguidance', 'starlette', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 
@@ -553,6 +579,43 @@ def test_a_rate_refills() -> None:
     assert refusal.value.retry_after_s == pytest.approx(10)
     now_s[0] = 10.1
     limit.take("a")
+
+
+class FakeNvml:
+    """NVML with one card, at the seam below which there is only a driver."""
+
+    @staticmethod
+    def nvmlDeviceGetCount() -> int:
+        return 1
+
+    @staticmethod
+    def nvmlDeviceGetHandleByIndex(index: int) -> int:
+        return index
+
+    @staticmethod
+    def nvmlDeviceGetName(handle: int) -> str:
+        return "NVIDIA GeForce RTX 4090"
+
+    @staticmethod
+    def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=7 * 2**30, total=24 * 2**30)
+
+    @staticmethod
+    def nvmlDeviceGetTemperature(handle: int, sensor: int) -> int:
+        return 61
+
+    @staticmethod
+    def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=93)
+
+
+def test_gpu_series(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(GpuCollector(FakeNvml))
+    text = generate_latest(registry).decode()
+    assert 'storyfi_gpu_temperature_celsius{gpu="0",name="NVIDIA GeForce RTX 4090"} 61.0' in text
+    assert 'storyfi_gpu_memory_used_bytes{gpu="0",name="NVIDIA GeForce RTX 4090"} 7.516192768e+09' in text
+    assert 'storyfi_gpu_busy_ratio{gpu="0",name="NVIDIA GeForce RTX 4090"} 0.93' in text
 
 
 def test_the_scripted_loader_speaks_the_seam() -> None:

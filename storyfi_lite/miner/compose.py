@@ -21,6 +21,7 @@ from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import Gate, Policy
 from storyfi_lite.miner.app import Miner
+from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
@@ -102,6 +103,7 @@ async def _run(options: MineOptions) -> None:
         require_retention(nonces.retention, [transport.window_s for transport in transports])
         metrics = Metrics(loader)
         _watch_chain(metrics, session)
+        watch_gpus(metrics.registry)
         miner = Miner(
             loader,
             Gate(ChainDirectory(session), nonces, policy),

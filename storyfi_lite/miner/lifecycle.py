@@ -22,6 +22,7 @@ from storyfi_lite.miner.app import Miner, build_app
 log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 5.0  # from the connection, or the last response, to a whole set of headers
+SEND_TIMEOUT_S = 10  # at a stop, for callers who do not read the answer that they asked for
 MAX_HEAD_BYTES = 16_384  # a dendrite's headers have about 2,000
 MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
 
@@ -93,6 +94,7 @@ class StoryServer(uvicorn.Server):
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=int(HEAD_TIMEOUT_S),
+                timeout_graceful_shutdown=SEND_TIMEOUT_S,
             )
         )
 
