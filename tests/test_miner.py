@@ -524,7 +524,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom storyfi_lite.cli.mine import command\n"
         "assert CliRunner().invoke(command, ['--help']).exit_code == 0\n"
-        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google', 'llguidance', 'starlette', 'uvicorn'}\n"
+        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google.generativeai', 'llguidance', 'starlette', 'uvicorn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
