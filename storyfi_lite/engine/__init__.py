@@ -1,1 +1,13 @@
+"""llama.cpp through llama-cpp-python: batches, slots, grammar masks, the seeded sampler.
 
+    settings.py     plain values: how a model is loaded, how tokens are chosen
+    sampler.py      logits -> scores, a pure function
+    rule.py         one answer's choice rule: grammar + budget + repetition + sampler
+    vocabulary.py   token ids <-> bytes, llguidance's tokenizer
+    prompt.py       chat template -> prompt tokens
+    model.py        native handles: Model, Context
+    engine.py       submit(job) -> Future; the one thread that owns the context
+    replay.py       one prefill over a given answer: margins for the proof
+
+Knows neither HTTP nor the chain. Importing the package loads nothing; engine.engine loads llama.cpp.
+"""

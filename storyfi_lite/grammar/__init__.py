@@ -1,1 +1,79 @@
+"""From a task's schema: the engine's constraint, GBNF for stock tools, JSON Schema, and the validator's check.
 
+    schema.py   the node types: the one source of truth
+    export.py   -> Lark (llguidance), GBNF (llama.cpp), JSON Schema
+    cursor.py   a byte-driven walk over the canonical form: closing rule, canonical check
+    check.py    untrusted text -> Report
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+from storyfi_lite.errors import GrammarError
+from storyfi_lite.grammar.check import Check, Report, check_data, check_text
+from storyfi_lite.grammar.cursor import Cursor
+from storyfi_lite.grammar.export import TEXT_SLICES, to_gbnf, to_json_schema, to_lark
+from storyfi_lite.grammar.schema import Object
+
+__all__ = ["TEXT_SLICES", "Check", "Constraint", "Cursor", "Report", "validate_grammars"]
+
+
+def validate_grammars(constraints: Iterable[Constraint]) -> None:
+    """Compiles each with llguidance; raises GrammarError on the first that does not. Run it before a port opens:
+    a matcher made from a bad grammar raises nothing and calls itself both stopped and in error."""
+    from llguidance import LLMatcher
+
+    for constraint in constraints:
+        problem = LLMatcher.validate_grammar(constraint.lark)
+        if problem:
+            raise GrammarError(f"a task's grammar does not compile: {problem}")
+
+
+class Constraint:
+    """One schema and all that is derived from it, each made once. Two equal schemas give the same `sha256`."""
+
+    def __init__(self, schema: Object, rules: Callable[[Any], Iterable[str]] = lambda data: ()) -> None:
+        self.schema = schema
+        self._rules = rules
+
+    @cached_property
+    def lark(self) -> str:
+        return to_lark(self.schema)
+
+    @cached_property
+    def gbnf(self) -> str:
+        return to_gbnf(self.schema)
+
+    @cached_property
+    def json_schema(self) -> dict[str, Any]:
+        return to_json_schema(self.schema)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the Lark text, UTF-8: the name of this grammar in a proof's header."""
+        return hashlib.sha256(self.lark.encode()).hexdigest()
+
+    @property
+    def min_tokens_bound(self) -> int:
+        """The smallest budget at which an answer surely closes."""
+        return self.cursor().need_tokens
+
+    @property
+    def max_tokens_bound(self) -> int:
+        """No answer is longer than this."""
+        return self.cursor().max_tokens_bound
+
+    def cursor(self) -> Cursor:
+        return Cursor(self.schema)
+
+    def check(self, text: str | bytes) -> Report:
+        """What holds of this text and what does not; never raises on bad input."""
+        return check_text(self.schema, self._rules, text)
+
+    def check_data(self, data: Any) -> Report:
+        """The same for an object that was parsed elsewhere; its canonical spelling is checked."""
+        return check_data(self.schema, self._rules, data)

@@ -6,6 +6,7 @@ the way closes what was opened before it, and no port was ever open."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from storyfi_lite.chain import ChainSession, Neuron
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 NONCE_RETENTION_S = 120.0
 DEV_HOST, PUBLIC_HOST = "127.0.0.1", "0.0.0.0"
@@ -141,7 +144,22 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
-    raise NotImplementedError
+    from storyfi_lite.loaders import choice
+
+    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx)
+    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info))
+
+
+def _log_progress() -> Callable[[str, int, int], None]:
+    """A line every ten percent."""
+    tenths: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if (tenth := done * 10 // total) != tenths.get(name):
+            tenths[name] = tenth
+            log.info("%s: %d %% of %.0f MB", name, tenth * 10, total / 1e6)
+
+    return progress
 
 
 def _policy(options: MineOptions) -> Policy:

@@ -1,0 +1,290 @@
+"""The dev network: the chain of devchain.py behind bittensor's own `Substrate` protocol, on one machine.
+
+    with dev_network(directory) as net:                      # wallets made, registered, funded, staked
+        client = bittensor.Client("local", substrate=DevSubstrate(directory))
+
+Whoever comes first hosts the chain, all others join it. When the host goes, the next one to connect hosts an
+empty chain anew and registers the directory's wallets again.
+
+It is for tests, the demo and trying things out. Keys of the dev wallets are stored unencrypted: they guard
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bittensor import Balance, ExtrinsicResult, RpcConnectionError, Wallet, calls
+from bittensor import ChainError as SdkChainError
+
+from storyfi_lite.chain.devchain import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
+from storyfi_lite.chain.devlink import DevCall, DevChainServer, DevLink
+from storyfi_lite.errors import Unavailable
+
+VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO
+
+
+def _missing(name: str) -> NoReturn:
+    raise SdkChainError(f"the dev chain does not implement Substrate.{name}")
+
+
+class DevSubstrate:
+    """bittensor's `Substrate` over the dev chain. What it lacks raises ChainError, by name."""
+
+    def __init__(self, directory: Path) -> None:
+        self.token_symbols: dict[int, str] = {}
+        self._link = DevLink(directory)
+
+    async def _request(self, method: str, *params: Any) -> Any:
+        try:
+            return await asyncio.to_thread(self._link.request, method, *params)
+        except Refused as error:
+            raise SdkChainError(str(error), error.name or None) from error
+
+    def balance(self, rao: int, netuid: int = 0) -> Balance:
+        return Balance(int(rao), netuid, None)
+
+    async def connect(self) -> None:
+        await self._request("block_number")
+
+    async def close(self) -> None:
+        self._link.close()
+
+    async def block_hash(self, block: int | None = None) -> str:
+        return await self._request("block_hash", block)
+
+    async def block_number(self) -> int:
+        return await self._request("block_number")
+
+    async def finalized_block_number(self) -> int:
+        return await self._request("block_number")
+
+    async def block_time(self) -> float:
+        return await self._request("block_time")
+
+    async def spec_version(self) -> int:
+        return SPEC_VERSION
+
+    async def query(
+        self, module: str, storage_function: str, params: list | None = None, block_hash: str | None = None
+    ) -> Any:
+        return await self._request("query", module, storage_function, params or [])
+
+    async def query_map(
+        self, module: str, storage_function: str, params: list | None = None, block_hash: str | None = None
+    ) -> list[tuple[Any, Any]]:
+        rows = await self._request("query_map", module, storage_function, params or [])
+        return [(key, value) for key, value in rows]
+
+    async def map_has_entries(
+        self, module: str, storage_function: str, params: list, block_hash: str | None = None
+    ) -> bool:
+        return bool(await self.query_map(module, storage_function, params))
+
+    async def query_batch(
+        self, module: str, storage_function: str, param_sets: list[list], block_hash: str | None = None
+    ) -> list[Any]:
+        return [await self.query(module, storage_function, params) for params in param_sets]
+
+    async def runtime_call(self, api: str, method: str, params: list, block_hash: str | None = None) -> Any:
+        return await self._request("runtime_call", api, method, params)
+
+    async def constant(self, module: str, name: str) -> Any:
+        return await self._request("constant", module, name)
+
+    async def blocks(self, *, finalized: bool = False) -> AsyncIterator[dict]:
+        block = await self.block_number() - 1
+        while True:
+            head = await self.block_number()
+            for number in range(block + 1, head + 1):
+                yield {"header": {"number": number, "parentHash": await self.block_hash(number - 1)}}
+            block = head
+            await asyncio.sleep(await self.block_time() / 2)
+
+    async def compose(self, call: Any) -> DevCall:
+        module, function, params = call
+        return DevCall(module, function, dict(params))
+
+    async def estimate_fee(self, call: Any, keypair: Any) -> Balance:
+        return Balance.from_rao(0)
+
+    async def account_next_index(self, address: str) -> int:
+        return await self._request("account_next_index", address)
+
+    async def submit(
+        self,
+        call: Any,
+        keypair: Any,
+        *,
+        nonce: int | None = None,
+        period: int | None = None,
+        wait_for_inclusion: bool = True,
+        wait_for_finalization: bool = True,
+    ) -> ExtrinsicResult:
+        try:
+            done = await asyncio.to_thread(self._link.submit, call, keypair, nonce)
+        except Refused as error:
+            refusal = SdkChainError(str(error), error.name or None)
+            return ExtrinsicResult(success=False, message=str(error), error=refusal)
+        return ExtrinsicResult(
+            success=True,
+            message="Success",
+            block_hash=done["block_hash"],
+            extrinsic_id=f"{done['block']}-0000",
+            fee=Balance.from_rao(0),
+        )
+
+    async def get_block(self, block_number: int | None = None, block_hash: str | None = None) -> dict | None:
+        _missing("get_block")
+
+    async def decode_scale(self, type_string: str, data: Any) -> Any:
+        _missing("decode_scale")
+
+    async def events(self, block_hash: str | None = None) -> list[dict]:
+        _missing("events")
+
+    async def estimate_weight(self, call: Any, keypair: Any) -> dict:
+        _missing("estimate_weight")
+
+    async def mev_next_key(self) -> bytes | None:
+        _missing("mev_next_key")
+
+    async def sign_extrinsic(self, call: Any, keypair: Any, *, nonce: int, period: int) -> tuple[bytes, str]:
+        _missing("sign_extrinsic")
+
+    async def find_extrinsic(self, extrinsic_hash: str, block_hash: str) -> ExtrinsicResult | None:
+        _missing("find_extrinsic")
+
+    async def prepare(self, call: Any, *, address: str, **options: Any) -> Any:
+        _missing("prepare")
+
+    async def submit_signature(
+        self, unsigned: Any, signature: bytes | str, **options: Any
+    ) -> ExtrinsicResult:
+        _missing("submit_signature")
+
+    async def submit_signed(self, extrinsic: Any, keypair: Any, **options: Any) -> ExtrinsicResult:
+        _missing("submit_signed")
+
+    def multisig_account(self, signatories: list[str], threshold: int) -> Any:
+        _missing("multisig_account")
+
+    async def submit_multisig(
+        self, call: Any, keypair: Any, multisig_account: Any, **options: Any
+    ) -> ExtrinsicResult:
+        _missing("submit_multisig")
+
+
+# Wallets and the whole network ------------------------------------------------
+
+
+@dataclass
+class DevNetwork:
+    """A dev network that this process uses. `server` is None if another process hosts the chain."""
+
+    directory: Path
+    netuid: int
+    miners: tuple[Wallet, ...]
+    validators: tuple[Wallet, ...]
+    server: DevChainServer | None
+
+    @property
+    def name(self) -> str:
+        """What to give as --network."""
+        return f"dev:{self.directory}"
+
+    @property
+    def wallet_path(self) -> Path:
+        return self.directory / "wallets"
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def __enter__(self) -> DevNetwork:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def dev_network(
+    directory: Path, *, miners: int = 1, validators: int = 1, state: DevState | None = None
+) -> DevNetwork:
+    """Host or join the dev chain of `directory`; make, register and stake its wallets where still to do.
+
+    Wallets are bittensor wallets under directory/wallets, named miner, miner-2, …, validator, validator-2, …,
+    each with the hotkey "default". `state` sets the chain's rules if this call becomes the host. May be
+    called again at any time, by several processes at once. Raises Unavailable if the host does not answer.
+    """
+    server = DevChainServer.start(directory, DevChain(state))
+    link = DevLink(directory)
+    try:
+        with _wallets_lock(directory):
+            net = DevNetwork(
+                directory,
+                link.request("netuid"),
+                tuple(_make_wallet(directory, name) for name in _names("miner", miners)),
+                tuple(_make_wallet(directory, name) for name in _names("validator", validators)),
+                server,
+            )
+            for path in sorted(
+                net.wallet_path.iterdir()
+            ):  # all of them: a new host starts with an empty chain
+                _register(link, Wallet(path.name, path=str(net.wallet_path)), net.netuid)
+    except (RpcConnectionError, Refused) as error:
+        if server is not None:
+            server.close()
+        raise Unavailable(f"the dev chain in {directory} does not work: {error}") from error
+    finally:
+        link.close()
+    return net
+
+
+def dev_wallet(directory: Path, name: str) -> Wallet:
+    """The dev wallet of that name with hotkey "default", made if it is missing; dev_network registers it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with _wallets_lock(directory):
+        return _make_wallet(directory, name)
+
+
+@contextlib.contextmanager
+def _wallets_lock(directory: Path) -> Iterator[None]:
+    """Two processes must not both make the same wallet."""
+    with (directory / "wallets.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _names(role: str, count: int) -> list[str]:
+    return [role if number == 1 else f"{role}-{number}" for number in range(1, count + 1)]
+
+
+def _make_wallet(directory: Path, name: str) -> Wallet:
+    wallet = Wallet(name, path=str(directory / "wallets"))
+    if not wallet.coldkey_file.exists_on_device():
+        wallet.create_new_coldkey(use_password=False, suppress=True)
+    if not wallet.hotkey_file.exists_on_device():
+        wallet.create_new_hotkey(use_password=False, suppress=True)
+    return wallet
+
+
+def _register(link: DevLink, wallet: Wallet, netuid: int) -> None:
+    """Register the hotkey; a wallet named validator… gets stake enough for a permit."""
+    hotkey = wallet.hotkey.ss58_address
+    if link.request("query", "SubtensorModule", "Uids", [netuid, hotkey]) is not None:
+        return
+    register = calls.SubtensorModule.burned_register(netuid=netuid, hotkey=hotkey)
+    link.submit(DevCall(*register), wallet.coldkey)
+    if wallet.name.startswith("validator"):
+        stake = calls.SubtensorModule.add_stake(
+            hotkey=hotkey, netuid=netuid, amount_staked=VALIDATOR_STAKE_RAO
+        )
+        link.submit(DevCall(*stake), wallet.coldkey)

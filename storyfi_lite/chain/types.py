@@ -1,0 +1,78 @@
+"""What the rest of the program sees of the chain: frozen values, no bittensor import, no network.
+
+A `MetagraphSnapshot` is the last state that was read; how old it is, is part of it. It never changes: a newer
+one replaces it in one assignment, so a request that holds one sees one consistent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One registered hotkey of the subnet, as the chain's metagraph gives it.
+
+    `stake_tao` is the chain's total stake of this hotkey on this subnet (alpha plus weighted TAO): the figure
+    that validator permits are ranked by. `axon` is the published (ip, port), None if nothing is published.
+    `incentive` and `dividends` are fractions, 0 to 1.
+    """
+
+    uid: int
+    hotkey_ss58: str
+    stake_tao: float
+    validator_permit: bool
+    axon: tuple[str, int] | None
+    incentive: float
+    dividends: float
+
+
+@dataclass(frozen=True)
+class MetagraphSnapshot:
+    """The subnet at one block. `taken_at_s`: time.monotonic() when the chain was first seen at this block."""
+
+    netuid: int
+    block: int
+    taken_at_s: float
+    neurons: tuple[Neuron, ...]
+    by_hotkey: Mapping[str, Neuron] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        table = MappingProxyType({neuron.hotkey_ss58: neuron for neuron in self.neurons})
+        object.__setattr__(self, "by_hotkey", table)
+
+
+@dataclass(frozen=True)
+class ChainHealth:
+    """How the chain connection does. `height` and `age_s` are those of the snapshot in use; None without one.
+
+    `connected` says whether the last call to the chain succeeded. `detail` is one line for the operator.
+    """
+
+    connected: bool
+    height: int | None
+    age_s: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What came of a write to the chain. True in a condition if the chain took it.
+
+    `code` is "ok", "unavailable", "timeout" (the outcome is not known) or
+    bittensor's ErrorCode value, such as "rate_limited". `mode` is "set" or "committed" for weights
+    (committed: the chain reveals them by itself at drand round `reveal_round`), else "". `block` is the
+    including block where known.
+    """
+
+    ok: bool
+    code: str
+    message: str
+    mode: str = ""
+    block: int | None = None
+    reveal_round: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.ok

@@ -1,0 +1,51 @@
+"""`storyfi-lite doctor`: prints what storyfi_lite.doctor finds. No check lives here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")}
+
+
+@click.command(name="doctor")
+@click.option("--network", "-n", "--subtensor.network", "network", default="test", show_default=True)
+@click.option("--netuid", type=click.IntRange(0, 65535), default=108, show_default=True)
+@click.option("--wallet", "-w", "--wallet.name", "wallet_name", default="miner", show_default=True)
+@click.option("--wallet-hotkey", "-H", "--wallet.hotkey", "hotkey", default="default", show_default=True)
+@click.option("--wallet-path", "--wallet.path", "wallet_path", type=click.Path(path_type=Path), default=None)
+@click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True)
+@click.option(
+    "--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call."
+)
+@click.option("--model.name", "model", envvar="MODEL_NAME", default=None)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(as_json: bool, **options: object) -> None:
+    """Check wallet, chain, clock, port, build, model, key and disk, and say how to mend what is wrong.
+
+    Exit code 0: all fine; 1: something is to mend.
+
+    \b
+    storyfi-lite doctor
+    storyfi-lite doctor --network finney --netuid 92 --axon.external_ip home.example.org
+    storyfi-lite doctor --network dev --json
+    """
+    from storyfi_lite import doctor
+
+    checks = []
+    for check in doctor.run(doctor.Setup(**options)):  # type: ignore[arg-type]
+        checks.append(check)
+        if not as_json:
+            mark, colour = MARKS[check.status]
+            click.echo(f"{click.style(mark, fg=colour)} {check.name}: {check.detail}")
+            for line in check.fix.splitlines():
+                click.echo(f"    {line.strip()}")
+    to_mend = [check.name for check in checks if check.status == "mend"]
+    if as_json:
+        click.echo(json.dumps({"ok": not to_mend, "checks": [check.as_dict() for check in checks]}))
+    else:
+        click.echo(f"To mend: {', '.join(to_mend)}." if to_mend else "All fine.")
+    sys.exit(1 if to_mend else 0)

@@ -1,0 +1,85 @@
+"""`storyfi-lite generate`: one story task on this machine. The story on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
+
+TIMEOUT_S = 3600.0
+
+
+@click.command()
+@click.argument("text")
+@click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
+@click.option("--context", "context_file", type=click.File("rb"), metavar="FILE.json",
+              help="Earlier stages for the later tasks: an object with blueprint, characters, story_arc.")
+@chapter_ids_option
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
+@click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.8]")
+@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
+@click.option("--model.path", "model_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any GGUF file.")
+@click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
+@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole response: story, exact text, tokens, proof header.")
+def command(
+    text: str, task: str, context_file: Any, chapter_ids: list[int] | None, seed: int | None, max_tokens: int | None,
+    temperature: float | None, model_name: str | None, model_path: Path | None, quant: str | None, ctx: int | None, as_json: bool,
+) -> None:
+    """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
+
+    \b
+    storyfi-lite generate "a lighthouse keeper who hears the sea speak"
+    storyfi-lite generate "一个关于灯塔的故事" --seed 7 | storyfi-lite verify
+    storyfi-lite generate "a heist" --model.path ./my-model.gguf --json > response.json
+    """
+    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.loaders.base import Job
+    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
+    from storyfi_lite.miner.service import to_response
+    from storyfi_lite.wire.messages import parse_request
+
+    fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
+    request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
+    seed = secrets.randbits(64) if seed is None else seed
+    with DownloadProgress() as progress:
+        loader, facts = open_loader(ModelChoice(model_name, model_path, quant, ctx), Notices(progress.update, progress.note))
+    click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
+    try:
+        answer = _wait(loader.submit(Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)))
+    finally:
+        loader.close()
+    speed = answer.completion_tokens / answer.generation_time_s
+    click.echo(f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {speed:.0f} tokens/s", err=True)
+    click.echo(to_response(answer).to_json_bytes() if as_json else answer.text)
+
+
+def _wait(pending: Any) -> Any:
+    """The Future's result; on Ctrl-C it is cancelled, and the engine stops within a step."""
+    try:
+        return pending.result(TIMEOUT_S)
+    except KeyboardInterrupt:
+        pending.cancel()
+        raise
+
+
+def _context(file: Any) -> dict[str, Any]:
+    """The stages in the file. Raises BadInput."""
+    if file is None:
+        return {}
+    from storyfi_lite.errors import BadInput
+    from storyfi_lite.grammar.check import parse_json
+    from storyfi_lite.wire.messages import MAX_BODY_BYTES
+
+    raw = file.read(MAX_BODY_BYTES + 1)
+    data = parse_json(raw) if len(raw) <= MAX_BODY_BYTES else None
+    if not isinstance(data, dict):
+        raise BadInput(f"{file.name} is not a JSON object of at most {MAX_BODY_BYTES:,} bytes")
+    return {key: data[key] for key in ("blueprint", "characters", "story_arc") if key in data}

@@ -1,0 +1,43 @@
+"""Progress of a download on stderr: a bar on a terminal, a line every ten percent elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+class DownloadProgress:
+    """`update` and `note` are the callbacks that Store.pull wants."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+            console=self._console, disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> DownloadProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        if kind is KeyboardInterrupt:
+            click.echo("stopped; the same command goes on from here", err=True)
+
+    def update(self, name: str, done: int, total: int) -> None:
+        if self._console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bar.add_task(name, total=total)
+            self._bar.update(self._tasks[name], completed=done)
+        elif (tenth := done * 10 // total) != self._tenths.get(name):
+            self._tenths[name] = tenth
+            click.echo(f"{name}: {tenth * 10} % of {total / 1e6:,.0f} MB", err=True)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False)

@@ -1,0 +1,342 @@
+"""`storyfi-lite doctor`: what a miner needs, checked one by one, each with the command that mends it.
+
+A check is a function from a Setup to a frozen Check; none changes anything, none raises for what it is there
+to find. It looks at this machine from this machine: whether a router or a provider lets strangers in can only
+be seen from outside, and the port check says so. It never shows a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from storyfi_lite.errors import LiteError, Unavailable
+
+if TYPE_CHECKING:
+    from storyfi_lite.chain import MetagraphSnapshot
+
+Status = Literal["ok", "mend", "skip"]
+
+API_KEYS = ("GEMINI_API_KEY", "OPENAI_API_KEY")
+SKEW_FROM_S, SKEW_TO_S = (
+    -2.0,
+    8.0,
+)  # btauth/1 takes requests 2 s early to 10 s old; a block arrives up to 6 s late
+FREE_DISK_BYTES = 2 * 2**30  # logs, the nonce store and the chain's state
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What would be mined with: the options of `storyfi-lite mine` that can be wrong."""
+
+    network: str
+    netuid: int
+    wallet_name: str
+    hotkey: str
+    wallet_path: Path | None
+    port: int
+    external_ip: str | None
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `fix` holds the mending command where status is "mend"."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def _mend(name: str, error: LiteError) -> Check:
+    """Our errors hold what is wrong on the first line and the command on the others."""
+    first, _, rest = str(error).partition("\n")
+    return Check(name, "mend", first, rest.strip())
+
+
+def run(setup: Setup) -> Iterator[Check]:
+    """All checks in order, each yielded when it is done."""
+    yield check_wallet(setup)
+    yield from check_chain(setup)
+    yield check_port(setup)
+    yield check_build()
+    yield check_model(setup)
+    yield check_api_keys(setup)
+    yield check_disk()
+
+
+# Wallet and chain -------------------------------------------------------------
+
+
+def check_wallet(setup: Setup) -> Check:
+    """The wallet is there and its hotkey can be read."""
+    from storyfi_lite.chain import open_wallet
+
+    try:
+        wallet = open_wallet(setup.network, setup.wallet_name, setup.hotkey, setup.wallet_path)
+    except LiteError as error:
+        return _mend("wallet", error)
+    return Check("wallet", "ok", f"{setup.wallet_name}/{setup.hotkey}: {wallet.hotkey.ss58_address}")
+
+
+def check_chain(setup: Setup) -> tuple[Check, ...]:
+    """The chain answers, the hotkey is registered, and the clock is right."""
+    return asyncio.run(_check_chain(setup))
+
+
+async def _check_chain(setup: Setup) -> tuple[Check, ...]:
+    from storyfi_lite.chain import connect
+
+    try:
+        session = await connect(setup.network, None, setup.netuid)
+    except LiteError as error:
+        fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
+        found = _mend("chain", error)
+        unknown = "not known: no answer from the chain"
+        return (
+            Check("chain", "mend", found.detail, found.fix or fix),
+            Check("registration", "skip", unknown),
+            Check("clock", "skip", unknown),
+        )
+    try:
+        snapshot = session.snapshot
+        assert snapshot is not None  # connect's promise
+        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.netuid}"
+        registration = _check_registration(setup, snapshot)
+        try:
+            clock = judge_clock(await session.clock_skew_s())
+        except Unavailable as error:
+            clock = Check("clock", "skip", str(error))
+        return Check("chain", "ok", seen), registration, clock
+    finally:
+        await session.close()
+
+
+def _check_registration(setup: Setup, snapshot: MetagraphSnapshot) -> Check:
+    from storyfi_lite.chain import open_wallet
+    from storyfi_lite.chain.wallets import check_registered
+
+    try:
+        wallet = open_wallet(setup.network, setup.wallet_name, setup.hotkey, setup.wallet_path)
+    except LiteError:
+        return Check("registration", "skip", "not known: no wallet")
+    try:
+        check_registered(snapshot, wallet, setup.network.split(",")[0])
+    except LiteError as error:
+        return _mend("registration", error)
+    neuron = snapshot.by_hotkey[wallet.hotkey.ss58_address]
+    where = (
+        "no endpoint published yet"
+        if neuron.axon is None
+        else f"published at {neuron.axon[0]}:{neuron.axon[1]}"
+    )
+    return Check("registration", "ok", f"uid {neuron.uid}, {where}")
+
+
+def judge_clock(skew_s: float) -> Check:
+    """`skew_s` as ChainSession.clock_skew_s gives it."""
+    if SKEW_FROM_S <= skew_s <= SKEW_TO_S:
+        return Check("clock", "ok", f"{skew_s:+.1f} s against the newest block, which is right")
+    way = "ahead of" if skew_s > 0 else "behind"
+    detail = f"this clock is {abs(skew_s):.0f} s {way} the chain's; signed requests will be refused as stale"
+    return Check("clock", "mend", detail, "sudo timedatectl set-ntp true")
+
+
+# Network ----------------------------------------------------------------------
+
+
+def check_port(setup: Setup) -> Check:
+    """The port is free (or our miner's), and the address that would be published leads back to it."""
+    from storyfi_lite.chain import networks
+    from storyfi_lite.chain.address import external_ip
+
+    name, port = "port", setup.port
+    public = networks.is_public(setup.network)
+    dev = networks.dev_directory(setup.network) is not None
+    try:
+        ip = asyncio.run(external_ip(setup.external_ip, public=public, dev=dev))
+    except LiteError as error:
+        return _mend(name, error)
+    try:
+        with _echo(port) as word:
+            reached = _ask(ip, port) == word
+    except OSError as error:
+        if _is_miner("127.0.0.1", port):
+            reached = _is_miner(ip, port)
+        else:
+            return Check(
+                name, "mend", f"port {port} cannot be opened: {error}", f"sudo ss -ltnp 'sport = :{port}'"
+            )
+    if reached:
+        return Check(
+            name, "ok", f"{ip}:{port} leads here (whether from outside too, only a call from outside shows)"
+        )
+    return Check(
+        name,
+        "mend",
+        f"{ip}:{port} does not lead back here; a firewall, no port forwarding, or a router without a loop",
+        f"sudo ufw allow {port}/tcp    then from another network: curl http://{ip}:{port}/health",
+    )
+
+
+@contextmanager
+def _echo(port: int) -> Iterator[bytes]:
+    """A listener that tells each caller a random word. Raises OSError if the port is taken."""
+    word = secrets.token_hex(16).encode()
+    with socket.create_server(("", port)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:  # closed
+                    return
+                with connection:
+                    connection.sendall(word)
+
+        threading.Thread(target=answer, name="doctor-port", daemon=True).start()
+        try:
+            yield word
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+def _ask(ip: str, port: int) -> bytes:
+    try:
+        with socket.create_connection((ip, port), timeout=5) as connection:
+            return connection.recv(64)
+    except OSError:
+        return b""
+
+
+def _is_miner(ip: str, port: int) -> bool:
+    import httpx
+
+    host = f"[{ip}]" if ":" in ip else ip
+    try:
+        return httpx.get(f"http://{host}:{port}/health", timeout=5, trust_env=False).status_code in (200, 503)
+    except httpx.HTTPError:
+        return False
+
+
+# Machine ----------------------------------------------------------------------
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The NVIDIA GPUs of this machine; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def built_for_gpu() -> bool | None:
+    """Whether llama.cpp was built for a GPU; None if it is not installed."""
+    try:
+        import llama_cpp
+    except ImportError:
+        return None
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def check_build() -> Check:
+    """llama.cpp is installed, and uses the GPU that is there."""
+    return judge_build(gpu_names(), built_for_gpu())
+
+
+def judge_build(gpus: tuple[str, ...], gpu_build: bool | None) -> Check:
+    machine = ", ".join(gpus) or "no NVIDIA GPU"
+    if gpu_build is None:
+        if has_api_key():
+            return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
+        return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install 'storyfi-lite[local]'")
+    if gpus and not gpu_build:
+        return Check(
+            "llama.cpp",
+            "mend",
+            f"{machine} is there, but llama.cpp was built for the CPU only",
+            "CMAKE_ARGS=-DGGML_CUDA=on "
+            "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python",
+        )
+    return Check("llama.cpp", "ok", f"{machine}; built for the {'GPU' if gpu_build else 'CPU'}")
+
+
+def has_api_key() -> bool:
+    return any(os.environ.get(name) for name in API_KEYS)
+
+
+def check_model(setup: Setup) -> Check:
+    """The model's file is whole, or any model's if none is named. Cheap: no checksum."""
+    from storyfi_lite.registry import ApiModel, load_registry
+    from storyfi_lite.store import Store
+
+    try:
+        registry = load_registry()
+        wanted = registry.find(setup.model) if setup.model else None
+        if isinstance(wanted, ApiModel):
+            return Check("model file", "skip", f"{wanted.key} is an API model")
+        found = [
+            (spec.key, path)
+            for spec, _file, path in Store().complete_files(registry)
+            if wanted in (None, spec)
+        ]
+    except LiteError as error:
+        return _mend("model file", error)
+    if found:
+        key, path = found[0]
+        return Check(
+            "model file", "ok", f"{key}: {path}" + (f", and {len(found) - 1} more" if found[1:] else "")
+        )
+    if wanted is None and has_api_key():
+        return Check("model file", "skip", "no model file; the API key will be used, at half the reward")
+    name = setup.model or "a model"
+    return Check(
+        "model file", "mend", f"no file of {name} is here", f"storyfi-lite pull {setup.model or ''}".strip()
+    )
+
+
+def check_api_keys(setup: Setup) -> Check:
+    """Which keys are set. A key is needed only for an API model."""
+    present = [name for name in API_KEYS if os.environ.get(name)]
+    if present:
+        return Check("API key", "ok", f"{' and '.join(present)} set")
+    needed = {"gemini": "GEMINI_API_KEY", "gpt": "OPENAI_API_KEY"}.get((setup.model or "").split("-")[0])
+    if needed:
+        return Check("API key", "mend", f"{setup.model} needs a key", f"export {needed}=…")
+    return Check("API key", "skip", "none set; needed only without a local model")
+
+
+def check_disk() -> Check:
+    """Room where models and state are kept."""
+    import platformdirs
+
+    root = Path(
+        os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")
+    ).absolute()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    free_bytes = shutil.disk_usage(there).free
+    detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"
+    if free_bytes < FREE_DISK_BYTES:
+        need = f"{FREE_DISK_BYTES / 2**30:.0f} GiB are needed beside the model"
+        return Check("disk", "mend", f"{detail}; {need}", f"du -xh --max-depth=2 {there} | sort -h | tail")
+    return Check("disk", "ok", detail)

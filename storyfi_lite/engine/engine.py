@@ -1,0 +1,354 @@
+"""The engine: many requests, one llama context, one thread that owns it.
+
+    submit(job) -> Future      any thread; bounded queue, Busy at once when a job cannot be queued or be in time
+    the engine's thread        each step: admit jobs to free slots, fill one batch (a token or more for each running
+                               slot, prompt chunks in what room is left), decode, choose, finish
+
+Knows prompts, grammars and deadlines; nothing of HTTP, hotkeys, tasks or the chain.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storyfi_lite.engine.model import Context, Feed, Model
+from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.sampler import Floats
+from storyfi_lite.engine.settings import EngineSettings, SamplingParams
+from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, EngineError, LiteError
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.tasks.base import Messages
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED = 64
+MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
+_SPEED_MEMORY = 0.7  # weight of the past in the running mean of seconds a job
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """`max_tokens` None: the longest that the grammar allows and the context holds. `deadline_s` on time.monotonic()'s
+    clock. Higher `priority` first, then the older."""
+
+    messages: Messages
+    constraint: Constraint
+    sampling: SamplingParams
+    deadline_s: float
+    max_tokens: int | None = None
+    priority: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer. `prompt` and `tokens` are token ids; `tokens` without any end token."""
+
+    text: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    max_tokens: int
+    queued_s: float
+    first_token_s: float  # from its slot to its first token
+    total_s: float  # from submit to the end
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    alive: bool
+    detail: str
+    running: int
+    queued: int
+
+
+@dataclass
+class _Request:
+    job: EngineJob
+    prompt: list[int]
+    rule: ChoiceRule
+    max_tokens: int
+    future: Future[Generation]
+    submitted_s: float
+    started_s: float = 0.0
+    first_token_s: float = 0.0
+
+
+@dataclass
+class _Slot:
+    """One sequence of the context. `cached` are the tokens whose cells it holds, `feed` those still to be decoded."""
+
+    sequence: int
+    request: _Request | None = None
+    cached: list[int] = field(default_factory=list)
+    feed: list[int] = field(default_factory=list)
+
+
+class Engine:
+    """Loads the model at once; raises BadInput, DoesNotFit or EngineError. Close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, settings: EngineSettings, chat_template: str | None = None) -> None:
+        self.settings = settings
+        self.model = Model(path, settings, chat_template)
+        try:
+            self.chat_template = self.model.chat_template
+            self._context = Context(self.model, settings)
+        except LiteError:
+            self.model.close()
+            raise
+        self._slots = [_Slot(sequence) for sequence in range(settings.n_slots)]
+        self._queue: list[tuple[float, int, _Request]] = []
+        self._order = itertools.count()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._dead: str | None = None
+        self._failures = 0
+        self._mean_job_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="storyfi-engine", daemon=True)
+        self._thread.start()
+
+    # --- any thread --------------------------------------------------------------------------------------------
+
+    def prompt_tokens(self, messages: Messages) -> list[int]:
+        return self.chat_template.tokens(self.model.vocabulary, messages)
+
+    def submit(self, job: EngineJob) -> Future[Generation]:
+        """Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
+        may be cancelled at any time; its slot is free one step later."""
+        prompt = self.prompt_tokens(job.messages)
+        max_tokens = self._budget(job, prompt)
+        rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
+        request = _Request(job, prompt, rule, max_tokens, Future(), time.monotonic())
+        with self._wake:
+            if self._dead or self._closing:
+                raise EngineError(self._dead or "the engine is closing")
+            self._refuse_if_late(job)
+            heapq.heappush(self._queue, (-job.priority, next(self._order), request))
+            self._wake.notify()
+        return request.future
+
+    def _budget(self, job: EngineJob, prompt: list[int]) -> int:
+        """The answer's token budget. Whatever it is, the answer ends inside it: the grammar's bound, or the closing rule."""
+        room = self.settings.n_ctx - len(prompt)
+        wanted = job.max_tokens if job.max_tokens is not None else job.constraint.max_tokens_bound
+        budget = min(wanted, room)
+        if room < job.constraint.min_tokens_bound:
+            raise BadInput(
+                f"the prompt has {len(prompt)} tokens and the answer needs {job.constraint.min_tokens_bound}; "
+                f"the context holds {self.settings.n_ctx}"
+            )
+        return budget
+
+    def _refuse_if_late(self, job: EngineJob) -> None:
+        if len(self._queue) >= MAX_QUEUED:
+            raise Busy("the queue is full", self._expected_wait_s(len(self._queue)))
+        ahead = sum(-priority >= job.priority for priority, _, _ in self._queue)
+        wait_s = self._expected_wait_s(ahead)
+        if wait_s is not None and time.monotonic() + wait_s + (self._mean_job_s or 0) > job.deadline_s:
+            raise Busy(f"the answer would be late: {wait_s:.0f} s to wait", wait_s)
+
+    def _expected_wait_s(self, ahead: int) -> float | None:
+        """Seconds until a job with `ahead` others before it gets a slot; None until a job has been measured."""
+        if self._mean_job_s is None:
+            return None
+        busy = sum(slot.request is not None for slot in self._slots)
+        waves = (ahead + busy) // len(self._slots)
+        return waves * self._mean_job_s
+
+    def health(self) -> EngineHealth:
+        with self._wake:
+            running = sum(slot.request is not None for slot in self._slots)
+            return EngineHealth(self._dead is None and not self._closing, self._dead or "ok", running, len(self._queue))
+
+    def close(self) -> None:
+        """Finishes what runs, fails what waits, frees the model. Idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        self._context.close()
+        self.model.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the engine's thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._admit():
+            try:
+                self._step()
+            except EngineError as error:
+                self._recover(error)
+            except Exception as error:  # a defect must not leave requests without an answer
+                log.exception("the engine failed")
+                self._recover(EngineError(f"internal error: {type(error).__name__}"))
+            if self._dead:
+                break
+        self._fail_all(EngineError(self._dead or "the engine is closing"))
+
+    def _admit(self) -> bool:
+        """Gives free slots to waiting jobs; sleeps while there is nothing to do. False when it is time to stop."""
+        with self._wake:
+            while True:
+                if self._closing:
+                    return any(slot.request for slot in self._slots)
+                for slot in self._slots:
+                    if slot.request is None:
+                        self._start_next(slot)
+                if any(slot.request for slot in self._slots):
+                    return True
+                self._wake.wait()
+
+    def _start_next(self, slot: _Slot) -> None:
+        while self._queue:
+            _, _, request = heapq.heappop(self._queue)
+            if request.future.cancelled():
+                continue
+            if time.monotonic() >= request.job.deadline_s:
+                _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
+                continue
+            request.started_s = time.monotonic()
+            slot.request = request
+            try:
+                self._prepare(slot, request.prompt + request.rule.force())
+            except LiteError as error:
+                self._release(slot, error)
+                continue
+            return
+
+    def _prepare(self, slot: _Slot, tokens: list[int]) -> None:
+        """Keeps the cells of the longest common beginning, at least one token short of the whole, and feeds the rest."""
+        common = 0
+        for old, new in zip(slot.cached, tokens[:-1], strict=False):
+            if old != new:
+                break
+            common += 1
+        try:
+            self._context.forget(slot.sequence, common)
+        except EngineError:
+            common = 0
+            self._context.forget(slot.sequence)
+        slot.cached, slot.feed = tokens[:common], tokens[common:]
+
+    def _step(self) -> None:
+        """One batch. Running slots come first, so that a long prompt stalls no stream; prompts share what room is left."""
+        self._drop_ended()
+        room = self._context.n_batch
+        feeds: list[Feed] = []
+        fed: list[_Slot] = []
+        for slot in sorted((s for s in self._slots if s.request), key=lambda s: len(s.feed)):
+            chunk = slot.feed[: max(room, 0)]
+            if chunk:
+                last = len(chunk) == len(slot.feed)
+                feeds.append(Feed(slot.sequence, len(slot.cached), chunk, [len(chunk) - 1] if last else []))
+                fed.append(slot)
+                room -= len(chunk)
+        if not feeds:
+            return
+        for slot, feed, logits in zip(fed, feeds, self._context.decode(feeds), strict=True):
+            slot.cached += feed.tokens
+            slot.feed = slot.feed[len(feed.tokens) :]
+            if logits:
+                self._advance(slot, logits[0])
+
+    def _advance(self, slot: _Slot, logits: Floats) -> None:
+        """Chooses the slot's next token. An error here is this request's alone."""
+        request = slot.request
+        assert request is not None
+        request.first_token_s = request.first_token_s or time.monotonic()
+        try:
+            slot.feed = [request.rule.choose(logits), *request.rule.force()]
+            if request.rule.done:
+                self._finish(slot, request)
+        except LiteError as error:
+            self._release(slot, error)
+        except Exception:
+            log.exception("a request failed")
+            self._release(slot, EngineError("internal error in one request"))
+
+    def _finish(self, slot: _Slot, request: _Request) -> None:
+        now = time.monotonic()
+        taken = now - request.started_s
+        mean = self._mean_job_s
+        self._mean_job_s = taken if mean is None else _SPEED_MEMORY * mean + (1 - _SPEED_MEMORY) * taken
+        self._failures = 0
+        generation = Generation(
+            text=request.rule.text,
+            prompt=tuple(request.prompt),
+            tokens=tuple(request.rule.tokens),
+            max_tokens=request.max_tokens,
+            queued_s=request.started_s - request.submitted_s,
+            first_token_s=request.first_token_s - request.started_s,
+            total_s=now - request.submitted_s,
+        )
+        self._release(slot, None)
+        _resolve(request, generation)
+
+    def _drop_ended(self) -> None:
+        """Frees the slots of requests whose client went away or whose time is up."""
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.request and slot.request.future.cancelled():
+                self._release(slot, None)
+            elif slot.request and now >= slot.request.job.deadline_s:
+                self._release(slot, DeadlineExceeded("the deadline passed while the answer was being written"))
+
+    def _release(self, slot: _Slot, error: LiteError | None) -> None:
+        request, slot.request, slot.feed = slot.request, None, []
+        if request and error:
+            _fail(request, error)
+
+    # --- failure -----------------------------------------------------------------------------------------------
+
+    def _recover(self, error: EngineError) -> None:
+        """After a failed decode: a fresh context with half the batch, and every running request replayed into it."""
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            self._dead = f"the engine is dead after {self._failures} failures: {error}; restart the miner"
+            log.error(self._dead)
+            return
+        log.warning("%s; starting a fresh context (%d of %d)", error, self._failures, MAX_FAILURES)
+        try:
+            self._context.close()
+            self._context = Context(self.model, self.settings)
+        except LiteError as failed:
+            self._dead = f"the engine is dead: {failed}"
+            log.error(self._dead)
+            return
+        self._context.n_batch = max(1, self.settings.n_batch >> self._failures)
+        for slot in self._slots:
+            slot.cached = []
+            if slot.request:
+                slot.feed = slot.request.prompt + slot.request.rule.tokens
+
+    def _fail_all(self, error: LiteError) -> None:
+        with self._wake:
+            waiting = [request for _, _, request in self._queue]
+            self._queue.clear()
+            for slot in self._slots:
+                self._release(slot, error)
+        for request in waiting:
+            _fail(request, error)
+
+
+def _resolve(request: _Request, generation: Generation) -> None:
+    try:
+        request.future.set_result(generation)
+    except InvalidStateError:
+        log.debug("an answer came after its client left")
+
+
+def _fail(request: _Request, error: LiteError) -> None:
+    try:
+        request.future.set_exception(error)
+    except InvalidStateError:
+        log.debug("a request failed after its client left")

@@ -1,0 +1,206 @@
+"""The native side: a model file loaded by llama.cpp, one context on it, one batch at a time. Low-level binding only.
+
+Not thread-safe: whoever makes a Context keeps it on one thread. Knows nothing of grammars, jobs or texts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import psutil
+
+from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.sampler import Floats
+from storyfi_lite.engine.settings import GGML_TYPES, EngineSettings
+from storyfi_lite.engine.vocabulary import Vocabulary
+from storyfi_lite.errors import BadInput, DoesNotFit, EngineError
+
+log = logging.getLogger("storyfi_lite.llama")
+
+ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
+_FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
+
+
+@cache
+def _start_backend() -> object:
+    """llama.cpp's own set-up, once a process; its log goes to Python's. Returns the callback, which must stay alive."""
+
+    @llama_cpp.llama_log_callback
+    def forward(level: int, text: bytes, _: object) -> None:
+        log.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode(errors="replace").rstrip())
+
+    llama_cpp.llama_log_set(forward, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return forward
+
+
+class Model:
+    """The weights and the vocabulary. Raises BadInput for a file that is no GGUF, EngineError if llama.cpp refuses it."""
+
+    def __init__(self, path: Path, settings: EngineSettings, chat_template: str | None = None) -> None:
+        _start_backend()
+        _check_magic(path)
+        self.path = path
+        self._keep: list[object] = []  # ctypes arrays that llama.cpp points into
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = settings.n_gpu_layers
+        if settings.tensor_split:
+            shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*settings.tensor_split)
+            params.tensor_split = shares
+            self._keep.append(shares)
+        if settings.experts_in_ram:
+            params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise DoesNotFit(f"llama.cpp could not load {path.name}: out of memory, or the file is damaged")
+        self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
+        self._chat_template = chat_template
+
+    def _expert_overrides(self, layers: int) -> ctypes.c_void_p:
+        """Keeps the experts of the first `layers` layers in RAM, as llama.cpp's --n-cpu-moe does."""
+
+        class Override(ctypes.Structure):
+            _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+        find = llama_cpp._ggml.libggml.ggml_backend_cpu_buffer_type
+        find.restype = ctypes.c_void_p
+        rows = (Override * (layers + 1))()
+        for layer in range(layers):
+            rows[layer] = Override(rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode(), find())
+        self._keep.append(rows)
+        return ctypes.cast(rows, ctypes.c_void_p)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Raises BadInput if neither the file nor the registry has one."""
+        source = self._chat_template
+        if source is None:
+            raw = llama_cpp.llama_model_chat_template(self.handle, None)
+            if not raw:
+                raise BadInput(f"{self.path.name} carries no chat template; choose an instruction-tuned GGUF")
+            source = raw.decode()
+        return ChatTemplate(source, self.vocabulary.special_text("bos"), self.vocabulary.special_text("eos"))
+
+    @property
+    def train_context_tokens(self) -> int:
+        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    def metadata(self, key: str) -> str:
+        """A metadata value as text; empty if the file has none."""
+        buffer = ctypes.create_string_buffer(256)
+        length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else ""
+
+    def close(self) -> None:
+        if self.handle:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = None
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise BadInput(f"{path} is not a GGUF file")
+
+
+@dataclass
+class Feed:
+    """Tokens for one sequence in the next batch, from position `start`; `rows` are the indexes in `tokens` whose logits
+    are wanted."""
+
+    sequence: int
+    start: int
+    tokens: list[int]
+    rows: list[int]
+
+
+class Context:
+    """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each."""
+
+    def __init__(self, model: Model, settings: EngineSettings) -> None:
+        params = llama_cpp.llama_context_default_params()
+        threads = settings.n_threads or psutil.cpu_count(logical=False) or 1
+        params.n_ctx = settings.n_ctx * settings.n_slots
+        params.n_seq_max = settings.n_slots
+        params.n_batch, params.n_ubatch = settings.n_batch, min(settings.n_ubatch, settings.n_batch)
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = GGML_TYPES[settings.kv_type]
+        params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
+        params.kv_unified = False  # a cache per sequence: no attention over the neighbours' cells
+        params.no_perf = True
+        self.n_batch = settings.n_batch
+        self._vocabulary_size = model.vocabulary.size
+        self._handles = ExitStack()
+        self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise DoesNotFit("llama.cpp could not make a context: not enough memory for the KV cache")
+        self._handles.callback(llama_cpp.llama_free, self.handle)
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._make_batch(settings.n_batch)
+
+    def _make_batch(self, size: int) -> None:
+        """The batch's arrays, ours and reused, so that a step fills them by slices instead of item by item."""
+        self._token = np.zeros(size, dtype=np.int32)
+        self._pos = np.zeros(size, dtype=np.int32)
+        self._seq = np.zeros(size, dtype=np.int32)
+        self._count = np.ones(size, dtype=np.int32)
+        self._wanted = np.zeros(size, dtype=np.int8)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        base = self._seq.ctypes.data
+        self._seq_rows = (pointer * size)(*(ctypes.cast(base + 4 * i, pointer) for i in range(size)))
+        batch = llama_cpp.llama_batch()
+        batch.token = self._token.ctypes.data_as(pointer)
+        batch.pos = self._pos.ctypes.data_as(pointer)
+        batch.n_seq_id = self._count.ctypes.data_as(pointer)
+        batch.seq_id = ctypes.cast(self._seq_rows, ctypes.POINTER(pointer))
+        batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self._batch = batch
+
+    def decode(self, feeds: list[Feed]) -> list[list[Floats]]:
+        """One llama_decode over all feeds, at most n_batch tokens together. For each feed the logits of its rows: float32
+        views of (vocabulary,), valid and free to be changed until the next decode. Raises EngineError."""
+        at = 0
+        wanted: list[list[int]] = []
+        for feed in feeds:
+            end = at + len(feed.tokens)
+            self._token[at:end] = feed.tokens
+            self._pos[at:end] = np.arange(feed.start, feed.start + len(feed.tokens))
+            self._seq[at:end] = feed.sequence
+            self._wanted[at:end] = 0
+            rows = [at + row for row in feed.rows]
+            self._wanted[rows] = 1
+            wanted.append(rows)
+            at = end
+        self._batch.n_tokens = at
+        code = llama_cpp.llama_decode(self.handle, self._batch)
+        if code != 0:
+            raise EngineError(f"llama_decode failed with code {code} on {at} tokens of {len(feeds)} sequences")
+        return [[self._logits(row) for row in rows] for rows in wanted]
+
+    def _logits(self, row: int) -> Floats:
+        pointer = llama_cpp.llama_get_logits_ith(self.handle, row)
+        if not pointer:
+            raise EngineError("llama.cpp returned no logits")
+        address = ctypes.addressof(pointer.contents)
+        return np.frombuffer((ctypes.c_float * self._vocabulary_size).from_address(address), dtype=np.float32)
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Drops a sequence's cells from position `start` on."""
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            # some caches (sliding window) cannot drop a part: then all of it goes
+            raise EngineError("llama.cpp could not drop a part of a sequence")
+
+    def close(self) -> None:
+        self._handles.close()

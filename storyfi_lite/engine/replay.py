@@ -1,0 +1,97 @@
+"""The replay: what a validator that has the file measures of an answer, in one prefill (docs/proof.md).
+
+Runs the very rule that generated (engine/rule.py). Says how far the given tokens are from the ones that this file, seed
+and grammar choose; what that proves is for validator/proof.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.errors import EngineError, GrammarError
+
+MAX_MARGIN = 5.0  # nats; one position must not decide a mean
+
+
+@dataclass(frozen=True)
+class Replay:
+    """`margins` in nats, clipped at MAX_MARGIN, one for each free position: one where min-p left more than one candidate.
+    `refuted` says why the tokens cannot come from this rule at all, if so."""
+
+    margins: tuple[float, ...]
+    matches: int
+    positions: int
+    refuted: str | None = None
+
+    @property
+    def mean_margin(self) -> float:
+        return float(np.mean(self.margins)) if self.margins else 0.0
+
+    @property
+    def match_rate(self) -> float:
+        return self.matches / len(self.margins) if self.margins else 0.0
+
+
+def replay(context: Context, rule: ChoiceRule, prompt: list[int], tokens: list[int]) -> Replay:
+    """Prefills prompt + answer on sequence 0 and scores each position that was sampled. `rule` is a fresh one. The last
+    token's own logits are not needed. Raises EngineError if llama.cpp fails."""
+    context.forget(0)
+    judge = _Judge(rule, tokens)
+    fed = prompt + tokens[:-1]
+    for start in range(0, len(fed), context.n_batch):
+        chunk = fed[start : start + context.n_batch]
+        first = max(0, len(prompt) - 1 - start)  # the row that predicts the answer's first token of this chunk
+        rows = list(range(first, len(chunk)))
+        for row, logits in zip(rows, context.decode([Feed(0, start, chunk, rows)])[0], strict=True):
+            judge.look(start + row - len(prompt) + 1, logits)
+            if judge.refuted:
+                return judge.result()
+    judge.end()
+    return judge.result()
+
+
+class _Judge:
+    def __init__(self, rule: ChoiceRule, tokens: list[int]) -> None:
+        self._rule, self._tokens = rule, tokens
+        self._margins: list[float] = []
+        self._matches = 0
+        self.refuted: str | None = None
+
+    def look(self, position: int, logits: np.ndarray) -> None:
+        """Position by position; those that the grammar forced are only compared."""
+        try:
+            if position >= len(self._rule.tokens):
+                self._take_forced(position)
+            if self.refuted or position < len(self._rule.tokens):
+                return
+            if self._rule.done:
+                self.refuted = f"the answer goes on after its end, at token {position}"
+                return
+            scored = self._rule.score(logits, self._tokens[position])
+        except (GrammarError, EngineError) as error:
+            self.refuted = f"token {position}: {error}"
+            return
+        if scored.margin is None:
+            self.refuted = f"token {position} is not allowed by the grammar or the budget"
+        elif scored.choices > 1 or not scored.match:
+            self._margins.append(min(scored.margin, MAX_MARGIN))
+            self._matches += scored.match
+
+    def _take_forced(self, position: int) -> None:
+        forced = self._rule.force()
+        if forced and self._tokens[position : position + len(forced)] != forced:
+            self.refuted = f"token {position}: the grammar forces other tokens"
+
+    def end(self) -> None:
+        if not self.refuted:
+            if not self._rule.done:
+                self._take_forced(len(self._rule.tokens))
+            if not self._rule.done:
+                self.refuted = "the answer stops before its end"
+
+    def result(self) -> Replay:
+        return Replay(tuple(self._margins), self._matches, len(self._rule.sampled_positions), self.refuted)

@@ -1,0 +1,172 @@
+"""The choice rule of one answer: grammar, budget, repetition and sampler together, token by token.
+
+The engine asks it for the next token; the replay asks it what it would have chosen and how far the given token is from
+that. Both run this code, so they agree. Knows logits and token ids; nothing of batches, slots or llama.cpp contexts.
+
+At position i of an answer with a budget of B tokens, in this order:
+  1. tokens that the grammar forces are taken as they are;
+  2. the logits are lowered by the repetition penalty;
+  3. a token is allowed if the grammar's mask has it and, after it, the rest can surely be closed within the budget:
+     need_tokens(after) <= B - i - 1 (grammar/cursor.py);
+  4. among the allowed ones within min-p of the best, the highest score wins; the lower id on a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyfi_lite.engine.sampler import Floats, Ids, Repetition, candidates, scores
+from storyfi_lite.engine.settings import SamplingParams
+from storyfi_lite.errors import BadInput, GrammarError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from storyfi_lite.engine.vocabulary import Vocabulary
+    from storyfi_lite.grammar import Constraint
+
+_SAFE_RISE = 8  # no token raises need_tokens above the start's by more: an opened array item is less than the whole
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A given token against the rule. `margin`: best score minus the given one's, in nats; None if the token is not
+    allowed at all. `choices`: how many candidates there were."""
+
+    margin: float | None
+    match: bool
+    choices: int
+
+
+class ChoiceRule:
+    """State of one answer. Raises BadInput at once if the budget is below what closes an answer."""
+
+    def __init__(self, vocabulary: Vocabulary, constraint: Constraint, params: SamplingParams, max_tokens: int) -> None:
+        self.tokens: list[int] = []
+        self.sampled_positions: list[int] = []
+        self._vocabulary = vocabulary
+        self._params = params
+        self._max_tokens = max_tokens
+        self._matcher: LLMatcher = vocabulary.matcher(constraint)
+        self._cursor = constraint.cursor()
+        self._repetition = Repetition(params)
+        if max_tokens < self._cursor.need_tokens:
+            raise BadInput(
+                f"max_tokens is {max_tokens}; this answer needs at least {self._cursor.need_tokens} to close"
+            )
+        self._largest_need = self._cursor.need_tokens + _SAFE_RISE
+
+    @property
+    def done(self) -> bool:
+        return self._cursor.done
+
+    @property
+    def text(self) -> str:
+        return self._vocabulary.text_of(self.tokens)
+
+    def force(self) -> list[int]:
+        """Takes and returns the tokens that the grammar forces now."""
+        forced = [] if self.done else self._matcher.compute_ff_tokens()
+        for token in forced:
+            self._take(token)
+        return forced
+
+    def choose(self, logits: Floats) -> int:
+        """Takes and returns the next token. Changes `logits` (float32, one per token of the vocabulary)."""
+        self._repetition.apply(logits)
+        token = self._select(logits)
+        self.sampled_positions.append(len(self.tokens))
+        self._take(token)
+        return token
+
+    def score(self, logits: Floats, given: int) -> Scored:
+        """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
+        self._repetition.apply(logits)
+        kept = self._candidates(logits)
+        result = Scored(None, False, len(kept))
+        if self._allowed(given):
+            both = scores(logits, np.append(kept, given), len(self.tokens), self._params)
+            best = int(np.argmax(both[:-1]))
+            # A given token below min-p's cut is as far off as it is below, and as its score is below the best: so the
+            # margin is continuous where noise carries a token over the cut.
+            below_cut = max(0.0, float(logits[kept].min() - logits[given])) if given not in kept else 0.0
+            margin = max(0.0, float(both[best] - both[-1])) + below_cut / (self._params.temperature or 1.0)
+            result = Scored(margin, int(kept[best]) == given, len(kept))
+        self.sampled_positions.append(len(self.tokens))
+        if result.margin is not None:
+            self._take(given)
+        return result
+
+    def _take(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise GrammarError(f"the grammar's matcher failed: {self._matcher.get_error()}")
+        self._cursor.advance(self._vocabulary.bytes_of(token))
+        self._repetition.append(token)
+        self.tokens.append(token)
+
+    # --- which token -------------------------------------------------------------------------------------------
+
+    def _select(self, logits: Floats) -> int:
+        """Most tokens that a model likes are allowed, so first look whether the best one is: then the cut is known
+        without a mask, and only candidates are asked for, best score first."""
+        top = int(logits.argmax())
+        if self._allowed(top):
+            kept = candidates(logits, float(logits[top]), self._params)
+            order = self._by_score(logits, kept)
+            return next(token for token in order if token == top or self._allowed(token))
+        return self._by_score(logits, self._candidates(logits))[0]
+
+    def _by_score(self, logits: Floats, tokens: Ids) -> list[int]:
+        ranked = np.argsort(-scores(logits, tokens, len(self.tokens), self._params), kind="stable")
+        return [int(token) for token in tokens[ranked]]
+
+    def _candidates(self, logits: Floats) -> Ids:
+        """Allowed tokens within min-p of the best allowed one, from the full mask. Ascending ids."""
+        allowed = self._within_budget(self._vocabulary.masked_ids(self._matcher))
+        if not len(allowed):
+            raise GrammarError("no token is allowed here")
+        values = logits[allowed]
+        return allowed[candidates(values, float(values.max()), self._params)]
+
+    def _allowed(self, token: int) -> bool:
+        if self._matcher.validate_tokens([token]) != 1:
+            return False
+        return self._budget_is_wide or self._closes_after(token)
+
+    # --- the budget --------------------------------------------------------------------------------------------
+
+    @property
+    def _remaining(self) -> int:
+        return self._max_tokens - len(self.tokens)
+
+    @property
+    def _budget_is_wide(self) -> bool:
+        return self._remaining > self._largest_need
+
+    def _closes_after(self, token: int) -> bool:
+        after = self._cursor.copy()
+        try:
+            after.advance(self._vocabulary.bytes_of(token))
+        except GrammarError:
+            return False
+        return after.need_tokens <= self._remaining - 1
+
+    def _within_budget(self, tokens: Ids) -> Ids:
+        if self._budget_is_wide:
+            return tokens
+        keep: NDArray[np.bool_] = np.zeros(len(tokens), dtype=bool)
+        rest: Sequence[int] = range(len(tokens))
+        if self._cursor.in_text:  # tokens of whole plain characters are most of the mask: settle them together
+            chars = self._vocabulary.plain_chars[tokens]
+            required, _ = self._cursor.text_room_chars
+            need = self._cursor.need_tokens - np.minimum(chars, required)
+            keep = (chars > 0) & (need <= self._remaining - 1)
+            rest = np.flatnonzero(chars == 0)  # type: ignore[assignment]
+        for index in rest:
+            keep[index] = self._closes_after(int(tokens[index]))
+        return tokens[keep]

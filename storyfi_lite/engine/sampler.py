@@ -1,0 +1,96 @@
+"""The sampler: a pure function from (logits, allowed tokens, seed, position, history) to one token.
+
+Gumbel-max with counter-based noise: token v at position i has the score logit(v)/T + g(S, i, v), and the best allowed
+score wins, so a validator that knows the seed S repeats every choice (docs/proof.md; after Token-DiFR, arXiv
+2511.20621). Candidates are cut by min-p against the best allowed logit, which moves continuously with the logits where
+top-p and top-k flip. Knows token ids only: no text, no grammar, no llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyfi_lite.engine.settings import SamplingParams
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_MASK = (1 << 64) - 1
+_POSITION_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment, 2^64 / golden ratio
+_TOKEN_STEP = np.uint64(0xD1342543DE82EF95)  # an odd multiplier with good spectral properties (Steele & Vigna 2021)
+_DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer (Stafford's mix 13)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def gumbel_noise(seed: int, position: int, tokens: Ids) -> NDArray[np.float64]:
+    """g = -ln(-ln u) for each token id; u is uniform in (0, 1) from the top 53 bits of a 64-bit mix of the three.
+
+    Vectors: tests/vectors/sampler.json.
+    """
+    key = _mix(np.array([(seed + (position + 1) * _POSITION_STEP) & _MASK], dtype=np.uint64))
+    bits = _mix(_mix(key + (tokens.astype(np.uint64) + np.uint64(1)) * _TOKEN_STEP))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
+
+
+def scores(logits: Floats, tokens: Ids, position: int, params: SamplingParams) -> NDArray[np.float64]:
+    """The scores of these tokens: logit/T + g; at temperature 0 the logit alone."""
+    values = logits[tokens].astype(np.float64)
+    if params.temperature == 0:
+        return values
+    return values / params.temperature + gumbel_noise(params.seed, position, tokens)
+
+
+def candidates(logits: Floats, best_allowed: float, params: SamplingParams) -> Ids:
+    """Ids of all tokens, allowed or not, that min-p keeps: probability at least min_p times the best allowed one's."""
+    if params.temperature == 0:
+        return np.flatnonzero(logits >= best_allowed)
+    if params.min_p == 0:
+        return np.arange(len(logits))
+    return np.flatnonzero(logits >= best_allowed + params.temperature * math.log(params.min_p))
+
+
+class Repetition:
+    """DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
+
+    A function of the answer's own tokens alone, so it can be replayed. Penalties are in logits, before temperature.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._tokens: list[int] = []
+        self._places: defaultdict[int, list[int]] = defaultdict(list)
+
+    def append(self, token: int) -> None:
+        self._places[token].append(len(self._tokens))
+        self._tokens.append(token)
+
+    def apply(self, logits: Floats) -> None:
+        """Lowers the logits in place."""
+        if self._params.dry_multiplier and self._tokens:
+            for token, length in self._repeats().items():
+                over = min(length, _DRY_MAX_MATCH) - self._params.dry_allowed_length
+                logits[token] -= self._params.dry_multiplier * self._params.dry_base**over
+
+    def _repeats(self) -> dict[int, int]:
+        """Token -> the longest repeat it would go on with, of those at least dry_allowed_length long."""
+        tokens, last = self._tokens, len(self._tokens) - 1
+        longest: dict[int, int] = {}
+        for place in self._places[tokens[last]][:-1]:
+            length = 1
+            while length < _DRY_MAX_MATCH and length <= place and tokens[place - length] == tokens[last - length]:
+                length += 1
+            if length >= self._params.dry_allowed_length:
+                follower = tokens[place + 1]
+                longest[follower] = max(length, longest.get(follower, 0))
+        return longest

@@ -1,0 +1,44 @@
+"""How a model is loaded and how its tokens are chosen. Plain values; llama.cpp is not imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+# ggml_type of ggml.h
+GGML_TYPES: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
+
+SAMPLER = "gumbel-minp-dry/1"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Filled by the placement. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores."""
+
+    n_ctx: int = 4096
+    n_slots: int = 1
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_threads: int = 0
+    n_gpu_layers: int = 0
+    kv_type: KVType = "f16"
+    flash_attn: bool = True
+    tensor_split: tuple[float, ...] = ()
+    experts_in_ram: int = 0  # the first so many layers keep their experts' tensors in RAM
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The sampling rule's numbers, as they stand in a proof's header. `seed` is unsigned 64-bit; 0 is a seed like any other.
+
+    `min_p`: a token is a candidate if it is at least this likely as the most likely allowed one. `dry_*`: the field's
+    DRY repetition penalty; a multiplier of 0 switches it off.
+    """
+
+    seed: int
+    temperature: float = 0.8
+    min_p: float = 0.05
+    dry_multiplier: float = 0.8
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2

@@ -1,0 +1,259 @@
+"""Untrusted text -> Report: what holds, what does not, in words. Never raises on bad input, whatever its size or shape.
+
+`valid` says that the task's rules hold. `canonical` says more: these are bytes that the grammar itself writes, which is
+what a proof needs. JSON from elsewhere may be valid with other white space, key order or escapes. Needs neither
+llama.cpp nor llguidance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from storyfi_lite.errors import BadInput, GrammarError
+from storyfi_lite.grammar.cursor import Cursor
+from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, Open, Text, Tuple, dump
+
+MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
+MAX_PROBLEMS = 20
+MAX_NUMBER_CHARS = 40
+
+# Line feeds and tabs are no harm in a value, though the grammar writes few of them.
+_HIDDEN = re.compile("[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]")
+
+Rules = Callable[[Any], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`data` is the parsed object where the text is JSON at all, whether valid or not."""
+
+    valid: bool
+    canonical: bool
+    checks: tuple[Check, ...]
+    data: dict[str, Any] | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(check.detail for check in self.checks if not check.ok and check.name != "canonical")
+
+
+def check_text(schema: Object, rules: Rules, text: str | bytes) -> Report:
+    """Reads bytes or text as one strict JSON object, then `check_data`, then compares with the grammar's bytes."""
+    try:
+        raw = _encode(text)
+        data = parse_json(raw)
+    except BadInput as error:
+        return Report(False, False, (Check("json", False, str(error)),))
+    return _report(schema, rules, data, raw)
+
+
+def check_data(schema: Object, rules: Rules, data: Any) -> Report:
+    """An object that came without its text: its canonical spelling stands for it."""
+    try:
+        raw = dump(data).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Report(False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),))
+    return _report(schema, rules, data, raw)
+
+
+def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
+    checks = [Check("json", True, f"one JSON value, {len(raw):,} bytes, no key twice")]
+    if len(raw) > MAX_TEXT_BYTES:
+        return Report(False, False, (Check("json", False, _too_large(len(raw))),))
+    problems = list(islice(_problems(schema, data, ""), MAX_PROBLEMS))
+    checks += [Check("schema", False, problem) for problem in problems]
+    if not problems:
+        checks.append(Check("schema", True, "every field is there, of the right kind and length"))
+        broken = list(islice(rules(data), MAX_PROBLEMS))
+        checks += [Check("rules", False, problem) for problem in broken]
+        if not broken:
+            checks.append(Check("rules", True, "the fields agree with each other"))
+    canonical = _is_canonical(schema, raw)
+    checks.append(
+        Check("canonical", canonical, "exactly the bytes that the grammar writes" if canonical else
+              "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven")
+    )
+    valid = all(check.ok for check in checks if check.name != "canonical")
+    return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def _encode(text: str | bytes) -> bytes:
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadInput(_too_large(len(text)))
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadInput("the text holds a lone surrogate, which no UTF-8 can say") from None
+
+
+def _too_large(size: int) -> str:
+    return f"{size:,} bytes: an answer has at most {MAX_TEXT_BYTES:,}"
+
+
+def parse_json(raw: bytes) -> Any:
+    """Strict JSON: one value, nothing after it, no key twice, no NaN or Infinity, no lone surrogate, numbers of a sane
+    length, bounded nesting. Raises BadInput. The caller bounds the size."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8: a bad byte at offset {error.start:,}") from None
+    try:
+        data = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float
+        )
+        dump(data).encode()
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not JSON: {error.msg} at character {error.pos:,}") from None
+    except UnicodeEncodeError:
+        raise BadInput("an escape spells a lone surrogate, which is no character") from None
+    except RecursionError:
+        raise BadInput("nested too deeply to be a story") from None
+    return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise BadInput(f"a key stands twice in one object: {_repeated(pairs)!r:.60}")
+    return data
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> str:
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def _constant(name: str) -> Any:
+    raise BadInput(f"{name} is not JSON")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_CHARS:
+        raise BadInput(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits) if len(digits) <= MAX_NUMBER_CHARS else math.inf
+    if not math.isfinite(value):
+        raise BadInput(f"the number {digits:.40} is out of range")
+    return value
+
+
+# --- the task's rules ------------------------------------------------------------------------------------------
+
+
+def _problems(node: Node, value: Any, path: str) -> Iterator[str]:
+    where = path or "the answer"
+    if isinstance(node, Text):
+        yield from _text_problems(node, value, where)
+    elif isinstance(node, Const):
+        yield from _const_problems(node, value, where)
+    elif isinstance(node, Object):
+        yield from _object_problems(node, value, path, where)
+    elif isinstance(node, Open):
+        yield from _open_problems(node, value, where)
+    else:
+        yield from _list_problems(node, value, path, where)
+
+
+def _text_problems(node: Text, value: Any, where: str) -> Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{where} is {_kind(value)}, not a string"
+    elif not node.min_chars <= len(value) <= node.max_chars:
+        yield f"{where} has {len(value):,} characters, {node.min_chars} to {node.max_chars} are asked for"
+    elif not value.strip():
+        yield f"{where} is blank"
+    elif _HIDDEN.search(value):
+        yield f"{where} holds a control or bidirectional-override character"
+
+
+def _const_problems(node: Const, value: Any, where: str) -> Iterator[str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if node.accept:
+        low, high = node.accept
+        if not number or not low <= value <= high:
+            yield f"{where} is {value!r:.40}, not a number from {low:g} to {high:g}"
+        return
+    want = list(node.value) if isinstance(node.value, tuple) else node.value
+    if isinstance(value, bool) or type(value) is not type(want) or value != want:
+        yield f"{where} is {value!r:.60}, not {want!r}"
+
+
+def _object_problems(node: Object, value: Any, path: str, where: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{where} is {_kind(value)}, not an object"
+        return
+    prefix = f"{path}." if path else ""
+    for key, item in node.fields:
+        if key not in value:
+            yield f"{prefix}{key} is missing"
+        else:
+            yield from _problems(item, value[key], f"{prefix}{key}")
+    known = {key for key, _ in node.fields}
+    yield from (f"{prefix}{key:.40} is not a field of this task" for key in value if key not in known)
+
+
+def _open_problems(node: Open, value: Any, where: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{where} is {_kind(value)}, not an object"
+        return
+    if len(value) < node.min_entries:
+        yield f"{where} has {len(value)} entries, at least {node.min_entries} are asked for"
+    for key, item in value.items():
+        if node.keys and key not in node.keys:
+            yield f"{where}.{key:.40} is not one of {', '.join(node.keys)}"
+        if isinstance(item, str) and not item.strip():
+            yield f"{where}.{key:.40} is blank"
+        if _HIDDEN.search(key) or (isinstance(item, str) and _HIDDEN.search(item)):
+            yield f"{where}.{key!r:.40} holds a control or bidirectional-override character"
+
+
+def _list_problems(node: Array | Tuple, value: Any, path: str, where: str) -> Iterator[str]:
+    if isinstance(node, Array):
+        low, high, nodes = node.min_items, node.max_items, (node.item,) * node.max_items
+    else:
+        low, high = node.accept or (len(node.items), len(node.items))
+        nodes = node.items + node.items[-1:] * (high - len(node.items))
+    if not isinstance(value, list):
+        yield f"{where} is {_kind(value)}, not a list"
+    elif not low <= len(value) <= high:
+        wanted = str(low) if low == high else f"{low} to {high}"
+        yield f"{where} has {len(value):,} items, {wanted} are asked for"
+    else:
+        for index, (item, one) in enumerate(zip(nodes, value, strict=False)):
+            yield from _problems(item, one, f"{path}[{index}]")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _is_canonical(schema: Object, raw: bytes) -> bool:
+    cursor = Cursor(schema)
+    try:
+        cursor.advance(raw)
+    except GrammarError:
+        return False
+    return cursor.done

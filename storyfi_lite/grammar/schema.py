@@ -1,0 +1,113 @@
+"""The one source of truth for an answer's form: six node types, from which every grammar here is derived.
+
+An answer is compact JSON with fixed key order, so it has exactly one spelling for each value. Nodes say what the
+grammar *writes*; `Open` marks the objects where the protocol also accepts other keys from other miners (check.py).
+Nothing here knows a model, a tokenizer or a task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TypeAlias
+
+# Characters that no text may hold: what JSON forbids raw, then control, line/paragraph separator, bidi override and
+# byte-order characters, which hide or reorder what a reader sees. Written once, as a regular expression's class body
+# with \uXXXX escapes, which Python, JSON Schema and (translated) llguidance and GBNF all understand.
+FORBIDDEN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
+    With `newlines`, the escape for a line feed may stand in it."""
+
+    min_chars: int
+    max_chars: int
+    newlines: bool = False
+
+
+@dataclass(frozen=True)
+class Const:
+    """A value that the grammar fixes: an id, a number, a list of ids. With `accept`, the check takes any number from
+    the first to the second, because the protocol does; the grammar still writes `value`."""
+
+    value: str | int | float | tuple[int, ...]
+    accept: tuple[float, float] | None = None
+
+    @property
+    def literal(self) -> str:
+        return dump(list(self.value) if isinstance(self.value, tuple) else self.value)
+
+
+@dataclass(frozen=True)
+class Array:
+    """`min_items` to `max_items` of one node; at least one."""
+
+    item: Node
+    min_items: int
+    max_items: int
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """A fixed list of nodes, in order. With `accept`, the check takes from the first to the second number of items,
+    those beyond the last being like the last."""
+
+    items: tuple[Node, ...]
+    accept: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Object:
+    """All of these keys, in this order."""
+
+    fields: tuple[tuple[str, Node], ...]
+
+
+@dataclass(frozen=True)
+class Open:
+    """What the grammar writes is `written`; the check accepts any object of at least `min_entries` non-empty values,
+    with keys among `keys` if given."""
+
+    written: Object
+    min_entries: int = 1
+    keys: tuple[str, ...] | None = None
+
+
+Node: TypeAlias = "Text | Const | Array | Tuple | Object | Open"
+
+
+def dump(value: object) -> str:
+    """The one spelling of a JSON value: compact, raw UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def pieces(node: Node) -> list[str | Text | Array]:
+    """The node as a row of literals, texts and arrays; adjacent literals are joined."""
+    row: list[str | Text | Array] = []
+    for part in _pieces(node):
+        if isinstance(part, str) and row and isinstance(row[-1], str):
+            row[-1] += part
+        else:
+            row.append(part)
+    return row
+
+
+def _pieces(node: Node) -> list[str | Text | Array]:
+    if isinstance(node, Text | Array):
+        return [node]
+    if isinstance(node, Const):
+        return [node.literal]
+    if isinstance(node, Open):
+        return _pieces(node.written)
+    if isinstance(node, Tuple):
+        opening, closing = "[", "]"
+        members = [(",", item) for item in node.items]
+    else:
+        opening, closing = "{", "}"
+        members = [(f",{dump(key)}:", item) for key, item in node.fields]
+    row: list[str | Text | Array] = [opening]
+    for index, (lead, item) in enumerate(members):
+        row += [lead if index else lead[1:], *_pieces(item)]
+    return [*row, closing]

@@ -1,0 +1,152 @@
+"""Answers from a GGUF file on this machine: task -> prompt and grammar -> engine -> checked answer with its proof header."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from storyfi_lite import tasks
+from storyfi_lite.digest import file_sha256
+from storyfi_lite.engine.engine import Engine, EngineJob, Generation
+from storyfi_lite.engine.model import ENGINE_NAME
+from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
+from storyfi_lite.errors import EngineError, LiteError
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.wire.messages import ModelInfo, ProofHeader
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """Which file, and what may be said of it. `name` is the registry's key, or the file's own name for an unlisted GGUF."""
+
+    path: Path
+    name: str
+    quantization: str
+    provider: str  # repository, or "unlisted"
+    multiplier: float
+    chat_template: str | None = None
+
+
+class LocalModelLoader:
+    """A Loader (loaders/base.py). Loading raises BadInput, DoesNotFit or EngineError."""
+
+    def __init__(self, model: LocalModel, settings: EngineSettings, gpu_memory_gb: float = 0.0) -> None:
+        self._model = model
+        self._settings = settings
+        self.engine = Engine(model.path, settings, model.chat_template)
+        self._gpu_memory_gb = gpu_memory_gb
+
+    @cached_property
+    def claim(self) -> ModelClaim:
+        """What was loaded, as the file itself says it."""
+        parameters = {
+            "quantization": self._model.quantization,
+            "size": self.engine.model.metadata("general.size_label"),
+            "sha256": self.sha256,
+        }
+        info = ModelInfo(
+            mode="local",
+            name=self._model.name,
+            version=self._model.quantization,
+            provider=self._model.provider,
+            parameters=parameters,
+        )
+        return ModelClaim("LocalModelLoader", self._model.name, info, self._gpu_memory_gb, self._model.multiplier)
+
+    @cached_property
+    def sha256(self) -> str:
+        return file_sha256(self._model.path)
+
+    def submit(self, job: Job) -> Future[Answer]:
+        task = tasks.get(job.request.task_type)
+        constraint = task.constraint(job.request)
+        sampling = SamplingParams(job.seed)
+        if job.temperature is not None:
+            sampling = SamplingParams(job.seed, temperature=job.temperature)
+        inner = self.engine.submit(
+            EngineJob(
+                messages=task.messages(job.request),
+                constraint=constraint,
+                sampling=sampling,
+                deadline_s=job.deadline_s,
+                max_tokens=job.request.max_tokens,
+                priority=job.priority,
+            )
+        )
+
+        def convert(generation: Generation) -> Answer:
+            return self._answer(generation, constraint, sampling, task.prompt_version)
+
+        return _then(inner, convert)
+
+    def _answer(
+        self, generation: Generation, constraint: Constraint, sampling: SamplingParams, prompt_version: str
+    ) -> Answer:
+        """Checks what came before it is an answer: correctness never rests on the constraint alone."""
+        report = constraint.check(generation.text)
+        if not report.canonical:
+            raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
+        proof = ProofHeader(
+            sampler=SAMPLER,
+            seed=sampling.seed,
+            temperature=sampling.temperature,
+            min_p=sampling.min_p,
+            dry_multiplier=sampling.dry_multiplier,
+            dry_base=sampling.dry_base,
+            dry_allowed_length=sampling.dry_allowed_length,
+            max_tokens=generation.max_tokens,
+            model_sha256=self.sha256,
+            quantization=self._model.quantization,
+            kv_type=self._settings.kv_type,
+            prompt_version=prompt_version,
+            prompt_sha256=prompt_sha256(generation.prompt),
+            grammar_sha256=constraint.sha256,
+            engine=ENGINE_NAME,
+        )
+        return Answer(
+            text=generation.text,
+            claim=self.claim,
+            generation_time_s=generation.total_s,
+            prompt_tokens=len(generation.prompt),
+            completion_tokens=len(generation.tokens),
+            tokens=generation.tokens,
+            proof=proof,
+        )
+
+    def health(self) -> LoaderHealth:
+        state = self.engine.health()
+        return LoaderHealth(state.alive, state.detail, state.running, state.queued)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def _then(inner: Future[Generation], convert: object) -> Future[Answer]:
+    """The inner Future's result, converted; cancelling the outer cancels the inner."""
+    outer: Future[Answer] = Future()
+
+    def finished(done: Future[Generation]) -> None:
+        try:
+            if done.cancelled():
+                outer.cancel()
+            elif error := done.exception():
+                outer.set_exception(error)
+            else:
+                outer.set_result(convert(done.result()))  # type: ignore[operator]
+        except LiteError as error:
+            outer.set_exception(error)
+        except InvalidStateError:
+            pass  # the client left meanwhile
+
+    inner.add_done_callback(finished)
+    outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+    return outer
+
+
+def prompt_sha256(prompt: tuple[int, ...] | list[int]) -> str:
+    """Of the prompt's token ids as little-endian 32-bit integers."""
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt)).hexdigest()

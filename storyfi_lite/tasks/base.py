@@ -1,0 +1,115 @@
+"""What a task is: the schema of its answer and the prompt that asks for it. Knows no model, engine, transport or chain."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.schema import Object, dump
+from storyfi_lite.wire.messages import StoryRequest
+
+Language = Literal["zh", "en"]
+
+
+@dataclass(frozen=True)
+class Messages:
+    """A prompt in two turns. `system` is the same for every request of a task and language, so that its KV cache can
+    be shared; everything that varies is in `user`."""
+
+    system: str
+    user: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """`needs` names the earlier stages that a request must carry."""
+
+    name: str
+    prompt_version: str
+    needs: tuple[str, ...]
+    schema_of: Callable[[StoryRequest], Object]
+    rules: Callable[[Any], Iterable[str]]
+    instructions: Callable[[Language], str]
+    material: Callable[[StoryRequest, Language], str]
+
+    def constraint(self, request: StoryRequest) -> Constraint:
+        """The answer's grammar. Raises BadInput if the request lacks what the task needs."""
+        for stage in self.needs:
+            if getattr(request, stage) is None:
+                raise BadInput(f"a {self.name} request needs `{stage}`")
+        return _constraint(self.schema_of(request), self.rules)
+
+    def messages(self, request: StoryRequest) -> Messages:
+        """The prompt. Raises BadInput if the input cannot be put into one."""
+        check_input(request.user_input)
+        language = language_of(request.user_input)
+        return Messages(self.instructions(language), self.material(request, language))
+
+
+@lru_cache(maxsize=64)
+def _constraint(schema: Object, rules: Callable[[Any], Iterable[str]]) -> Constraint:
+    return Constraint(schema, rules)
+
+
+def language_of(text: str) -> Language:
+    """Chinese instructions for a text in Han characters without kana or hangul, English ones for every other script.
+    The story itself is asked for in the language of the input."""
+    names = [unicodedata.name(char, "") for char in text if char.isalpha()]
+    han = sum(name.startswith("CJK") for name in names)
+    other_cjk = sum(name.startswith(("HIRAGANA", "KATAKANA", "HANGUL")) for name in names)
+    return "zh" if han * 5 >= len(names) and han > 0 and not other_cjk else "en"
+
+
+def check_input(text: str) -> None:
+    """Raises BadInput for text that is no text: blank, lone surrogates, control characters other than line feeds and tabs."""
+    if not text.strip():
+        raise BadInput("`user_input` is blank")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput("`user_input` holds a lone surrogate, which is no character") from None
+    control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
+    if control:
+        raise BadInput(f"`user_input` holds the control character U+{ord(control[0]):04X}")
+
+
+def fenced(text: str) -> str:
+    """The text between two fence lines that do not occur in it: to the model it is material, not instructions."""
+    fence = "-----"
+    while fence in text:
+        fence += "-"
+    return f"{fence}\n{text}\n{fence}"
+
+
+def shortened(stage: dict[str, Any], max_chars: int) -> str:
+    """An earlier stage as compact JSON of at most `max_chars`: the longest strings are cut first, each to the largest
+    of a few lengths at which the whole fits; if none does, the JSON itself is cut."""
+    try:
+        for longest in (10_000, 600, 400, 250, 160, 100, 60, 30):
+            text = dump(_cut(stage, longest))
+            if len(text) <= max_chars:
+                return text
+    except (RecursionError, ValueError, TypeError):
+        raise BadInput("an earlier stage is not plain JSON, or nested too deeply") from None
+    return text[:max_chars]
+
+
+def _cut(value: Any, longest: int) -> Any:
+    if isinstance(value, str):
+        value = value.encode(errors="replace").decode()
+        return value if len(value) <= longest else value[: longest - 1] + "…"
+    if isinstance(value, dict):
+        return {str(key): _cut(item, longest) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(item, longest) for item in value]
+    return value
+
+
+def no_rules(data: Any) -> Iterable[str]:
+    return ()
