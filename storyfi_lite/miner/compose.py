@@ -203,7 +203,7 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     metrics.gauge(
         "incentive",
         "what the chain gives this miner, 0 to 1",
-        lambda: figure(session.own_neuron and session.own_neuron.incentive),
+        lambda: figure(None if session.own_neuron is None else session.own_neuron.incentive),
     )
 
 
