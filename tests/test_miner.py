@@ -25,7 +25,7 @@ from bittensor.sp_core import Keypair
 from prometheus_client import CollectorRegistry, generate_latest
 
 from storyfi_lite.errors import ConfigError, Unavailable
-from storyfi_lite.miner import lifecycle
+from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.gpus import GpuCollector
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
@@ -280,6 +280,24 @@ def test_oversize_is_refused_while_streaming(tmp_path: Path) -> None:
         with httpx.Client(trust_env=False, verify=False) as client:
             answer = client.post(server.url + "/story", content=reader, headers=signed(body))
         is_refusal(answer, 413)
+
+
+def test_large_bodies_are_read_a_few_at_a_time(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand callers who only claim to be a validator cannot make the miner hold a gigabyte."""
+    monkeypatch.setattr(admission, "MAX_LARGE_BODIES", 1)
+    body = story("x", blueprint={"setting": "x" * 200_000})
+    slow = http.client.HTTPConnection("127.0.0.1", server.port)
+    slow.putrequest("POST", "/story")
+    for name, value in {**signed(body), "content-length": str(len(body))}.items():
+        slow.putheader(name, value)
+    slow.endheaders(body[:150_000])
+    until(lambda: server.miner.gate._large_bodies == 1)
+    is_refusal(server.post(body, signed(body)), 503)
+    assert server.ask().status_code == 200  # small ones are not held up
+    slow.send(body[150_000:])
+    assert slow.getresponse().status == 200
+    slow.close()
+    assert server.miner.gate._large_bodies == 0
 
 
 def test_a_slow_body_is_cut_off(tmp_path: Path) -> None:

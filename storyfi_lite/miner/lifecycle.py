@@ -124,7 +124,8 @@ class StoryServer(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """Raises Unavailable with the option that mends it."""
     try:
-        return socket.create_server((host, port), backlog=1_024)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1_024)
     except (OSError, OverflowError) as error:
         raise Unavailable(
             f"cannot listen on {host}:{port}: {error}\n"
