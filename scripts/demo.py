@@ -1,0 +1,180 @@
+"""The demo that scripts/demo runs: one miner with a real model, one validator, the in-memory dev chain between them.
+
+Everything is what runs on the real network but the chain's server, which lives in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from bittensor import http_auth
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from storyfi_lite.chain import connect
+from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.seed import challenge_seed
+from storyfi_lite.validator.query import PATH, Reply, ask
+from storyfi_lite.validator.verify import verify
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_response
+
+MODEL = "smollm2-135m"
+STORY = "a lighthouse keeper who hears the sea speak"
+PROGRAM = [sys.executable, "-c", "from storyfi_lite.cli import main; main()"]
+
+console = Console(highlight=False)
+
+
+def main() -> None:
+    story = sys.argv[1] if len(sys.argv) > 1 else STORY
+    step("1", f"fetch the model {MODEL} (98 MB, once)")
+    subprocess.run([*PROGRAM, "pull", MODEL], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(prefix="storyfi-demo-") as scratch, dev_network(Path(scratch)) as net:
+        step("2", "start a chain in memory and a miner on it")
+        with miner(net, Path(scratch)) as process:
+            endpoint = asyncio.run(find_miner(net))
+            step("3", f"the validator found the miner on chain at {endpoint[0]}:{endpoint[1]} and asks for: {story}")
+            request = StoryRequest(task_type="blueprint", user_input=story)
+            reply = ask(net.validators[0], net.miners[0].hotkey.ss58_address, endpoint, request)
+            response = parse_response(reply.body)
+            show_story(response)
+            step("4", "what the validator checked")
+            show_checks(net, request, reply, response)
+            step("5", "what the miner refused")
+            show_refusals(net, endpoint, request, reply.nonce_ns)
+            step("6", f"stopped, exit code {stop(process)}")
+
+
+def step(number: str, text: str) -> None:
+    console.print(Text(f"\n{number} ", style="bold cyan") + Text(text, style="bold"))
+
+
+@contextmanager
+def miner(net: DevNetwork, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`storyfi-lite mine` as its own process, until its port answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*PROGRAM, "mine", "--network", net.name, "--axon.port", str(port), "--model.name", MODEL]
+    log = (scratch / "miner.log").open("w+b")
+    process = subprocess.Popen([*command, "--state-dir", str(scratch / "state")], stdout=log, stderr=log)
+    try:
+        wait_until_ready(process, port, log)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
+    with console.status("loading the model"):
+        for _ in range(600):
+            if process.poll() is not None:
+                log.seek(0)
+                sys.exit(f"the miner ended with exit code {process.returncode}:\n{log.read().decode()}")
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+    sys.exit("the miner did not start within two minutes")
+
+
+async def find_miner(net: DevNetwork) -> tuple[str, int]:
+    """The endpoint that the miner published, read from the chain as a validator reads it."""
+    session = await connect(net.name, net.validators[0], net.netuid)
+    try:
+        for _ in range(50):
+            neuron = session.snapshot.by_hotkey[net.miners[0].hotkey.ss58_address] if session.snapshot else None
+            if neuron and neuron.axon:
+                return neuron.axon
+            await session.close()
+            await asyncio.sleep(0.2)
+            session = await connect(net.name, net.validators[0], net.netuid)
+    finally:
+        await session.close()
+    sys.exit("the miner published no endpoint")
+
+
+def show_story(response: StoryResponse) -> None:
+    story = response.output_data
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for name in ("genre", "tone", "target_audience"):
+        table.add_row(name.replace("_", " "), Text(story[name]))
+    table.add_row("themes", Text(" · ".join(story["themes"])))
+    table.add_row("setting", Text(story["setting"]))
+    table.add_row("conflict", Text(story["core_conflict"]))
+    subtitle = f"{response.model_name}, {len(response.tokens or [])} tokens in {response.generation_time:.1f} s"
+    console.print(Panel(table, title=Text(story["title"], style="bold"), subtitle=subtitle, padding=(1, 2)))
+    console.print(Text("(135 million parameters write valid JSON, not literature; a GPU runs the real models)", style="dim"))
+
+
+def show_checks(net: DevNetwork, request: StoryRequest, reply: Reply, response: StoryResponse) -> None:
+    result = verify(request, response)
+    for check in result.checks:
+        line(check.ok, check.name, check.detail)
+    if not result.valid:
+        sys.exit(1)
+    line(reply.elapsed_s <= 30, "time", f"{reply.elapsed_s:.1f} s by the validator's clock; full marks up to 30 s")
+    validator, miner = (wallet.hotkey.ss58_address for wallet in (net.validators[0], net.miners[0]))
+    seed = challenge_seed(validator, miner, str(reply.nonce_ns), request.task_type, request.user_input)
+    bound = response.proof is not None and response.proof.seed == seed
+    line(bound, "seed", "the answer is bound to this validator, miner and request")
+
+
+def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequest, used_nonce_ns: int) -> None:
+    """Five requests that a miner must not answer."""
+    body = request.model_dump_json(exclude_none=True).encode()
+    validator, miner = net.validators[0], net.miners[0].hotkey.ss58_address
+
+    def signed(receiver: str = miner, nonce_ns: int | None = None) -> dict[str, str]:
+        return http_auth.sign(
+            validator, method="POST", path=PATH, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns
+        )
+
+    cases = {
+        "forged": (signed(), body.replace(b"sea", b"sky") + b" "),
+        "replayed": (signed(nonce_ns=used_nonce_ns), body),
+        "stale": (signed(nonce_ns=time.time_ns() - 3_600_000_000_000), body),
+        "misaddressed": (signed(receiver=validator.hotkey.ss58_address), body),
+        "unsigned": ({}, body),
+    }
+    for name, (headers, content) in cases.items():
+        status = send(endpoint, headers, content)
+        line(status in (401, 403), name, f"refused with HTTP {status}")
+        if status not in (401, 403):
+            sys.exit(1)
+
+
+def send(endpoint: tuple[str, int], headers: dict[str, str], body: bytes) -> int:
+    return httpx.post(f"http://{endpoint[0]}:{endpoint[1]}{PATH}", headers=headers, content=body, timeout=60).status_code
+
+
+def line(ok: bool, name: str, detail: str) -> None:
+    console.print(Text(f"  {'✓' if ok else '✗'} {name:<13}", style="green" if ok else "red") + Text(detail))
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGTERM)
+    return process.wait(timeout=60)
+
+
+if __name__ == "__main__":
+    main()
