@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,17 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from bittensor.sp_core import Keypair
+from prometheus_client import CollectorRegistry, generate_latest
 
 from storyfi_lite.errors import ConfigError, Unavailable
-from storyfi_lite.miner import lifecycle
+from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
+from storyfi_lite.miner.gpus import GpuCollector
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
 from storyfi_lite.seed import challenge_seed
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
@@ -278,6 +282,24 @@ def test_oversize_is_refused_while_streaming(tmp_path: Path) -> None:
         is_refusal(answer, 413)
 
 
+def test_large_bodies_are_read_a_few_at_a_time(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand callers who only claim to be a validator cannot make the miner hold a gigabyte."""
+    monkeypatch.setattr(admission, "MAX_LARGE_BODIES", 1)
+    body = story("x", blueprint={"setting": "x" * 200_000})
+    slow = http.client.HTTPConnection("127.0.0.1", server.port)
+    slow.putrequest("POST", "/story")
+    for name, value in {**signed(body), "content-length": str(len(body))}.items():
+        slow.putheader(name, value)
+    slow.endheaders(body[:150_000])
+    until(lambda: server.miner.gate._large_bodies == 1)
+    is_refusal(server.post(body, signed(body)), 503)
+    assert server.ask().status_code == 200  # small ones are not held up
+    slow.send(body[150_000:])
+    assert slow.getresponse().status == 200
+    slow.close()
+    assert server.miner.gate._large_bodies == 0
+
+
 def test_a_slow_body_is_cut_off(tmp_path: Path) -> None:
     with running(make_miner(tmp_path, body_timeout_s=0.3)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
@@ -449,6 +471,48 @@ def test_a_stop_finishes_what_runs_and_refuses_the_rest(server: Running, sig: si
     until(lambda: server.server.should_exit)
 
 
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    miner = make_miner(tmp_path)
+    assert isinstance(miner.loader, ScriptedLoader)
+    loader, body = miner.loader, story("hang")
+
+    def interrupt() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
+            caller.sendall(
+                f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode()
+            )
+            caller.sendall(body)
+            until(lambda: loader.futures)
+            for _ in range(2):  # a wrapper's echo is not a second signal
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(lifecycle.ONE_SIGNAL_S)
+            assert not loader.futures[0].done()
+            signal.raise_signal(signal.SIGINT)
+            until(loader.futures[0].cancelled)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(1) as pool:
+        interrupting = pool.submit(interrupt_when_up, port, interrupt)
+        asyncio.run(lifecycle.serve(miner, "127.0.0.1", port))
+        interrupting.result()
+    assert isinstance(miner.gate.nonces, SqliteNonceStore)
+    miner.gate.nonces.close()
+
+
+def interrupt_when_up(port: int, interrupt: Callable[[], None]) -> None:
+    until(lambda: is_up(f"http://127.0.0.1:{port}"), 20)
+    interrupt()
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health", trust_env=False, verify=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.miner_server", str(state_dir)],
@@ -459,14 +523,7 @@ def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-
-    def up() -> bool:
-        try:
-            return httpx.get(url + "/health", trust_env=False, verify=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    until(up, 20)
+    until(lambda: is_up(url), 20)
     return process, url
 
 
@@ -503,6 +560,28 @@ def test_the_process_exits_zero_and_kill_9_forgets_no_nonce(tmp_path: Path) -> N
 def test_a_taken_port_names_the_option() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Unavailable, match=r"--axon\.port"):
         lifecycle.bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_an_announcement_that_fails_stops_the_miner(tmp_path: Path) -> None:
+    async def announce() -> None:
+        raise ConfigError("the address is private: give --axon.external_ip")
+
+    miner = make_miner(tmp_path)
+    with pytest.raises(ConfigError, match="external_ip"):
+        asyncio.run(lifecycle.serve(miner, "127.0.0.1", 0, announce))
+    assert isinstance(miner.gate.nonces, SqliteNonceStore)
+    miner.gate.nonces.close()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom storyfi_lite.cli.mine import command\n"
+        "assert CliRunner().invoke(command, ['--help']).exit_code == 0\n"
+        "heavy = {'bittensor', 'llama_cpp', 'openai', 'google.generativeai', 'llguidance', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -553,6 +632,43 @@ def test_a_rate_refills() -> None:
     assert refusal.value.retry_after_s == pytest.approx(10)
     now_s[0] = 10.1
     limit.take("a")
+
+
+class FakeNvml:
+    """NVML with one card, at the seam below which there is only a driver."""
+
+    @staticmethod
+    def nvmlDeviceGetCount() -> int:
+        return 1
+
+    @staticmethod
+    def nvmlDeviceGetHandleByIndex(index: int) -> int:
+        return index
+
+    @staticmethod
+    def nvmlDeviceGetName(handle: int) -> str:
+        return "NVIDIA GeForce RTX 4090"
+
+    @staticmethod
+    def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=7 * 2**30, total=24 * 2**30)
+
+    @staticmethod
+    def nvmlDeviceGetTemperature(handle: int, sensor: int) -> int:
+        return 61
+
+    @staticmethod
+    def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=93)
+
+
+def test_gpu_series(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(GpuCollector(FakeNvml))
+    text = generate_latest(registry).decode()
+    assert 'storyfi_gpu_temperature_celsius{gpu="0",name="NVIDIA GeForce RTX 4090"} 61.0' in text
+    assert 'storyfi_gpu_memory_used_bytes{gpu="0",name="NVIDIA GeForce RTX 4090"} 7.516192768e+09' in text
+    assert 'storyfi_gpu_busy_ratio{gpu="0",name="NVIDIA GeForce RTX 4090"} 0.93' in text
 
 
 def test_the_scripted_loader_speaks_the_seam() -> None:

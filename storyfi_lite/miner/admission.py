@@ -21,6 +21,8 @@ from storyfi_lite.wire.messages import MAX_BODY_BYTES, StoryRequest
 
 MAX_HEADERS = 64
 BODY_TIMEOUT_S = 10.0
+SMALL_BODY_BYTES = 131_072  # twice what the longest honest request has
+MAX_LARGE_BODIES = 16  # read at once: nothing is verified yet, so all bodies together have to stay small
 RATE_PER_MINUTE = 30.0  # upstream's validators ask every 12 s; six times that
 MAX_BUCKETS = 4_096
 
@@ -110,6 +112,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         self.rate = RateLimit(self.policy.rate_per_minute, self.clock)
+        self._large_bodies = 0
 
     async def admit(
         self, transport: Transport, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
@@ -149,15 +152,23 @@ class Gate:
     async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
         """The body; never more than max_body_bytes in memory, never longer than body_timeout_s."""
 
-        async def collect() -> bytes:
-            body = bytearray()
+        try:
+            return await asyncio.wait_for(self._collect(chunks), self.body_timeout_s)
+        except asyncio.TimeoutError:
+            raise Refused("slow_body", f"the body took more than {self.body_timeout_s:g} s") from None
+
+    async def _collect(self, chunks: AsyncIterator[bytes]) -> bytes:
+        body, large = bytearray(), False
+        try:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > self.max_body_bytes:
                     raise Refused("too_large", f"more than {self.max_body_bytes} bytes")
+                if len(body) > SMALL_BODY_BYTES and not large:
+                    if self._large_bodies >= MAX_LARGE_BODIES:
+                        raise Refused("crowded", f"{MAX_LARGE_BODIES} large bodies are being read")
+                    large = True
+                    self._large_bodies += 1
             return bytes(body)
-
-        try:
-            return await asyncio.wait_for(collect(), self.body_timeout_s)
-        except asyncio.TimeoutError:
-            raise Refused("slow_body", f"the body took more than {self.body_timeout_s:g} s") from None
+        finally:
+            self._large_bodies -= large

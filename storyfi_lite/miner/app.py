@@ -80,10 +80,10 @@ class Miner:
             raise Refused("bad_request" if status_of(error) == 400 else "not_ready", str(error)) from error
         try:
             answer, response = await self.service.answer(admitted, arrived_s, lambda: _hung_up(request))
+            headers, body = transport.encode(admitted.claim, admitted.body, response)
         except Exception as error:
             self._failed(admitted, transport, arrived_s, error)
             raise
-        headers, body = transport.encode(admitted.claim, admitted.body, response)
         self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer)
         return Response(body, headers=headers)
 

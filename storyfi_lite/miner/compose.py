@@ -22,6 +22,7 @@ from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import Gate, Policy
 from storyfi_lite.miner.app import Miner
+from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
@@ -105,6 +106,7 @@ async def _run(options: MineOptions) -> None:
         require_retention(nonces.retention, [transport.window_s for transport in transports])
         metrics = Metrics(loader)
         _watch_chain(metrics, session)
+        watch_gpus(metrics.registry)
         miner = Miner(
             loader,
             Gate(ChainDirectory(session), nonces, policy),
@@ -201,7 +203,7 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     metrics.gauge(
         "incentive",
         "what the chain gives this miner, 0 to 1",
-        lambda: figure(session.own_neuron and session.own_neuron.incentive),
+        lambda: figure(None if session.own_neuron is None else session.own_neuron.incentive),
     )
 
 

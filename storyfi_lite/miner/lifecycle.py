@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
@@ -22,6 +23,8 @@ from storyfi_lite.miner.app import Miner, build_app
 log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 5.0  # from the connection, or the last response, to a whole set of headers
+ONE_SIGNAL_S = 0.5  # `timeout` and other wrappers send a signal twice; a person's second Ctrl-C comes later
+SEND_TIMEOUT_S = 10  # at a stop, for callers who do not read the answer that they asked for
 MAX_HEAD_BYTES = 16_384  # a dendrite's headers have about 2,000
 MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
 
@@ -81,6 +84,7 @@ class StoryServer(uvicorn.Server):
 
     def __init__(self, miner: Miner) -> None:
         self._miner = miner
+        self._asked_to_stop_s: float | None = None
         super().__init__(
             uvicorn.Config(
                 build_app(miner),
@@ -93,15 +97,19 @@ class StoryServer(uvicorn.Server):
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=int(HEAD_TIMEOUT_S),
+                timeout_graceful_shutdown=SEND_TIMEOUT_S,
             )
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Not uvicorn's: that one closes the port first, and raises the signal again when all is done."""
-        if self._miner.stopping:
-            log.warning("stopping at once; answers in hand are lost")
-            self.should_exit = self.force_exit = True
+        now_s = time.monotonic()
+        if self._asked_to_stop_s is not None:
+            if now_s - self._asked_to_stop_s >= ONE_SIGNAL_S:
+                log.warning("stopping at once; answers in hand are lost")
+                self.should_exit = self.force_exit = True
         else:
+            self._asked_to_stop_s = now_s
             log.warning(
                 "stopping: finishing %d answers in hand; again to stop at once", self._miner.answering
             )
@@ -116,7 +124,8 @@ class StoryServer(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """Raises Unavailable with the option that mends it."""
     try:
-        return socket.create_server((host, port), backlog=1_024)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1_024)
     except (OSError, OverflowError) as error:
         raise Unavailable(
             f"cannot listen on {host}:{port}: {error}\n"
@@ -139,12 +148,21 @@ async def serve(
     try:
         await server.serve(sockets=[listener])
     finally:
+        await _let_go(server.server_state.tasks)  # none but after a second signal
         if announcing is not None:
             announcing.cancel()
             await asyncio.wait({announcing})
     if announcing is not None and not announcing.cancelled():
         announcing.result()
     log.info("stopped")
+
+
+async def _let_go(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancels what is still being answered, so that the loader's slots are free when it is closed."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 async def _announce(server: StoryServer, announce: Callable[[], Awaitable[None]]) -> None:

@@ -45,8 +45,8 @@ class BtAuth:
 
     def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
         fields = {name: header(headers, name.lower()) for name in _SIGNED}
-        if (crypto := headers.get(http_auth.HEADER_CRYPTO.lower())) is not None:
-            fields[http_auth.HEADER_CRYPTO] = crypto
+        if (name := http_auth.HEADER_CRYPTO).lower() in headers:
+            fields[name] = header(headers, name.lower())
         if fields[http_auth.HEADER_RECEIVER] != self.self_hotkey_ss58:
             raise Refused("wrong_receiver", "signed for another hotkey")
         nonce_ns = parse_nonce(fields[http_auth.HEADER_NONCE], http_auth.HEADER_NONCE)

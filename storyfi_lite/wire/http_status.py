@@ -22,6 +22,7 @@ STATUS_BY_REASON = {
     "no_permit": 403,
     "low_stake": 403,
     "too_large": 413,
+    "crowded": 503,
     "slow_body": 408,
     "bad_signature": 401,
     "body_changed": 401,
