@@ -39,6 +39,9 @@ class Secret:
     def __str__(self) -> str:
         return MASK
 
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not written anywhere")
 
@@ -66,14 +69,16 @@ def _read_key_file(path: Path) -> dict[str, str]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"the key file {path} is not a plain file")
         mode = stat.S_IMODE(status.st_mode)
         if mode != 0o600:
             raise ConfigError(f"the key file {path} has mode {mode:o}, it must be 600: chmod 600 {path}")
-        text = file.read(MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
+        text = os.read(descriptor, MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
     lines = (line.strip() for line in text.splitlines())
     return dict(_key_line(line, path) for line in lines if line and not line.startswith("#"))
 

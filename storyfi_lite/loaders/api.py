@@ -14,13 +14,14 @@ import heapq
 import itertools
 import logging
 import random
+import socket
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -95,32 +96,41 @@ class Line:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_cut = threading.Event()
-        self._hang_up: Callable[[], None] | None = None
+        self._sockets: list[socket.socket] = []
 
     @contextmanager
-    def open(self, hang_up: Callable[[], None]) -> Iterator[None]:
-        with self._lock:
-            if self._is_cut.is_set():
-                raise DeadlineExceeded("the request ended before the API was called")
-            self._hang_up = hang_up
+    def open(self) -> Iterator[None]:
+        """Around a call; a socket that it held belongs to others afterwards."""
+        if self._is_cut.is_set():
+            raise DeadlineExceeded("the request ended before the API was called")
         try:
             yield
         finally:
             with self._lock:
-                self._hang_up = None
+                self._sockets.clear()
+
+    def hold(self, connection: socket.socket) -> None:
+        """The open call runs over this socket from now on."""
+        with self._lock:
+            self._sockets.append(connection)
+            if self._is_cut.is_set():
+                _shut(connection)
 
     def cut(self) -> None:
-        with self._lock:  # so that nothing is cut that another call uses by now
+        with self._lock:
             self._is_cut.set()
-            if self._hang_up is not None:
-                try:
-                    self._hang_up()
-                except Exception as error:  # the call's own time-out still ends it
-                    logger.debug("an API call could not be cut: %s", type(error).__name__)
+            for connection in self._sockets:
+                _shut(connection)
 
     def wait(self, seconds: float) -> bool:
         """Sleeps; True as soon as the line is cut."""
         return self._is_cut.wait(seconds)
+
+
+def _shut(connection: socket.socket) -> None:
+    """Wakes the thread that reads from it, which closing would not."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(order=True)
@@ -212,7 +222,8 @@ class ApiLoader(ABC):
             late = DeadlineExceeded(f"the {self.vendor} API did not answer in time")
             timer = threading.Timer(remaining_s, work.end, [late])
             timer.daemon = True
-            work.future.add_done_callback(lambda future: (timer.cancel(), work.line.cut()))
+            work.future.add_done_callback(lambda future: timer.cancel())
+            work.future.add_done_callback(lambda future: work.line.cut())
             timer.start()
             heapq.heappush(self._queue, work)
             self._ready.notify()

@@ -5,9 +5,11 @@ That library gets no new features; its successor is google-genai. Not here: retr
 
 from __future__ import annotations
 
-import contextlib
+import re
 import socket
 import threading
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from storyfi_lite.errors import ConfigError
@@ -27,7 +29,9 @@ class GeminiLoader(ApiLoader):
 
     def _connect(self) -> None:
         try:
-            from google.generativeai.client import configure, get_default_generative_client
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # that it gets no new features
+                from google.generativeai.client import configure, get_default_generative_client
         except ImportError:
             raise ConfigError(
                 "Gemini needs a package that is missing: pip install 'storyfi-lite[gemini]'"
@@ -37,7 +41,9 @@ class GeminiLoader(ApiLoader):
             configure(api_key=self._key.reveal(), transport="rest", client_options=where)
             self._client = get_default_generative_client()
             configure(api_key="none")  # nothing else in the process finds the key there
-        self._sockets = _own_session(self._client.transport._session, self.settings.workers)
+        transport: Any = self._client.transport
+        self._current = threading.local()
+        _own_session(transport._session, self.settings.workers, lambda used: self._current.line.hold(used))
 
     def _call(self, prompt: Prompt, timeout_s: float, line: Line) -> Reply:
         from google.generativeai.protos import GenerateContentRequest
@@ -57,9 +63,8 @@ class GeminiLoader(ApiLoader):
             contents=[{"role": roles[role], "parts": [{"text": text}]} for role, text in prompt.turns],
             generation_config=config,
         )
-        me = threading.get_ident()
-        self._sockets.pop(me, None)
-        with line.open(lambda: _shut(self._sockets.get(me))):
+        self._current.line = line
+        with line.open():
             return _reply(self._client.generate_content(request, retry=None, timeout=timeout_s))
 
     def _failure(self, error: Exception) -> Failure:
@@ -116,23 +121,24 @@ def _reply(response: Any) -> Reply:
 
 def _retry_delay_s(error: Any) -> float:
     """Google says how long to wait in the error's details (RetryInfo) rather than in a header."""
-    delays = [detail.retry_delay for detail in error.details if hasattr(detail, "retry_delay")]
-    return delays[0].seconds + delays[0].nanos / 1e9 if delays else 0.0
+    for detail in error.details:
+        delay = detail.get("retryDelay", "") if isinstance(detail, dict) else ""
+        if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", str(delay)):
+            return float(delay[:-1])
+    return 0.0
 
 
-def _own_session(session: Any, workers: int) -> dict[int, socket.socket]:
+def _own_session(session: Any, workers: int, hold: Callable[[socket.socket], None]) -> None:
     """Takes the library's HTTP session in hand: no retries or redirects of its own (a redirect would carry the key to
-    another host), and the socket that each thread's call uses is known, so that the call can be cut."""
+    another host), and `hold` is told each call's socket, on the call's thread."""
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool
-
-    sockets: dict[int, socket.socket] = {}
 
     def noting(kind: Any) -> Any:
         class Noting(kind):  # type: ignore[misc]
             def request(self, *args: Any, **options: Any) -> None:
                 super().request(*args, **options)
-                sockets[threading.get_ident()] = self.sock
+                hold(self.sock)
 
         return Noting
 
@@ -147,11 +153,3 @@ def _own_session(session: Any, workers: int) -> dict[int, socket.socket]:
     session.mount("http://", Adapter(pool_maxsize=workers))
     session.max_redirects = 0
     session._max_refresh_attempts = 0  # google.auth would send a refused request twice more
-    return sockets
-
-
-def _shut(connection: socket.socket | None) -> None:
-    """Wakes the thread that reads from it."""
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)

@@ -61,14 +61,15 @@ class OpenAILoader(ApiLoader):
         if prompt.temperature is not None:
             options["temperature"] = prompt.temperature
         turns = [("system", system), *prompt.turns]
-        # a client for each call: closing it is how a call is cut from outside
+        # a client for each call, so that its one connection belongs to this line
         client = OpenAI(
             api_key=self._key.reveal(),
             base_url=self.settings.base_url or VENDOR_URL,
             max_retries=0,
             timeout=timeout_s,
+            http_client=_http_client(line, timeout_s),
         )
-        with client, line.open(client.close):
+        with client, line.open():
             return _reply(
                 client.chat.completions.create(
                     messages=[{"role": role, "content": text} for role, text in turns],  # type: ignore[misc]
@@ -88,6 +89,20 @@ class OpenAILoader(ApiLoader):
                 ConfigError(f"the {self.vendor} account behind {self.key_variable} is out of quota: {words}")
             )
         return failure
+
+
+def _http_client(line: Line, timeout_s: float) -> Any:
+    """The package's own HTTP client, which tells the line each socket that it opens, and follows no redirect."""
+    from openai import DefaultHttpxClient
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            line.hold(info["return_value"].get_extra_info("socket"))
+
+    def watch(request: Any) -> None:
+        request.extensions = {**request.extensions, "trace": trace}
+
+    return DefaultHttpxClient(timeout=timeout_s, follow_redirects=False, event_hooks={"request": [watch]})
 
 
 def _is_about_schema(error: Any) -> bool:
