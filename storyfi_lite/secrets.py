@@ -1,7 +1,7 @@
 """API keys: where they come from, and a type that does not show them.
 
-From the environment, or from a file that only its owner can read. Never from the command line, where every user of the
-machine could see it. Not a vault: the key is in this process's memory.
+From the environment, or from a file that only its owner can read. Never from the command line, where every
+user of the machine could see it. Not a vault: the key is in this process's memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MAX_KEY_FILE_BYTES = 65_536
 
 
 class Secret:
-    """A key whose `str`, `repr` and format are masked. `reveal` is for the one line that hands it to a client library."""
+    """A key whose `str`, `repr` and format are masked. `reveal` is for the one line that hands it to a
+    client library."""
 
     __slots__ = ("_value",)
 
@@ -49,8 +50,9 @@ class Secret:
 def load_key(
     variable: str, key_file: Path | None = None, environment: Mapping[str, str] = os.environ
 ) -> Secret | None:
-    """The key named `variable`, from the environment, else from a line `NAME=key` of `key_file` (mode 600); None if neither
-    has it. Raises ConfigError for a file that others can read, or for a key that cannot be sent."""
+    """The key named `variable`, from the environment, else from a line `NAME=key` of `key_file` (mode
+    600); None if neither has it. Raises ConfigError for a file that others can read, or for a key that
+    cannot be sent."""
     value = environment.get(variable, "").strip()
     if not value and key_file is not None:
         value = _read_key_file(key_file).get(variable, "")

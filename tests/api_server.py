@@ -1,4 +1,5 @@
-"""A loopback HTTP server that plays a script, one step a request; the last step repeats. Both vendors' servers build on it."""
+"""A loopback HTTP server that plays a script, one step a request; the last step repeats. Both vendors'
+servers build on it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """What the server does with one request. `sent` below 1.0 cuts the connection inside the body; `drip_s` sends a
-    byte at a time with that pause, for ever; `hang` answers nothing until the server ends."""
+    """What the server does with one request. `sent` below 1.0 cuts the connection inside the body;
+    `drip_s` sends a byte at a time with that pause, for ever; `hang` answers nothing until the server
+    ends."""
 
     status: int = 200
     body: bytes = b""

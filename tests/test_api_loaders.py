@@ -1,4 +1,5 @@
-"""The API loaders, with the vendors' real client libraries against loopback servers that answer as the vendors do."""
+"""The API loaders, with the vendors' real client libraries against loopback servers that answer as the
+vendors do."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def prompt_texts(vendor: str, body: dict[str, Any]) -> list[str]:
     return [turn["parts"][0]["text"] for turn in body["contents"]]
 
 
-# --- the call itself -------------------------------------------------------------------------------------------
+# --- the call itself ---
 
 
 def test_an_answer_is_canonical_claimed_as_an_api_answer_and_counted(vendor, says, serve, load, meter):
@@ -180,7 +181,7 @@ def test_every_task_s_schema_fits_the_vendors_dialects(name):
     strict = simple_schema(full, unions=True)
     walk(strict)
     assert '"required": []' not in json.dumps(strict)
-    from google.generativeai.protos import Schema
+    from google.ai.generativelanguage import Schema
 
     from storyfi_lite.loaders.gemini import gemini_schema
 
@@ -201,7 +202,7 @@ def test_a_server_without_json_schema_is_asked_for_a_json_object_from_then_on(se
     assert '"core_conflict"' in script.requests[1]["messages"][0]["content"]
 
 
-# --- answers that are not right --------------------------------------------------------------------------------
+# --- answers that are not right ---
 
 
 def test_a_code_fence_is_stripped(says, serve, load):
@@ -224,7 +225,7 @@ def test_a_bad_answer_is_repaired_with_its_problems_told(bad, vendor, says, serv
 
 def test_after_two_repairs_there_is_a_clear_error(says, serve, load):
     script = serve(says.text(SHORT))
-    with pytest.raises(Unavailable, match="no valid answer in 3 attempts.*setting has 9"):
+    with pytest.raises(Unavailable, match=r"no valid answer in 3 attempts.*setting has 9"):
         outcome(load(script))
     assert len(script.requests) == 3
 
@@ -254,7 +255,7 @@ def test_hostile_json_is_refused_in_words(text):
     assert answer is None and problems
 
 
-# --- servers that fail -----------------------------------------------------------------------------------------
+# --- servers that fail ---
 
 WHOLE = {"gemini": gemini_server.text(CANONICAL), "openai": openai_server.text(CANONICAL)}
 PASSING = {
@@ -277,7 +278,7 @@ def test_what_may_pass_is_tried_again(fault, vendor, serve, load):
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_does_not_pass_ends_in_a_clear_error(fault, vendor, serve, load):
     script = serve(PASSING[fault](vendor))
-    with pytest.raises((Busy, Unavailable), match="API (answered|gave no)"):
+    with pytest.raises((Busy, Unavailable), match=r"API (answered|gave no)"):
         outcome(load(script, calls_per_text=3))
     assert len(script.requests) == 3  # the client libraries don't retry beside us
 
@@ -347,23 +348,17 @@ def test_cancelling_frees_the_worker(step, serve, load):
     loader = load(script)
     future = loader.submit(job())
     until(lambda: script.requests)
-    time.sleep(0.05)  # into the wait for the body
     assert future.cancel()
-    if step.drip_s:
-        assert script.gone.wait(10)
-        until(lambda: loader.health().running == 0)
+    assert script.gone.wait(10), "the connection stayed open"
+    until(lambda: loader.health().running == 0)
 
 
-def test_a_redirect_is_not_followed_with_the_key(serve, meter):
-    other = serve(gemini_server.text(CANONICAL))
+def test_a_redirect_is_not_followed_with_the_key(says, serve, load):
+    other = serve(says.text(CANONICAL))
     script = serve(Step(307, headers={"location": other.url}))
-    loader = api_loader_class("gemini")(
-        Secret(KEY), settings_for("gemini", script.url, calls_per_text=1), meter
-    )
     with pytest.raises(LiteError):
-        outcome(loader)
-    loader.close()
-    assert not other.requests
+        outcome(load(script, calls_per_text=1))
+    assert len(script.requests) == 1 and not other.requests
 
 
 def test_nothing_listens(vendor, meter):
@@ -373,10 +368,9 @@ def test_nothing_listens(vendor, meter):
     with pytest.raises(Unavailable, match="gave no whole answer"):
         outcome(loader)
     loader.close()
-    assert loader.health().alive is False
 
 
-# --- the queue -------------------------------------------------------------------------------------------------
+# --- the queue ---
 
 
 def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
@@ -408,10 +402,10 @@ def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
 def test_a_cancelled_job_leaves_its_place_in_the_queue(says, serve, load):
     script = serve(Step(hang=True))
     loader = load(script, workers=1, max_queued=1)
-    loader.submit(job(1.0))
+    loader.submit(job(0.3))
     until(lambda: script.requests)
-    loader.submit(job(1.0)).cancel()
-    loader.submit(job(1.0))
+    loader.submit(job(0.3)).cancel()
+    loader.submit(job(0.3))
     assert loader.health().queued == 1
 
 
@@ -435,7 +429,7 @@ def test_a_request_that_lacks_its_earlier_stage_ends_with_bad_input(says, serve,
     assert isinstance(future.exception(10), BadInput)
 
 
-# --- secrets ---------------------------------------------------------------------------------------------------
+# --- secrets ---
 
 
 @pytest.mark.parametrize("fault", ["echo 400", "echo 401", "echo 500", "echo text", "half", "refused", "ok"])
@@ -514,7 +508,7 @@ def test_a_key_file_that_is_none_is_refused(tmp_path):
             load_key("GEMINI_API_KEY", path, {})
 
 
-# --- the meter -------------------------------------------------------------------------------------------------
+# --- the meter ---
 
 
 def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path):
@@ -577,7 +571,7 @@ def test_a_failed_call_is_free_and_a_cut_one_is_not(says, serve, load, meter, ve
     assert meter.usage.tokens > 1000
 
 
-# --- the chain of loaders --------------------------------------------------------------------------------------
+# --- the chain of loaders ---
 
 
 class LocalStandIn:

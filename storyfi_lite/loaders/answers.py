@@ -1,4 +1,5 @@
-"""A chat model's text -> a checked answer in the one canonical spelling, and JSON Schema in vendors' smaller dialects.
+"""A chat model's text -> a checked answer in the one canonical spelling, and JSON Schema in vendors' smaller
+dialects.
 
 Nothing is guessed: text around the JSON is a fault, except a code fence around all of it. Knows no vendor.
 """
@@ -39,7 +40,8 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
 
 
 def in_order(schema: Any, value: Any) -> Any:
-    """The value with its objects' keys in the schema's order; keys that the schema does not know come last."""
+    """The value with its objects' keys in the schema's order; keys that the schema does not know come
+    last."""
     if not isinstance(schema, dict):
         return value
     if isinstance(value, dict):
@@ -56,8 +58,9 @@ def in_order(schema: Any, value: Any) -> Any:
 
 
 def simple_schema(schema: dict[str, Any], unions: bool) -> dict[str, Any]:
-    """JSON Schema without what vendors lack (`const`, `prefixItems`, lengths of strings): lengths and the order of fixed values
-    become descriptions. Without `unions`, objects of different keys become one with the keys that all of them have required."""
+    """JSON Schema without what vendors lack (`const`, `prefixItems`, lengths of strings): lengths and the
+    order of fixed values become descriptions. Without `unions`, objects of different keys become one with
+    the keys that all of them have required."""
     if "const" in schema:
         return _fixed([schema["const"]])
     if schema["type"] == "string":

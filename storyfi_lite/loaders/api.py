@@ -1,11 +1,12 @@
 """What all API loaders share: worker threads, deadline, retries, repair of bad answers, the meter, the claim.
 
-A vendor's file adds two things: one HTTP call, and what its errors mean. The vendor's own structured output is a help
-to the model, never trusted: every answer passes our check. This is the only place that retries. Not here: which
-loader runs (fallback.py).
+A vendor's file adds two things: one HTTP call, and what its errors mean. The vendor's own structured output
+is a help to the model, never trusted: every answer passes our check. This is the only place that retries. Not
+here: which loader runs (fallback.py).
 
-Two clocks: `Future`s end by the job's deadline, whatever the call does (a timer ends them); the call is then cut, so
-that its worker is free at once. Threads are daemons: a call that hangs never holds up the end of the process.
+Two clocks: `Future`s end by the job's deadline, whatever the call does (a timer ends them); the call is then
+cut, so that its worker is free at once. Threads are daemons: a call that hangs never holds up the end of the
+process.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a vendor answered. Tokens are None where it did not count. `refusal`: why there is no text, in its words."""
+    """What a vendor answered. Tokens are None where it did not count. `refusal`: why there is no text, in
+    its words."""
 
     text: str
     prompt_tokens: int | None
@@ -81,7 +83,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A call that gave no reply. `free`: the vendor surely charged nothing. `fatal`: no later call will do better."""
+    """A call that gave no reply. `free`: the vendor surely charged nothing. `fatal`: no later call will do
+    better."""
 
     error: LiteError
     retry: bool = False
@@ -143,7 +146,8 @@ class _Work:
     _lock: threading.Lock = field(compare=False, default_factory=threading.Lock)
 
     def end(self, outcome: Answer | LiteError) -> None:
-        """The first outcome counts. Until then the Future is pending, so that it can be cancelled at any time."""
+        """The first outcome counts. Until then the Future is pending, so that it can be cancelled at any
+        time."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -181,10 +185,6 @@ class ApiLoader(ABC):
         ]
         for thread in self._threads:
             thread.start()
-        logger.warning(
-            "answers come from the %s API (%s), not from a local model: the reward is multiplied by %g",
-            self.vendor, settings.model_name, settings.multiplier,
-        )  # fmt: skip
 
     # --- what a vendor's file adds ---
 
@@ -235,9 +235,8 @@ class ApiLoader(ABC):
             if self._closed:
                 return LoaderHealth(False, "closed", len(self._running), 0)
             used = self._meter.usage
-            detail = self._dead_because or (
-                f"{self.vendor} API, {self.settings.model_name}: {used.tokens:,} tokens and ${used.usd:.4f} used today"
-            )
+            spent = f"{used.tokens:,} tokens and ${used.usd:.4f} used today"
+            detail = self._dead_because or f"{self.vendor} API, {self.settings.model_name}: {spent}"
             return LoaderHealth(not self._dead_because, detail, len(self._running), len(self._queue))
 
     def close(self) -> None:
@@ -323,7 +322,8 @@ class ApiLoader(ABC):
         )
 
     def _reply(self, work: _Work, prompt: Prompt) -> Reply:
-        """Retries what may pass by itself, with exponential backoff and jitter, or as long as the vendor says."""
+        """Retries what may pass by itself, with exponential backoff and jitter, or as long as the vendor
+        says."""
         settings = self.settings
         for attempt in itertools.count(1):
             outcome = self._metered(work, prompt)
@@ -359,7 +359,8 @@ class ApiLoader(ABC):
         return outcome
 
     def _attempt(self, work: _Work, prompt: Prompt, timeout_s: float) -> Reply | Failure:
-        """Errors become values here: a raised one would carry the client library's error, and with it the request."""
+        """Errors become values here: a raised one would carry the client library's error, and with it the
+        request."""
         try:
             return self._call(prompt, timeout_s, work.line)
         except LiteError as error:
@@ -387,7 +388,8 @@ class ApiLoader(ABC):
         return Failure(ConfigError(f"{said}\n{hint}"), fatal=bad_key or status in (401, 403, 404))
 
     def _cut_off(self, error: Exception) -> Failure:
-        """No whole answer: time-out, connection refused or cut, half a body, a body that is not the vendor's JSON."""
+        """No whole answer: time-out, connection refused or cut, half a body, a body that is not the
+        vendor's JSON."""
         detail = f"the {self.vendor} API gave no whole answer ({type(error).__name__})"
         return Failure(Unavailable(detail), retry=True, free=False)
 
@@ -404,5 +406,6 @@ def _repair(problems: tuple[str, ...]) -> str:
     listed = "\n".join(f"- {problem}" for problem in problems)
     return (
         f"That answer breaks these rules:\n{listed}\n"
-        "Write the whole answer again with all of them mended: one JSON object and nothing around it, same language."
+        "Write the whole answer again with all of them mended: "
+        "one JSON object and nothing around it, same language."
     )

@@ -1,7 +1,9 @@
-"""Which loader answers: the local model, else the chosen API, else the other API if its key is there, else a clear error.
+"""Which loader answers: the local model, else the chosen API, else the other API if its key is there, else a
+clear error.
 
-The choice falls at start. While running it moves on only if the operator allowed it, and never back: a restart tries
-the local model again. Each move is a WARNING, and each answer's claim is that of the loader that wrote it. Knows no vendor.
+The choice falls at start. While running it moves on only if the operator allowed it, and never back: a
+restart tries the local model again. Each move is a WARNING, and each answer's claim is that of the loader
+that wrote it. Knows no vendor.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """`open` makes the loader; it raises a LiteError that says why it can't. It calls no network for an API."""
+    """`open` makes the loader; it raises a LiteError that says why it can't. It calls no network for an
+    API."""
 
     name: str
     open: Callable[[], Loader]
@@ -75,8 +78,8 @@ def api_choices(
 
 
 class FallbackLoader:
-    """Implements `Loader` over the first of `choices` that opens. With `while_running`, the later ones stand ready,
-    and a loader that reports itself dead gives way to the next one that lives."""
+    """Implements `Loader` over the first of `choices` that opens. With `while_running`, the later ones
+    stand ready, and a loader that reports itself dead gives way to the next one that lives."""
 
     def __init__(self, choices: Sequence[Choice], while_running: bool) -> None:
         """Raises ConfigError with every choice's reason if none opens."""
@@ -101,7 +104,8 @@ class FallbackLoader:
         return self._current()[1].claim
 
     def submit(self, job: Job) -> Future[Answer]:
-        """As the loader's own; a job whose loader dies under it moves to the next one, within its deadline."""
+        """As the loader's own; a job whose loader dies under it moves to the next one, within its
+        deadline."""
         outer: Future[Answer] = Future()
         self._hand_over(job, outer)
         return outer
@@ -131,14 +135,9 @@ class FallbackLoader:
     def _announce(self, words: str) -> None:
         name, loader = self._loaders[self._active]
         claim = loader.claim
-        logger.warning(
-            "%s %s: %s, %s, reward multiplier %g",
-            words,
-            name,
-            claim.miner_mode,
-            claim.model_name,
-            claim.multiplier,
-        )
+        level = logging.INFO if claim.miner_mode == "LocalModelLoader" else logging.WARNING
+        facts = (claim.miner_mode, claim.model_name, claim.multiplier)
+        logger.log(level, "%s %s: %s, %s, reward multiplier %g", words, name, *facts)
 
     def _hand_over(self, job: Job, outer: Future[Answer]) -> None:
         name, loader = self._current()
@@ -150,7 +149,8 @@ class FallbackLoader:
         inner.add_done_callback(lambda done: self._pass_on(job, loader, done, outer))
 
     def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
-        """The inner outcome becomes the outer one, unless the loader died and another can still answer in time."""
+        """The inner outcome becomes the outer one, unless the loader died and another can still answer in
+        time."""
         if inner.cancelled():
             outer.cancel()
             return

@@ -81,7 +81,8 @@ class GeminiLoader(ApiLoader):
 
 
 def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The subset's names in Gemini's Schema message, which has no additionalProperties and only these fields."""
+    """The subset's names in Gemini's Schema message, which has no additionalProperties and only these
+    fields."""
     converted: dict[str, Any] = {"type_": schema["type"].upper()}
     for ours, theirs in (
         ("description", "description"), ("enum", "enum"), ("required", "required"),
@@ -129,8 +130,8 @@ def _retry_delay_s(error: Any) -> float:
 
 
 def _own_session(session: Any, workers: int, hold: Callable[[socket.socket], None]) -> None:
-    """Takes the library's HTTP session in hand: no retries or redirects of its own (a redirect would carry the key to
-    another host), and `hold` is told each call's socket, on the call's thread."""
+    """Takes the library's HTTP session in hand: no retries or redirects of its own (a redirect would carry
+    the key to another host), and `hold` is told each call's socket, on the call's thread."""
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool
 

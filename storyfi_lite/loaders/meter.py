@@ -1,8 +1,9 @@
-"""What the APIs cost today: tokens and, where the operator gave prices, US dollars; with a daily cap that survives a restart.
+"""What the APIs cost today: tokens and, where the operator gave prices, US dollars; with a daily cap that
+survives a restart.
 
-A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call whose end is
-not known (time-out, crash) stays charged: the cap may close early, never late. One process a file. It knows no vendor;
-prices are the operator's, none are built in. The day is UTC's.
+A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call
+whose end is not known (time-out, crash) stays charged: the cap may close early, never late. One process a
+file. It knows no vendor; prices are the operator's, none are built in. The day is UTC's.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Meter:
             )
 
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
-        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be written."""
+        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be
+        written."""
         with self._lock:
             used = self._today()
             usd = used.usd + (prices.usd(prompt_tokens, completion_tokens) if prices else 0.0)
@@ -109,7 +111,8 @@ class Meter:
             return charge
 
     def settle(self, charge: Charge, prompt_tokens: int, completion_tokens: int) -> None:
-        """Puts what the vendor counted in the place of the estimate. A call that cost nothing is settled with zeros."""
+        """Puts what the vendor counted in the place of the estimate. A call that cost nothing is settled
+        with zeros."""
         with self._lock:
             if self._today().day == charge.day:
                 self._add(
@@ -152,7 +155,8 @@ class Meter:
             raise ConfigError(f"the API meter {self._path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
-                f"the API meter {self._path} is damaged, so today's use is not known; to start from zero: rm {self._path}"
+                f"the API meter {self._path} is damaged, so today's use is not known; "
+                f"to start from zero: rm {self._path}"
             ) from None
 
     def _save(self) -> None:

@@ -1,4 +1,5 @@
-"""OpenAI, or any server that speaks its chat completions (`--api.base-url`). The only file that knows the openai package.
+"""OpenAI, or any server that speaks its chat completions (`--api.base-url`). The only file that knows the
+openai package.
 
 Not here: retries, checks, money (api.py).
 """
@@ -92,7 +93,8 @@ class OpenAILoader(ApiLoader):
 
 
 def _http_client(line: Line, timeout_s: float) -> Any:
-    """The package's own HTTP client, which tells the line each socket that it opens, and follows no redirect."""
+    """The package's own HTTP client, which tells the line each socket that it opens, and follows no
+    redirect."""
     from openai import DefaultHttpxClient
 
     def trace(event: str, info: dict[str, Any]) -> None:
