@@ -1,0 +1,177 @@
+"""Which loader answers: the local model, else the chosen API, else the other API if its key is there, else a
+clear error.
+
+The choice falls at start. While running it moves on only if the operator allowed it, and never back: a
+restart tries the local model again. Each move is a WARNING, and each answer's claim is that of the loader
+that wrote it. Knows no vendor.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyfi_lite.errors import ConfigError, LiteError, Unavailable
+from storyfi_lite.loaders.api import ApiLoader, ApiSettings
+from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.meter import Meter
+from storyfi_lite.secrets import Secret, load_key
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`open` makes the loader; it raises a LiteError that says why it can't. It calls no network for an
+    API."""
+
+    name: str
+    open: Callable[[], Loader]
+
+
+def api_loader_class(provider: str) -> type[ApiLoader]:
+    """Raises ConfigError for a provider that is not known."""
+    if provider == "gemini":
+        from storyfi_lite.loaders.gemini import GeminiLoader
+
+        return GeminiLoader
+    if provider == "openai":
+        from storyfi_lite.loaders.openai import OpenAILoader
+
+        return OpenAILoader
+    raise ConfigError(f"no API is named {provider!r}: there are gemini and openai")
+
+
+def open_api(provider: str, settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
+    """Raises ConfigError where the key or the package is missing."""
+    kind = api_loader_class(provider)
+    key = load_key(kind.key_variable, key_file)
+    if key is None and settings.base_url is not None and provider == "openai":
+        key = Secret("no-key-is-needed")  # a server of one's own often has no keys
+    if key is None:
+        raise ConfigError(
+            f"no key for the {kind.vendor} API: export {kind.key_variable}=…, "
+            f"or write {kind.key_variable}=… into a file of mode 600 and name it with --api.key-file"
+        )
+    return kind(key, settings, meter)
+
+
+def api_choices(
+    chosen: str, settings: dict[str, ApiSettings], meter: Meter, key_file: Path | None = None
+) -> list[Choice]:
+    """The chosen API, then each other one in `settings` (provider -> settings) whose key is there."""
+    others = [
+        provider
+        for provider in settings
+        if provider != chosen and load_key(api_loader_class(provider).key_variable, key_file) is not None
+    ]
+
+    def choice(provider: str) -> Choice:
+        return Choice(f"{provider} API", lambda: open_api(provider, settings[provider], meter, key_file))
+
+    return [choice(provider) for provider in (chosen, *others)]
+
+
+class FallbackLoader:
+    """Implements `Loader` over the first of `choices` that opens. With `while_running`, the later ones
+    stand ready, and a loader that reports itself dead gives way to the next one that lives."""
+
+    def __init__(self, choices: Sequence[Choice], while_running: bool) -> None:
+        """Raises ConfigError with every choice's reason if none opens."""
+        self._lock = threading.Lock()
+        self._loaders: list[tuple[str, Loader]] = []
+        reasons = []
+        for choice in choices:
+            if self._loaders and not while_running:
+                break
+            try:
+                self._loaders.append((choice.name, choice.open()))
+            except LiteError as error:
+                reasons.append(f"{choice.name}: {error}")
+                logger.warning("%s can't be used: %s", choice.name, error)
+        if not self._loaders:
+            raise ConfigError("nothing here can write stories:\n" + "\n".join(reasons))
+        self._active = 0
+        self._announce("answers come from")
+
+    @property
+    def claim(self) -> ModelClaim:
+        return self._current()[1].claim
+
+    def submit(self, job: Job) -> Future[Answer]:
+        """As the loader's own; a job whose loader dies under it moves to the next one, within its
+        deadline."""
+        outer: Future[Answer] = Future()
+        self._hand_over(job, outer)
+        return outer
+
+    def health(self) -> LoaderHealth:
+        name, loader = self._current()
+        health = loader.health()
+        return LoaderHealth(health.alive, f"{name}: {health.detail}", health.running, health.queued)
+
+    def close(self) -> None:
+        for _, loader in self._loaders:
+            loader.close()
+
+    def _current(self) -> tuple[str, Loader]:
+        """The active loader, after moving on from dead ones; the last of them stays, dead or not."""
+        with self._lock:
+            while self._active + 1 < len(self._loaders):
+                name, loader = self._loaders[self._active]
+                health = loader.health()
+                if health.alive:
+                    break
+                self._active += 1
+                logger.warning("%s is dead: %s", name, health.detail)
+                self._announce("from now on answers come from")
+            return self._loaders[self._active]
+
+    def _announce(self, words: str) -> None:
+        name, loader = self._loaders[self._active]
+        claim = loader.claim
+        level = logging.INFO if claim.miner_mode == "LocalModelLoader" else logging.WARNING
+        facts = (claim.miner_mode, claim.model_name, claim.multiplier)
+        logger.log(level, "%s %s: %s, %s, reward multiplier %g", words, name, *facts)
+
+    def _hand_over(self, job: Job, outer: Future[Answer]) -> None:
+        name, loader = self._current()
+        health = loader.health()
+        if not health.alive:
+            raise Unavailable(f"{name} is dead and nothing stands in for it: {health.detail}")
+        inner = loader.submit(job)
+        outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+        inner.add_done_callback(lambda done: self._pass_on(job, loader, done, outer))
+
+    def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
+        """The inner outcome becomes the outer one, unless the loader died and another can still answer in
+        time."""
+        if inner.cancelled():
+            outer.cancel()
+            return
+        error = inner.exception()
+        if (
+            error is not None
+            and not outer.done()
+            and job.deadline_s > time.monotonic()
+            and self._moved_on(loader)
+        ):
+            try:
+                self._hand_over(job, outer)
+                return
+            except LiteError as refused:
+                error = refused
+        if not outer.set_running_or_notify_cancel():
+            return
+        if error is None:
+            outer.set_result(inner.result())
+        else:
+            outer.set_exception(error)
+
+    def _moved_on(self, loader: Loader) -> bool:
+        return not loader.health().alive and self._current()[1] is not loader

@@ -1,0 +1,172 @@
+"""What the APIs cost today: tokens and, where the operator gave prices, US dollars; with a daily cap that
+survives a restart.
+
+A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call
+whose end is not known (time-out, crash) stays charged: the cap may close early, never late. One process a
+file. It knows no vendor; prices are the operator's, none are built in. The day is UTC's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from storyfi_lite.errors import Busy, ConfigError
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Prices:
+    """US dollars for a million tokens, as the vendor's price list says."""
+
+    prompt_usd: float
+    completion_usd: float
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self.prompt_usd + completion_tokens * self.completion_usd) / 1_000_000
+
+
+@dataclass(frozen=True)
+class Caps:
+    """A day's limits; None: no limit."""
+
+    tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was used on `day` (days since 1970-01-01 UTC)."""
+
+    day: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Charge:
+    """A call that was charged with an estimate."""
+
+    day: int
+    prompt_tokens: int
+    completion_tokens: int
+    prices: Prices | None
+
+
+class Meter:
+    """Thread-safe. Raises ConfigError for a damaged file rather than starting the day again."""
+
+    def __init__(self, path: Path, caps: Caps, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._caps, self._clock = path, caps, clock
+        self._lock = threading.Lock()
+        self._usage = self._load()
+
+    @property
+    def usage(self) -> Usage:
+        with self._lock:
+            return self._today()
+
+    def check_prices(self, prices: Prices | None) -> None:
+        """Raises ConfigError where a cap in dollars could not be kept."""
+        if self._caps.usd is not None and prices is None:
+            raise ConfigError(
+                "a daily cap in US dollars needs the vendor's prices for prompt and completion tokens"
+            )
+
+    def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
+        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be
+        written."""
+        with self._lock:
+            used = self._today()
+            usd = used.usd + (prices.usd(prompt_tokens, completion_tokens) if prices else 0.0)
+            wait_s = (used.day + 1) * DAY_S - self._clock()
+            if (
+                self._caps.tokens is not None
+                and used.tokens + prompt_tokens + completion_tokens > self._caps.tokens
+            ):
+                raise Busy(
+                    f"the daily cap of {self._caps.tokens:,} API tokens leaves no room for this request: "
+                    f"{used.tokens:,} used today; it opens again at 00:00 UTC",
+                    wait_s,
+                )
+            if self._caps.usd is not None and usd > self._caps.usd:
+                raise Busy(
+                    f"the daily API cap of ${self._caps.usd:.2f} leaves no room for this request: "
+                    f"${used.usd:.4f} used today; it opens again at 00:00 UTC",
+                    wait_s,
+                )
+            charge = Charge(used.day, prompt_tokens, completion_tokens, prices)
+            self._add(prompt_tokens, completion_tokens, prices)
+            return charge
+
+    def settle(self, charge: Charge, prompt_tokens: int, completion_tokens: int) -> None:
+        """Puts what the vendor counted in the place of the estimate. A call that cost nothing is settled
+        with zeros."""
+        with self._lock:
+            if self._today().day == charge.day:
+                self._add(
+                    prompt_tokens - charge.prompt_tokens,
+                    completion_tokens - charge.completion_tokens,
+                    charge.prices,
+                )
+
+    def _add(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> None:
+        used = self._today()
+        usd = prices.usd(prompt_tokens, completion_tokens) if prices else 0.0
+        self._usage = Usage(
+            used.day,
+            used.prompt_tokens + prompt_tokens,
+            used.completion_tokens + completion_tokens,
+            max(0.0, used.usd + usd),
+        )
+        self._save()
+
+    def _today(self) -> Usage:
+        day = int(self._clock() // DAY_S)
+        # a clock set back does not give a fresh day
+        return self._usage if day <= self._usage.day else Usage(day)
+
+    def _load(self) -> Usage:
+        try:
+            data = json.loads(self._path.read_text())
+            usage = Usage(
+                int(data["day"]),
+                int(data["prompt_tokens"]),
+                int(data["completion_tokens"]),
+                float(data["usd"]),
+            )
+            if min(usage.day, usage.prompt_tokens, usage.completion_tokens, usage.usd) < 0:
+                raise ValueError("negative")
+            return usage
+        except FileNotFoundError:
+            return Usage(0)
+        except OSError as error:
+            raise ConfigError(f"the API meter {self._path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"the API meter {self._path} is damaged, so today's use is not known; "
+                f"to start from zero: rm {self._path}"
+            ) from None
+
+    def _save(self) -> None:
+        temporary = self._path.with_name(self._path.name + ".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w") as file:
+                json.dump(asdict(self._usage), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except OSError as error:
+            raise ConfigError(f"the API meter {self._path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,94 @@
+"""API keys: where they come from, and a type that does not show them.
+
+From the environment, or from a file that only its owner can read. Never from the command line, where every
+user of the machine could see it. Not a vault: the key is in this process's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from storyfi_lite.errors import ConfigError
+
+MASK = "********"
+MAX_KEY_FILE_BYTES = 65_536
+
+
+class Secret:
+    """A key whose `str`, `repr` and format are masked. `reveal` is for the one line that hands it to a
+    client library."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def scrub(self, text: str) -> str:
+        """The text with the key masked: for what a vendor or a client library says."""
+        return text.replace(self._value, MASK)
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not written anywhere")
+
+
+def load_key(
+    variable: str, key_file: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Secret | None:
+    """The key named `variable`, from the environment, else from a line `NAME=key` of `key_file` (mode
+    600); None if neither has it. Raises ConfigError for a file that others can read, or for a key that
+    cannot be sent."""
+    value = environment.get(variable, "").strip()
+    if not value and key_file is not None:
+        value = _read_key_file(key_file).get(variable, "")
+    if not value:
+        return None
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ConfigError(
+            f"{variable} holds a space, a line break or a character that no API key has: copy it again"
+        )
+    return Secret(value)
+
+
+def _read_key_file(path: Path) -> dict[str, str]:
+    try:
+        # opened before it is looked at, so that what was checked is what is read; a FIFO must not block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"the key file {path} is not a plain file")
+        mode = stat.S_IMODE(status.st_mode)
+        if mode != 0o600:
+            raise ConfigError(f"the key file {path} has mode {mode:o}, it must be 600: chmod 600 {path}")
+        text = os.read(descriptor, MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
+    lines = (line.strip() for line in text.splitlines())
+    return dict(_key_line(line, path) for line in lines if line and not line.startswith("#"))
+
+
+def _key_line(line: str, path: Path) -> tuple[str, str]:
+    name, equals, value = line.partition("=")
+    if not equals:
+        raise ConfigError(
+            f"the key file {path} has a line that is not NAME=key, for example GEMINI_API_KEY=…"
+        )
+    return name.strip(), value.strip().strip("\"'")

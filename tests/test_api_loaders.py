@@ -1,0 +1,714 @@
+"""The API loaders, with the vendors' real client libraries against loopback servers that answer as the
+vendors do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import api_server
+import gemini_server
+import openai_server
+import pytest
+from api_server import Script, Step
+
+from storyfi_lite import tasks
+from storyfi_lite.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    DeadlineExceeded,
+    EngineError,
+    LiteError,
+    Unavailable,
+)
+from storyfi_lite.loaders.answers import read_answer, simple_schema
+from storyfi_lite.loaders.api import ApiLoader, ApiSettings
+from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_loader_class, open_api
+from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
+from storyfi_lite.secrets import Secret, load_key
+from storyfi_lite.wire.messages import ModelInfo, StoryRequest
+
+KEY = "sk-THE-SECRET-0123456789abcdef"
+REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
+STORY = {
+    "title": "灯塔",
+    "genre": "fantasy",
+    "setting": "s" * 300,
+    "core_conflict": "c" * 150,
+    "themes": ["sea", "duty", "voice"],
+    "tone": "quiet",
+    "target_audience": "adults",
+}
+CANONICAL = json.dumps(STORY, ensure_ascii=False, separators=(",", ":"))
+SHORT = json.dumps({**STORY, "setting": "too short"})
+SERVERS = {"gemini": gemini_server, "openai": openai_server}
+
+Serve = Callable[..., Script]
+
+
+@pytest.fixture(params=["gemini", "openai"])
+def vendor(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def says(vendor: str) -> ModuleType:
+    return SERVERS[vendor]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running = []
+
+    def start(*steps: Any) -> Script:
+        running.append(api_server.serve(list(steps)))
+        return running[-1].__enter__()
+
+    yield start
+    for server in running:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def meter(tmp_path: Path) -> Meter:
+    return Meter(tmp_path / "state" / "api-meter.json", Caps())
+
+
+@pytest.fixture
+def load(vendor: str, meter: Meter) -> Iterator[Callable[..., ApiLoader]]:
+    made: list[ApiLoader] = []
+
+    def start(script: Script, meter: Meter = meter, **changes: Any) -> ApiLoader:
+        made.append(api_loader_class(vendor)(Secret(KEY), settings_for(vendor, script.url, **changes), meter))
+        return made[-1]
+
+    yield start
+    for loader in made:
+        loader.close()
+
+
+def settings_for(vendor: str, url: str, **changes: Any) -> ApiSettings:
+    names = {"gemini": "gemini-2.5-flash", "openai": "gpt-4-turbo"}
+    quick: dict[str, Any] = {"workers": 2, "first_backoff_s": 0.002, "call_timeout_s": 20.0, **changes}
+    return ApiSettings(names[vendor], base_url=url + ("/v1" if vendor == "openai" else ""), **quick)
+
+
+def job(seconds: float = 20.0, request: StoryRequest = REQUEST, priority: float = 0.0) -> Job:
+    return Job(request, seed=1, deadline_s=time.monotonic() + seconds, priority=priority)
+
+
+def outcome(loader: Any, seconds: float = 20.0) -> Answer:
+    return loader.submit(job(seconds)).result(30)
+
+
+def prompt_texts(vendor: str, body: dict[str, Any]) -> list[str]:
+    if vendor == "openai":
+        return [message["content"] for message in body["messages"][1:]]
+    return [turn["parts"][0]["text"] for turn in body["contents"]]
+
+
+# --- the call itself ---
+
+
+def test_an_answer_is_canonical_claimed_as_an_api_answer_and_counted(vendor, says, serve, load, meter):
+    backwards = json.dumps(dict(reversed(STORY.items())), indent=2)
+    script = serve(says.text(backwards))
+    answer = outcome(load(script))
+    assert answer.text == CANONICAL
+    assert tasks.get("blueprint").constraint(REQUEST).check(answer.text).canonical
+    assert (answer.prompt_tokens, answer.completion_tokens) == (100, 50)
+    assert (meter.usage.prompt_tokens, meter.usage.completion_tokens) == (100, 50)
+    assert (answer.claim.miner_mode, answer.claim.multiplier) == ("APIFallbackLoader", 0.5)
+    assert (answer.claim.model_info.mode, answer.claim.model_info.provider) == ("api", vendor)
+    assert answer.proof is None and answer.tokens is None
+
+
+def test_gemini_gets_the_schema_in_its_own_dialect_and_the_key_in_a_header(serve, meter):
+    script = serve(gemini_server.text(CANONICAL))
+    loader = api_loader_class("gemini")(Secret(KEY), settings_for("gemini", script.url), meter)
+    outcome(loader)
+    loader.close()
+    config = script.requests[0]["generationConfig"]
+    assert config["responseMimeType"] == "application/json"
+    schema = config["responseSchema"]
+    assert schema["type"] in (6, "OBJECT")
+    assert list(schema["required"]) == list(STORY)
+    assert script.paths[0].startswith("/v1beta/models/gemini-2.5-flash:generateContent")
+    assert KEY not in script.paths[0]
+    assert KEY in script.headers[0].values()
+
+
+def test_openai_gets_a_strict_schema(serve, meter):
+    script = serve(openai_server.text(CANONICAL))
+    loader = api_loader_class("openai")(Secret(KEY), settings_for("openai", script.url), meter)
+    outcome(loader)
+    loader.close()
+    form = script.requests[0]["response_format"]["json_schema"]
+    assert form["strict"] is True
+    assert form["schema"]["required"] == list(STORY)
+    assert form["schema"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("name", list(tasks.TASKS))
+def test_every_task_s_schema_fits_the_vendors_dialects(name):
+    request = StoryRequest(
+        task_type=name, user_input="x", blueprint={}, characters={}, story_arc={}, chapter_ids=[1, 2]
+    )
+    full = tasks.get(name).constraint(request).json_schema
+
+    def walk(schema: dict[str, Any]) -> None:
+        allowed = {"type", "description", "enum", "items", "minItems", "maxItems", "properties", "required",
+                   "additionalProperties", "anyOf"}  # fmt: skip
+        assert set(schema) <= allowed
+        if schema.get("type") == "object":
+            assert schema["required"] and schema["additionalProperties"] is False
+        for one in [*schema.get("anyOf", []), *schema.get("properties", {}).values()]:
+            walk(one)
+        if "items" in schema:
+            walk(schema["items"])
+
+    strict = simple_schema(full, unions=True)
+    walk(strict)
+    assert '"required": []' not in json.dumps(strict)
+    from google.ai.generativelanguage import Schema
+
+    from storyfi_lite.loaders.gemini import gemini_schema
+
+    assert Schema(gemini_schema(simple_schema(full, unions=False))).properties
+
+
+def test_a_server_without_json_schema_is_asked_for_a_json_object_from_then_on(serve, meter):
+    script = serve(openai_server.no_json_schema(), openai_server.text(CANONICAL))
+    loader = api_loader_class("openai")(Secret(KEY), settings_for("openai", script.url), meter)
+    assert outcome(loader).text == CANONICAL
+    assert outcome(loader).text == CANONICAL
+    loader.close()
+    assert [body["response_format"]["type"] for body in script.requests] == [
+        "json_schema",
+        "json_object",
+        "json_object",
+    ]
+    assert '"core_conflict"' in script.requests[1]["messages"][0]["content"]
+
+
+# --- answers that are not right ---
+
+
+def test_a_code_fence_is_stripped(says, serve, load):
+    assert outcome(load(serve(says.text(f"```json\n{CANONICAL}\n```")))).text == CANONICAL
+
+
+@pytest.mark.parametrize(
+    "bad", [SHORT, f"Here is your story: {CANONICAL}", "Once upon a time.", "", CANONICAL[:-9], "[1]", "null"]
+)
+def test_a_bad_answer_is_repaired_with_its_problems_told(bad, vendor, says, serve, load):
+    script = serve(says.text(bad), says.text(CANONICAL))
+    answer = outcome(load(script))
+    assert answer.text == CANONICAL
+    assert answer.completion_tokens == 100
+    turns = prompt_texts(vendor, script.requests[1])
+    assert len(turns) == (3 if bad else 1)
+    if bad == SHORT:
+        assert "setting has 9 characters, 300 to 500" in turns[2]
+
+
+def test_after_two_repairs_there_is_a_clear_error(says, serve, load):
+    script = serve(says.text(SHORT))
+    with pytest.raises(Unavailable, match=r"no valid answer in 3 attempts.*setting has 9"):
+        outcome(load(script))
+    assert len(script.requests) == 3
+
+
+@pytest.mark.parametrize("kind", ["blocked", "cut_by_safety"])
+def test_a_refusal_is_an_error_at_once(kind, says, serve, load):
+    script = serve(getattr(says, kind)())
+    with pytest.raises(Unavailable, match="refused to write this story"):
+        outcome(load(script))
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"title":"a","title":"b"}',
+        '{"title":NaN}',
+        '{"title":"\\ud800"}',
+        "[" * 100_000,
+        CANONICAL + "x",
+        "\ud800",
+    ],
+    ids=["twice", "nan", "surrogate", "deep", "trailing", "raw surrogate"],
+)
+def test_hostile_json_is_refused_in_words(text):
+    answer, problems = read_answer(text, tasks.get("blueprint").constraint(REQUEST))
+    assert answer is None and problems
+
+
+# --- servers that fail ---
+
+WHOLE = {"gemini": gemini_server.text(CANONICAL), "openai": openai_server.text(CANONICAL)}
+PASSING = {
+    "429": lambda vendor: SERVERS[vendor].error(429, "slow down", {"retry-after": "0.01"}),
+    "500": lambda vendor: SERVERS[vendor].error(500, "internal"),
+    "503": lambda vendor: SERVERS[vendor].error(503, "overloaded"),
+    "html": lambda vendor: Step(502, b"<html>bad gateway</html>", {"content-type": "text/html"}),
+    "half a body": lambda vendor: Step(body=WHOLE[vendor].body, sent=0.5),
+    "wrong json": lambda vendor: Step(body=b'{"candidates": ['),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_may_pass_is_tried_again(fault, vendor, serve, load):
+    script = serve(PASSING[fault](vendor), WHOLE[vendor])
+    assert outcome(load(script)).text == CANONICAL
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_does_not_pass_ends_in_a_clear_error(fault, vendor, serve, load):
+    script = serve(PASSING[fault](vendor))
+    with pytest.raises((Busy, Unavailable), match=r"API (answered|gave no)"):
+        outcome(load(script, calls_per_text=3))
+    assert len(script.requests) == 3  # the client libraries don't retry beside us
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'"text"'], ids=repr)
+def test_a_body_with_nothing_in_it_is_a_clear_error(body, serve, load):
+    with pytest.raises(Unavailable, match="gave no"):
+        outcome(load(serve(Step(body=body)), calls_per_text=2))
+
+
+def test_a_longer_retry_after_than_the_deadline_is_not_waited_for(says, serve, load):
+    script = serve(says.error(429, "quota", {"retry-after": "3000"}))
+    with pytest.raises(Busy) as caught:
+        outcome(load(script))
+    assert caught.value.retry_after_s == 3000
+    assert len(script.requests) == 1
+
+
+def test_gemini_s_retry_info_counts_as_retry_after(serve, meter):
+    script = serve(gemini_server.error(429, "quota", details=gemini_server.retry_info("34s")))
+    loader = api_loader_class("gemini")(Secret(KEY), settings_for("gemini", script.url), meter)
+    with pytest.raises(Busy) as caught:
+        outcome(loader)
+    loader.close()
+    assert caught.value.retry_after_s == 34
+
+
+def test_an_account_without_quota_is_not_retried(serve, meter):
+    script = serve(openai_server.error(429, "You exceeded your current quota", code="insufficient_quota"))
+    loader = api_loader_class("openai")(Secret(KEY), settings_for("openai", script.url), meter)
+    with pytest.raises(ConfigError, match="out of quota"):
+        outcome(loader)
+    loader.close()
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_what_only_the_operator_can_mend_is_not_retried(status, vendor, says, serve, load):
+    script = serve(says.error(status, "no"))
+    loader = load(script)
+    with pytest.raises(ConfigError, match=f"{vendor.upper()}_API_KEY"):
+        outcome(loader)
+    assert len(script.requests) == 1
+    assert loader.health().alive is (status == 400)  # one bad request says nothing of the next
+
+
+def test_a_refused_key_makes_the_loader_dead(says, serve, load):
+    loader = load(serve(says.bad_key()))
+    with pytest.raises(ConfigError):
+        outcome(loader)
+    assert not loader.health().alive
+
+
+@pytest.mark.parametrize("step", [Step(hang=True), Step(drip_s=0.02)], ids=["hang", "drip"])
+def test_a_server_that_never_ends_is_cut_at_the_deadline(step, serve, load):
+    script = serve(step)
+    loader = load(script)
+    with pytest.raises(DeadlineExceeded):
+        outcome(loader, seconds=0.4)
+    assert script.gone.wait(10), "the connection stayed open"
+    until(lambda: loader.health().running == 0)
+
+
+@pytest.mark.parametrize("step", [Step(hang=True), Step(drip_s=0.02)], ids=["hang", "drip"])
+def test_cancelling_frees_the_worker(step, serve, load):
+    script = serve(step)
+    loader = load(script)
+    future = loader.submit(job())
+    until(lambda: script.requests)
+    assert future.cancel()
+    assert script.gone.wait(10), "the connection stayed open"
+    until(lambda: loader.health().running == 0)
+
+
+def test_a_redirect_is_not_followed_with_the_key(says, serve, load):
+    other = serve(says.text(CANONICAL))
+    script = serve(Step(307, headers={"location": other.url}))
+    with pytest.raises(LiteError):
+        outcome(load(script, calls_per_text=1))
+    assert len(script.requests) == 1 and not other.requests
+
+
+def test_nothing_listens(vendor, meter):
+    loader = api_loader_class(vendor)(
+        Secret(KEY), settings_for(vendor, "http://127.0.0.1:9", calls_per_text=2), meter
+    )
+    with pytest.raises(Unavailable, match="gave no whole answer"):
+        outcome(loader)
+    loader.close()
+
+
+# --- the queue ---
+
+
+def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
+    go = threading.Event()
+
+    def held(body: dict[str, Any]) -> Step:
+        assert go.wait(10)
+        return says.text(CANONICAL)
+
+    script = serve(held)
+    loader = load(script, workers=1, max_queued=2)
+    first = loader.submit(job())
+    until(lambda: script.requests)
+    small, large = (
+        loader.submit(
+            job(request=REQUEST.model_copy(update={"user_input": f"stake {stake}"}), priority=stake)
+        )
+        for stake in (1.0, 9.0)
+    )
+    with pytest.raises(Busy):
+        loader.submit(job())
+    assert (loader.health().running, loader.health().queued) == (1, 2)
+    go.set()
+    for future in (first, small, large):
+        assert future.result(20).text == CANONICAL
+    assert "stake 9.0" in prompt_texts(vendor, script.requests[1])[0]
+
+
+def test_a_cancelled_job_leaves_its_place_in_the_queue(says, serve, load):
+    script = serve(Step(hang=True))
+    loader = load(script, workers=1, max_queued=1)
+    loader.submit(job(0.3))
+    until(lambda: script.requests)
+    loader.submit(job(0.3)).cancel()
+    loader.submit(job(0.3))
+    assert loader.health().queued == 1
+
+
+def test_close_refuses_what_waits_and_ends_what_runs_by_its_deadline(serve, load):
+    script = serve(Step(hang=True))
+    loader = load(script, workers=1)
+    running = loader.submit(job(0.5))
+    until(lambda: script.requests)
+    waiting = loader.submit(job())
+    loader.close()
+    assert isinstance(running.exception(1), DeadlineExceeded)
+    assert isinstance(waiting.exception(1), Unavailable)
+    with pytest.raises(Unavailable, match="closed"):
+        loader.submit(job())
+    loader.close()
+
+
+def test_a_request_that_lacks_its_earlier_stage_ends_with_bad_input(says, serve, load):
+    loader = load(serve(says.text(CANONICAL)))
+    future = loader.submit(job(request=StoryRequest(task_type="characters", user_input="x")))
+    assert isinstance(future.exception(10), BadInput)
+
+
+# --- secrets ---
+
+
+@pytest.mark.parametrize("fault", ["echo 400", "echo 401", "echo 500", "echo text", "half", "refused", "ok"])
+def test_the_key_is_in_no_log_line_error_or_repr(fault, vendor, says, serve, load, caplog):
+    caplog.set_level(logging.DEBUG)
+    echo = f"the key {KEY} is wrong " + "x" * 280 + KEY
+    steps = {
+        "echo 400": says.error(400, echo),
+        "echo 401": says.bad_key(echo),
+        "echo 500": says.error(500, echo),
+        "echo text": says.text(echo),
+        "half": Step(body=WHOLE[vendor].body, sent=0.5),
+        "refused": says.blocked(),
+        "ok": WHOLE[vendor],
+    }
+    loader = load(serve(steps[fault]), calls_per_text=2)
+    error = loader.submit(job()).exception(20)
+    seen = [repr(loader), repr(vars(loader)), str(loader.health()), repr(loader.claim), caplog.text]
+    while error is not None:
+        seen += [str(error), repr(error), repr(vars(error)), "".join(traceback.format_exception(error))]
+        error = error.__cause__ or error.__context__
+    assert KEY not in "\n".join(seen)
+    assert KEY[:20] not in "\n".join(seen)
+
+
+def test_a_fault_of_our_own_hides_the_key_too(vendor, says, serve, load, caplog, monkeypatch):
+    loader = load(serve(says.text(CANONICAL)))
+    monkeypatch.setattr(loader, "_answer", lambda work: {}[KEY])
+    error = loader.submit(job()).exception(10)
+    assert isinstance(error, LiteError) and error.__context__ is None
+    assert "KeyError" in caplog.text and KEY not in caplog.text + str(error)
+
+
+def test_a_secret_is_masked_everywhere():
+    secret = Secret(KEY)
+    assert KEY not in f"{secret} {secret!r} {[secret]} {secret:>40}"
+    with pytest.raises(TypeError):
+        import pickle
+
+        pickle.dumps(secret)
+    assert secret.reveal() == KEY
+
+
+def key_file(tmp_path: Path, text: str = f"# keys\nGEMINI_API_KEY={KEY}\n", mode: int = 0o600) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_key_comes_from_the_environment_then_from_the_file(tmp_path):
+    path = key_file(tmp_path)
+    assert load_key("GEMINI_API_KEY", path, {}).reveal() == KEY
+    assert load_key("GEMINI_API_KEY", path, {"GEMINI_API_KEY": "other"}).reveal() == "other"
+    assert load_key("OPENAI_API_KEY", path, {}) is None
+    assert load_key("GEMINI_API_KEY", None, {}) is None
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o400, 0o700])
+def test_a_key_file_with_another_mode_is_refused_with_the_command(mode, tmp_path):
+    path = key_file(tmp_path, mode=mode)
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        load_key("GEMINI_API_KEY", path, {})
+
+
+@pytest.mark.parametrize("text", [KEY, f"GEMINI_API_KEY={KEY} {KEY}", f"GEMINI_API_KEY={KEY}密"])
+def test_a_malformed_key_is_refused_without_showing_it(text, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_key("GEMINI_API_KEY", key_file(tmp_path, text), {})
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_file_that_is_none_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ConfigError, match="key file"):
+            load_key("GEMINI_API_KEY", path, {})
+
+
+# --- the meter ---
+
+
+def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path):
+    path, now = tmp_path / "meter.json", [10.5 * DAY_S]
+    meter = Meter(path, Caps(tokens=1000), lambda: now[0])
+    meter.settle(meter.charge(500, 400, None), 600, 300)
+    again = Meter(path, Caps(tokens=1000), lambda: now[0])
+    assert (again.usage.prompt_tokens, again.usage.completion_tokens) == (600, 300)
+    with pytest.raises(Busy, match="900 used today") as caught:
+        again.charge(50, 51, None)
+    assert caught.value.retry_after_s == DAY_S / 2
+    now[0] -= DAY_S  # a clock set back opens nothing
+    with pytest.raises(Busy):
+        again.charge(50, 51, None)
+    now[0] += 2 * DAY_S
+    again.charge(50, 51, None)
+    assert again.usage.tokens == 101
+
+
+def test_a_call_that_was_never_settled_stays_charged(tmp_path):
+    Meter(tmp_path / "m", Caps()).charge(10, 20, None)
+    assert Meter(tmp_path / "m", Caps()).usage.tokens == 30
+
+
+def test_money_is_counted_with_the_operator_s_prices(tmp_path):
+    meter = Meter(tmp_path / "m", Caps(usd=1.0))
+    prices = Prices(prompt_usd=2.0, completion_usd=8.0)
+    meter.charge(100_000, 50_000, prices)
+    assert meter.usage.usd == pytest.approx(0.6)
+    with pytest.raises(Busy, match=r"\$1.00"):
+        meter.charge(100_000, 50_000, prices)
+    with pytest.raises(ConfigError, match="prices"):
+        meter.check_prices(None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"day":1,"prompt_tokens":-5,"completion_tokens":0,"usd":0}']
+)
+def test_a_damaged_meter_is_not_a_fresh_day(text, tmp_path):
+    path = tmp_path / "m"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"rm {path}"):
+        Meter(path, Caps())
+
+
+def test_over_the_cap_no_call_is_made(says, serve, load, tmp_path):
+    script = serve(says.text(CANONICAL))
+    capped = Meter(tmp_path / "m", Caps(tokens=10))
+    with pytest.raises(Busy, match="daily cap"):
+        outcome(load(script, meter=capped))
+    assert not script.requests
+
+
+def test_a_failed_call_is_free_and_a_cut_one_is_not(says, serve, load, meter, vendor):
+    with pytest.raises(Unavailable):
+        outcome(load(serve(says.error(500, "no")), calls_per_text=1))
+    assert meter.usage.tokens == 0
+    with pytest.raises(Unavailable):
+        outcome(load(serve(Step(body=WHOLE[vendor].body, sent=0.5)), calls_per_text=1))
+    assert meter.usage.tokens > 1000
+
+
+# --- the chain of loaders ---
+
+
+class LocalStandIn:
+    """In the local model's place: answers until it is killed, and then as a dead engine does."""
+
+    def __init__(self) -> None:
+        self.alive, self.pending = True, []  # type: ignore[var-annotated]
+
+    claim = ModelClaim(
+        "LocalModelLoader",
+        "llama-3-8b",
+        ModelInfo(mode="local", name="l", version="1", provider="p"),
+        24.0,
+        1.0,
+    )
+
+    def submit(self, job: Job) -> Future[Answer]:
+        self.pending.append(Future())
+        return self.pending[-1]
+
+    def die(self) -> None:
+        self.alive = False
+        for future in self.pending:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError("llama.cpp failed"))
+
+    def health(self) -> LoaderHealth:
+        return LoaderHealth(self.alive, "well" if self.alive else "llama.cpp failed")
+
+    def close(self) -> None:
+        pass
+
+
+def no_local() -> Any:
+    raise EngineError("no GPU")
+
+
+def test_without_a_local_model_the_chosen_api_answers_and_says_so(vendor, says, serve, load, caplog):
+    script = serve(says.text(CANONICAL))
+    chain = FallbackLoader(
+        [Choice("local", no_local), Choice("api", lambda: load(script))], while_running=False
+    )
+    assert outcome(chain).claim.miner_mode == "APIFallbackLoader"
+    loud = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert any("local can't be used: no GPU" in line for line in loud)
+    assert any("APIFallbackLoader" in line and "0.5" in line for line in loud)
+
+
+def test_requests_move_to_the_api_when_the_local_engine_dies(says, serve, load, caplog):
+    local, script = LocalStandIn(), serve(says.text(CANONICAL))
+    chain = FallbackLoader(
+        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True
+    )
+    assert chain.claim.miner_mode == "LocalModelLoader"
+    orphan, cancelled = chain.submit(job()), chain.submit(job())
+    assert cancelled.cancel() and local.pending[1].cancelled()
+    caplog.clear()
+    local.die()
+    assert orphan.result(20).claim.miner_mode == "APIFallbackLoader"
+    assert chain.claim.multiplier == 0.5
+    assert outcome(chain).text == CANONICAL
+    assert "local is dead" in caplog.text and "from now on" in caplog.text
+    assert len(script.requests) == 2
+
+
+def test_unless_the_operator_allowed_it_nothing_moves(says, serve, load):
+    local, script = LocalStandIn(), serve(says.text(CANONICAL))
+    chain = FallbackLoader(
+        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=False
+    )
+    orphan = chain.submit(job())
+    local.die()
+    assert isinstance(orphan.exception(5), EngineError)
+    with pytest.raises(Unavailable, match="nothing stands in"):
+        chain.submit(job())
+    assert chain.claim.miner_mode == "LocalModelLoader" and not chain.health().alive
+    assert not script.requests
+
+
+def test_an_error_of_a_living_loader_moves_nothing(says, serve, load):
+    local, script = LocalStandIn(), serve(says.text(CANONICAL))
+    chain = FallbackLoader(
+        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True
+    )
+    future = chain.submit(job())
+    local.pending[0].set_exception(DeadlineExceeded("late"))
+    assert isinstance(future.exception(5), DeadlineExceeded)
+    assert chain.claim.miner_mode == "LocalModelLoader"
+
+
+def test_a_refused_key_moves_to_the_other_api(serve, meter, tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    keys = key_file(tmp_path, f"OPENAI_API_KEY={KEY}")
+    bad, good = serve(gemini_server.bad_key()), serve(openai_server.text(CANONICAL))
+    settings = {"gemini": settings_for("gemini", bad.url), "openai": settings_for("openai", good.url)}
+    choices = api_choices("gemini", settings, meter, keys)
+    assert [choice.name for choice in choices] == ["gemini API", "openai API"]
+    chain = FallbackLoader(choices, while_running=True)
+    assert outcome(chain).claim.model_name == "gpt-4-turbo"
+    chain.close()
+
+
+def test_the_other_api_is_no_choice_without_its_key(meter, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    settings = {"gemini": ApiSettings("gemini-2.5-flash"), "openai": ApiSettings("gpt-4-turbo")}
+    assert [choice.name for choice in api_choices("gemini", settings, meter)] == ["gemini API"]
+
+
+def test_with_nothing_left_the_error_names_every_reason(meter, monkeypatch):
+    for variable in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    choices = [Choice("local", no_local), *api_choices("gemini", {"gemini": ApiSettings("m")}, meter)]
+    with pytest.raises(ConfigError, match=r"(?s)local: no GPU.*export GEMINI_API_KEY="):
+        FallbackLoader(choices, while_running=True)
+
+
+def test_a_server_of_one_s_own_needs_no_key(serve, meter, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    script = serve(openai_server.text(CANONICAL))
+    loader = open_api("openai", settings_for("openai", script.url), meter)
+    assert outcome(loader).text == CANONICAL
+    loader.close()
+
+
+def test_a_missing_package_is_named_with_its_extra(vendor, meter, monkeypatch):
+    import sys
+
+    for name in ("openai", "google.generativeai.client", "google.generativeai"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'storyfi-lite\[{vendor}\]'"):
+        api_loader_class(vendor)(Secret(KEY), ApiSettings("m"), meter)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
