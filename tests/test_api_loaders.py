@@ -14,11 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests import api_server
-from tests import gemini_server
-from tests import openai_server
 import pytest
-from tests.api_server import Script, Step
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import (
@@ -37,6 +33,8 @@ from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, a
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
 from storyfi_lite.secrets import Secret, load_key
 from storyfi_lite.wire.messages import ModelInfo, StoryRequest
+from tests import api_server, gemini_server, openai_server
+from tests.api_server import Script, Step
 
 KEY = "sk-THE-SECRET-0123456789abcdef"
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")

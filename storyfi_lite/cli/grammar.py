@@ -12,7 +12,11 @@ from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
 @click.command()
 @click.argument("task", type=click.Choice(TASK_NAMES))
 @click.option(
-    "--format", "spelling", type=click.Choice(["gbnf", "json-schema", "lark"]), default="gbnf", show_default=True,
+    "--format",
+    "spelling",
+    type=click.Choice(["gbnf", "json-schema", "lark"]),
+    default="gbnf",
+    show_default=True,
     help="gbnf for llama.cpp, json-schema for other servers, lark for llguidance.",
 )
 @chapter_ids_option

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from storyfi_lite.cli.options import threads_option
+
 
 @click.command(name="mine")
 @click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney.")
@@ -50,6 +52,7 @@ import click
 )
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
 @click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.")
+@threads_option
 @click.option(
     "--policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward", show_default=True
 )

@@ -11,10 +11,14 @@ import click
 @click.command()
 @click.argument("model", required=False)
 @click.option("--quant", help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]")
-@click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
+@click.option(
+    "--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line instead of the path.")
-def command(model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool) -> None:
+def command(
+    model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool
+) -> None:
     """Fetch MODEL, by default the one that earns most on this machine. Prints the file's path.
 
     An interrupted pull goes on where it stopped. Every byte is checked against the pinned sha256.
@@ -34,12 +38,23 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     missing = store.missing_bytes(spec, file)
     if dry_run:
         path = store.path(spec, file)
-        click.echo(f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}", err=True)
+        click.echo(
+            f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}",
+            err=True,
+        )
     else:
         with DownloadProgress() as progress:
             path = store.pull(spec, file, progress.update, progress.note)
     if as_json:
         facts = {"model": spec.key, "quant": file.quant, "path": str(path), "size_bytes": file.size_bytes}
-        click.echo(json.dumps({**facts, "fetched_bytes": 0 if dry_run else missing, "complete": store.is_complete(spec, file)}))
+        click.echo(
+            json.dumps(
+                {
+                    **facts,
+                    "fetched_bytes": 0 if dry_run else missing,
+                    "complete": store.is_complete(spec, file),
+                }
+            )
+        )
     else:
         click.echo(path)

@@ -186,7 +186,9 @@ class Context:
         self._batch.n_tokens = at
         code = llama_cpp.llama_decode(self.handle, self._batch)
         if code != 0:
-            raise EngineError(f"llama_decode failed with code {code} on {at} tokens of {len(feeds)} sequences")
+            raise EngineError(
+                f"llama_decode failed with code {code} on {at} tokens of {len(feeds)} sequences"
+            )
         return [[self._logits(row) for row in rows] for rows in wanted]
 
     def _logits(self, row: int) -> Floats:

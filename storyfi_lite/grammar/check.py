@@ -24,7 +24,9 @@ MAX_PROBLEMS = 20
 MAX_NUMBER_CHARS = 40
 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.
-_HIDDEN = re.compile("[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]")
+_HIDDEN = re.compile(
+    "[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]"
+)
 
 Rules = Callable[[Any], Iterable[str]]
 
@@ -67,7 +69,9 @@ def check_data(schema: Object, rules: Rules, data: Any) -> Report:
     try:
         raw = dump(data).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Report(False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),))
+        return Report(
+            False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),)
+        )
     return _report(schema, rules, data, raw)
 
 
@@ -85,8 +89,13 @@ def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
             checks.append(Check("rules", True, "the fields agree with each other"))
     canonical = _is_canonical(schema, raw)
     checks.append(
-        Check("canonical", canonical, "exactly the bytes that the grammar writes" if canonical else
-              "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven")
+        Check(
+            "canonical",
+            canonical,
+            "exactly the bytes that the grammar writes"
+            if canonical
+            else "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven",
+        )
     )
     valid = all(check.ok for check in checks if check.name != "canonical")
     return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)

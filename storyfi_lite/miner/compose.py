@@ -59,6 +59,7 @@ class MineOptions:
     model_path: Path | None
     quant: str | None
     ctx: int | None
+    n_threads: int | None
     policy: str
     fallback_api: str | None
     api_base_url: str | None
@@ -146,8 +147,10 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
     from storyfi_lite.loaders import choice
 
-    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx)
-    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info))
+    wanted = choice.ModelChoice(
+        options.model_name, options.model_path, options.quant, options.ctx, options.n_threads
+    )
+    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
 
 
 def _log_progress() -> Callable[[str, int, int], None]:

@@ -35,9 +35,17 @@ SCHEMA = Object(
         ("title", Text(2, 60)),
         ("description", Text(60, 300)),
         ("chapters", Tuple(tuple(_chapter(id) for id in range(1, CHAPTER_COUNT + 1)))),
-        ("arcs", Object(tuple((act, Open(Object((("chapters", Const(ids)),)))) for act, ids in ACTS.items()))),
+        (
+            "arcs",
+            Object(tuple((act, Open(Object((("chapters", Const(ids)),)))) for act, ids in ACTS.items())),
+        ),
         ("themes", Open(Object((("main", Text(2, 60)), ("secondary", Text(2, 60)))))),
-        ("hooks", Open(Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120)))))),
+        (
+            "hooks",
+            Open(
+                Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120))))
+            ),
+        ),
     )
 )
 

@@ -32,7 +32,11 @@ class Reply:
 
 
 def ask(
-    wallet: Wallet, miner_hotkey: str, endpoint: tuple[str, int], request: StoryRequest, timeout_s: float = TIMEOUT_S
+    wallet: Wallet,
+    miner_hotkey: str,
+    endpoint: tuple[str, int],
+    request: StoryRequest,
+    timeout_s: float = TIMEOUT_S,
 ) -> Reply:
     """Signs and sends. Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""
     from bittensor import http_auth
