@@ -104,9 +104,7 @@ async def find_miner(net: DevNetwork) -> tuple[str, int]:
     session = await connect(net.name, net.validators[0], net.netuid)
     try:
         for _ in range(50):
-            neuron = (
-                session.snapshot.by_hotkey[net.miners[0].hotkey.ss58_address] if session.snapshot else None
-            )
+            neuron = session.snapshot.by_hotkey[net.miners[0].hotkey.ss58_address] if session.snapshot else None
             if neuron and neuron.axon:
                 return neuron.axon
             await session.close()
@@ -127,9 +125,7 @@ def show_story(response: StoryResponse) -> None:
     table.add_row("themes", Text(" · ".join(story["themes"])))
     table.add_row("setting", Text(story["setting"]))
     table.add_row("conflict", Text(story["core_conflict"]))
-    subtitle = (
-        f"{response.model_name}, {len(response.tokens or [])} tokens in {response.generation_time:.1f} s"
-    )
+    subtitle = f"{response.model_name}, {len(response.tokens or [])} tokens in {response.generation_time:.1f} s"
     console.print(Panel(table, title=Text(story["title"], style="bold"), subtitle=subtitle, padding=(1, 2)))
     console.print(
         Text(
@@ -156,17 +152,13 @@ def show_checks(net: DevNetwork, request: StoryRequest, reply: Reply, response: 
     line(bound, "seed", "the answer is bound to this validator, miner and request")
 
 
-def show_refusals(
-    net: DevNetwork, endpoint: tuple[str, int], request: StoryRequest, used_nonce_ns: int
-) -> None:
+def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequest, used_nonce_ns: int) -> None:
     """Five requests that a miner must not answer."""
     body = request.model_dump_json(exclude_none=True).encode()
     validator, miner = net.validators[0], net.miners[0].hotkey.ss58_address
 
     def signed(receiver: str = miner, nonce_ns: int | None = None) -> dict[str, str]:
-        return http_auth.sign(
-            validator, method="POST", path=PATH, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns
-        )
+        return http_auth.sign(validator, method="POST", path=PATH, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns)
 
     cases = {
         "forged": (signed(), body.replace(b"sea", b"sky") + b" "),

@@ -112,10 +112,9 @@ class Registry(_Entry):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Registry:
+        api = [model.key for model in self.api]
         seen: set[str] = set()
-        for name in [name for spec in self.local for name in _names(spec)] + [
-            model.key for model in self.api
-        ]:
+        for name in [name for spec in self.local for name in _names(spec)] + api:
             if name.casefold() in seen:
                 raise ValueError(f"the name {name} stands for two models")
             seen.add(name.casefold())
@@ -180,16 +179,10 @@ def _as_json(data: Any) -> str:
     """The file's short form, spelled out: keys become fields, a file without parts has one, the model's hub is its files'."""
     import json
 
-    if (
-        not isinstance(data, dict)
-        or not isinstance(data.get("local"), dict)
-        or not isinstance(data.get("api"), dict)
-    ):
+    if not isinstance(data, dict) or not isinstance(data.get("local"), dict) or not isinstance(data.get("api"), dict):
         raise RegistryError("models.yaml must hold the two mappings `local` and `api`")
     local = {key: _spelled_model(key, model) for key, model in data["local"].items()}
-    api = {
-        key: {"key": key, **model} if isinstance(model, dict) else model for key, model in data["api"].items()
-    }
+    api = {key: {"key": key, **model} if isinstance(model, dict) else model for key, model in data["api"].items()}
     rest = {key: value for key, value in data.items() if key not in ("local", "api")}
     return json.dumps({"local": list(local.values()), "api": list(api.values()), **rest})
 

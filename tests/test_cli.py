@@ -24,9 +24,7 @@ HEAVY = (
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from storyfi_lite.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,7 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.C
 @pytest.fixture(scope="module")
 def envelope(small_model_path: Path) -> bytes:
     """One whole response, made once."""
-    done = run(
-        "generate", SEA, "--json", "--seed", "4", "--threads", "1", "--model.path", str(small_model_path)
-    )
+    done = run("generate", SEA, "--json", "--seed", "4", "--threads", "1", "--model.path", str(small_model_path))
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -63,9 +61,7 @@ def test_generate_prints_the_response_and_nothing_else(envelope: bytes, small_mo
     assert response.proof is not None and response.proof.seed == 4
     assert response.proof.model_sha256.startswith("b179c952")
     assert verify(request_for("blueprint", SEA), response).canonical
-    jsonschema.validate(
-        response.output_data, tasks.get("blueprint").constraint(request_for("blueprint")).json_schema
-    )
+    jsonschema.validate(response.output_data, tasks.get("blueprint").constraint(request_for("blueprint")).json_schema)
 
 
 def test_the_same_seed_gives_the_same_story_on_stdout(envelope: bytes, small_model_path: Path) -> None:
@@ -83,8 +79,7 @@ def test_verify_tells_valid_from_invalid_by_its_exit_code(envelope: bytes, tmp_p
     assert broken.returncode == 1 and "setting has 5 characters" in broken.stdout.decode()
     swapped = envelope.replace(b'"output_text":"{', b'"output_text":"{ ', 1)
     assert (
-        run("verify", stdin=swapped).returncode in (0, 1)
-        and b"cannot be proven" in run("verify", stdin=swapped).stdout
+        run("verify", stdin=swapped).returncode in (0, 1) and b"cannot be proven" in run("verify", stdin=swapped).stdout
     )
     assert run("verify", str(tmp_path / "nothing.json")).returncode == 2
     assert run("verify", "--task", "poem", stdin=b"{}").returncode == 2
@@ -95,9 +90,7 @@ def test_verify_needs_no_llama_cpp(envelope: bytes) -> None:
         "import sys; sys.modules['llama_cpp'] = sys.modules['llguidance'] = None\n"
         "from storyfi_lite.cli import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "verify"], input=envelope, capture_output=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code, "verify"], input=envelope, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -203,9 +196,7 @@ def test_a_validators_signed_request_gets_a_valid_bound_answer(miner: RunningMin
     assert verify(request, response).canonical
     assert response.proof is not None
     validator = miner.net.validators[0].hotkey.ss58_address
-    assert response.proof.seed == challenge_seed(
-        validator, miner.hotkey, str(reply.nonce_ns), "blueprint", story
-    )
+    assert response.proof.seed == challenge_seed(validator, miner.hotkey, str(reply.nonce_ns), "blueprint", story)
 
 
 def test_a_request_that_cannot_work_is_refused_and_the_next_is_answered(miner: RunningMiner) -> None:

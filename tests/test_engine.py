@@ -17,7 +17,7 @@ from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.replay import Replay, replay
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, EngineError, GrammarError
+from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, DoesNotFit, EngineError, GrammarError
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Array, Object, Text
 from storyfi_lite.tasks.base import Messages
@@ -70,9 +70,7 @@ def test_an_answer_closes_within_any_budget_that_it_fits_in(engine: Engine, slac
     budget = SHORT.min_tokens_bound + slack
     chinese = Messages("只写 JSON。", "一个守灯塔的人。请用中文写。")
     futures = [
-        engine.submit(
-            job(seed, messages=messages, max_tokens=budget, params={"temperature": 1.5, "min_p": 0.0})
-        )
+        engine.submit(job(seed, messages=messages, max_tokens=budget, params={"temperature": 1.5, "min_p": 0.0}))
         for seed in (1, 2)
         for messages in (HELLO, chinese)
     ]
@@ -118,9 +116,7 @@ def test_every_token_of_the_vocabulary_has_all_its_bytes(engine: Engine) -> None
     words = engine.model.vocabulary
     pieces = [words.bytes_of(token) for token in range(words.size)]
     assert max(map(len, pieces)) > 32  # llama-cpp-python's own buffer loses these
-    assert {bytes([byte]) for byte in range(32, 127)} <= set(
-        pieces
-    )  # so need_tokens can count a letter as one token
+    assert {bytes([byte]) for byte in range(32, 127)} <= set(pieces)  # so need_tokens can count a letter as one token
     text = "Ünïcödé 中文 🙂 \t" + "-" * 70
     assert words.text_of(words.tokenize(text, special=False)) == text
 
@@ -189,9 +185,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Eng
     running.cancel()
 
 
-def test_a_full_queue_refuses_and_higher_stakes_go_first(
-    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_refuses_and_higher_stakes_go_first(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storyfi_lite.engine.engine.MAX_QUEUED", 3)
     running = own_engine.submit(job(constraint=LONG))
     while not own_engine.health().running:
@@ -257,9 +251,7 @@ def test_a_failed_decode_restarts_the_context_and_goes_on_with_the_answer(
     assert own_engine.health().alive
 
 
-def test_an_engine_that_keeps_failing_is_dead_and_says_so(
-    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_keeps_failing_is_dead_and_says_so(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Context, feeds: Any) -> Any:
         raise EngineError("llama_decode failed with code -3")
 
@@ -276,7 +268,7 @@ def test_an_engine_that_keeps_failing_is_dead_and_says_so(
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises((BadInput, EngineError, Exception), match="not a GGUF|could not load"):
+    with pytest.raises((BadInput, DoesNotFit), match=r"not a GGUF|could not load"):
         Engine(path, EngineSettings())
 
 

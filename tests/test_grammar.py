@@ -141,9 +141,7 @@ def test_every_spelling_refuses(why: str, small_model_path: Path) -> None:
 
 @pytest.mark.parametrize("longest", [False, True])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_shortest_and_the_longest_answer_of_each_task(
-    task: str, longest: bool, small_model_path: Path
-) -> None:
+def test_the_shortest_and_the_longest_answer_of_each_task(task: str, longest: bool, small_model_path: Path) -> None:
     constraint = constraint_of(task)
     data = example(constraint.schema, longest=longest)
     text = dump(data)
@@ -295,12 +293,8 @@ def test_the_check_is_wider_than_the_grammar_only_where_the_protocol_is() -> Non
     chapters = example(constraint_of("chapters").schema)
     chapters["chapters"][0]["choices"].pop()
     assert constraint_of("chapters").check_data(chapters).valid
-    chapters["chapters"][0]["choices"][1]["consequences"] = chapters["chapters"][0]["choices"][0][
-        "consequences"
-    ]
-    assert any(
-        "consequences" in problem for problem in constraint_of("chapters").check_data(chapters).problems
-    )
+    chapters["chapters"][0]["choices"][1]["consequences"] = chapters["chapters"][0]["choices"][0]["consequences"]
+    assert any("consequences" in problem for problem in constraint_of("chapters").check_data(chapters).problems)
 
 
 # --- start-up ------------------------------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ TIMEOUT_S = 3600.0
 @click.option(
     "--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]"
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid."
-)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.7]")
 @click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
 @click.option(
@@ -87,9 +85,7 @@ def command(
         )
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
-        answer = _wait(
-            loader.submit(Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature))
-        )
+        answer = _wait(loader.submit(Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)))
     finally:
         loader.close()
     speed = answer.completion_tokens / answer.generation_time_s

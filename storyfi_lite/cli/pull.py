@@ -11,14 +11,10 @@ import click
 @click.command()
 @click.argument("model", required=False)
 @click.option("--quant", help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]")
-@click.option(
-    "--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live."
-)
+@click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line instead of the path.")
-def command(
-    model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool
-) -> None:
+def command(model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool) -> None:
     """Fetch MODEL, by default the one that earns most on this machine. Prints the file's path.
 
     An interrupted pull goes on where it stopped. Every byte is checked against the pinned sha256.

@@ -171,9 +171,7 @@ class Engine:
     def health(self) -> EngineHealth:
         with self._wake:
             running = sum(slot.request is not None for slot in self._slots)
-            return EngineHealth(
-                self._dead is None and not self._closing, self._dead or "ok", running, len(self._queue)
-            )
+            return EngineHealth(self._dead is None and not self._closing, self._dead or "ok", running, len(self._queue))
 
     def close(self) -> None:
         """Finishes what runs, fails what waits, frees the model. Idempotent."""
@@ -311,9 +309,7 @@ class Engine:
             if slot.request and slot.request.future.cancelled():
                 self._release(slot, None)
             elif slot.request and now >= slot.request.job.deadline_s:
-                self._release(
-                    slot, DeadlineExceeded("the deadline passed while the answer was being written")
-                )
+                self._release(slot, DeadlineExceeded("the deadline passed while the answer was being written"))
 
     def _release(self, slot: _Slot, error: LiteError | None) -> None:
         request, slot.request, slot.feed = slot.request, None, []

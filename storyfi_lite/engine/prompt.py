@@ -43,9 +43,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         def render(turns: list[dict[str, str]]) -> str:
-            return self._template.render(
-                messages=turns, add_generation_prompt=True, bos_token=bos, eos_token=eos
-            )
+            return self._template.render(messages=turns, add_generation_prompt=True, bos_token=bos, eos_token=eos)
 
         user = {"role": "user", "content": _USER}
         try:

@@ -44,9 +44,7 @@ def replay(context: Context, rule: ChoiceRule, prompt: list[int], tokens: list[i
     fed = prompt + tokens[:-1]
     for start in range(0, len(fed), context.n_batch):
         chunk = fed[start : start + context.n_batch]
-        first = max(
-            0, len(prompt) - 1 - start
-        )  # the row that predicts the answer's first token of this chunk
+        first = max(0, len(prompt) - 1 - start)  # the row that predicts the answer's first token of this chunk
         rows = list(range(first, len(chunk)))
         for row, logits in zip(rows, context.decode([Feed(0, start, chunk, rows)])[0], strict=True):
             judge.look(start + row - len(prompt) + 1, logits)

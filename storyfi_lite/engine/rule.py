@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.vocabulary import Vocabulary
     from storyfi_lite.grammar import Constraint
 
-_SAFE_RISE = (
-    8  # no token raises need_tokens above the start's by more: an opened array item is less than the whole
-)
+_SAFE_RISE = 8  # no token raises need_tokens above the start's by more: an opened array item is less than the whole
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class Scored:
 class ChoiceRule:
     """State of one answer. Raises BadInput at once if the budget is below what closes an answer."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, constraint: Constraint, params: SamplingParams, max_tokens: int
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, constraint: Constraint, params: SamplingParams, max_tokens: int) -> None:
         self.tokens: list[int] = []
         self.sampled_positions: list[int] = []
         self._vocabulary = vocabulary
@@ -165,9 +161,7 @@ class ChoiceRule:
             return tokens
         keep: NDArray[np.bool_] = np.zeros(len(tokens), dtype=bool)
         rest: Sequence[int] = range(len(tokens))
-        if (
-            self._cursor.in_text
-        ):  # tokens of whole plain characters are most of the mask: settle them together
+        if self._cursor.in_text:  # tokens of whole plain characters are most of the mask: settle them together
             chars = self._vocabulary.plain_chars[tokens]
             required, _ = self._cursor.text_room_chars
             need = self._cursor.need_tokens - np.minimum(chars, required)

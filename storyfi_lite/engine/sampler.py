@@ -21,9 +21,7 @@ Ids = NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
 _POSITION_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment, 2^64 / golden ratio
-_TOKEN_STEP = np.uint64(
-    0xD1342543DE82EF95
-)  # an odd multiplier with good spectral properties (Steele & Vigna 2021)
+_TOKEN_STEP = np.uint64(0xD1342543DE82EF95)  # an odd multiplier with good spectral properties (Steele & Vigna 2021)
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
 
 
@@ -90,11 +88,7 @@ class Repetition:
         longest: dict[int, int] = {}
         for place in self._places[tokens[last]][:-1]:
             length = 1
-            while (
-                length < _DRY_MAX_MATCH
-                and length <= place
-                and tokens[place - length] == tokens[last - length]
-            ):
+            while length < _DRY_MAX_MATCH and length <= place and tokens[place - length] == tokens[last - length]:
                 length += 1
             if length >= self._params.dry_allowed_length:
                 follower = tokens[place + 1]

@@ -24,9 +24,7 @@ MAX_PROBLEMS = 20
 MAX_NUMBER_CHARS = 40
 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.
-_HIDDEN = re.compile(
-    "[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]"
-)
+_HIDDEN = re.compile("[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]")
 
 Rules = Callable[[Any], Iterable[str]]
 
@@ -69,9 +67,7 @@ def check_data(schema: Object, rules: Rules, data: Any) -> Report:
     try:
         raw = dump(data).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Report(
-            False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),)
-        )
+        return Report(False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),))
     return _report(schema, rules, data, raw)
 
 
@@ -127,9 +123,7 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadInput(f"not UTF-8: a bad byte at offset {error.start:,}") from None
     try:
-        data = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float
-        )
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float)
         dump(data).encode()
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg} at character {error.pos:,}") from None

@@ -38,9 +38,7 @@ class Notices:
     note: Callable[[str], None]
 
 
-def choose_file(
-    registry: Registry, store: Store, model: str | None, quant: str | None
-) -> tuple[ModelSpec, GGUFFile]:
+def choose_file(registry: Registry, store: Store, model: str | None, quant: str | None) -> tuple[ModelSpec, GGUFFile]:
     """The file to fetch or load. Raises BadInput for an API model or an unknown name."""
     spec = registry.find(model or CPU_MODEL)
     if isinstance(spec, ApiModel):
@@ -53,9 +51,7 @@ def choose_file(
     return spec, next((f for q in ("Q4_1", "Q4_K_M") for f in spec.files if f.quant == q), spec.files[-1])
 
 
-def open_loader(
-    choice: ModelChoice, notices: Notices, warm_up: bool = False
-) -> tuple[Loader, Mapping[str, str]]:
+def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) -> tuple[Loader, Mapping[str, str]]:
     """A loader that is ready to answer, and what an operator wants to read about it. Fetches the file if it is missing.
     With `warm_up` its first real answer is as fast as the later ones.
 
@@ -89,9 +85,7 @@ def _unlisted(path: Path) -> LocalModel:
     for spec in load_registry().local:
         for file in spec.files:
             if [part.sha256 for part in file.parts] == [sha256]:
-                return LocalModel(
-                    path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template
-                )
+                return LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
     return LocalModel(path, path.stem, "unknown", "unlisted", UNLISTED_MULTIPLIER)
 
 

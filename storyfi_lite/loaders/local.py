@@ -60,9 +60,7 @@ class LocalModelLoader:
             provider=self._model.provider,
             parameters=parameters,
         )
-        return ModelClaim(
-            "LocalModelLoader", self._model.name, info, self._gpu_memory_gb, self._model.multiplier
-        )
+        return ModelClaim("LocalModelLoader", self._model.name, info, self._gpu_memory_gb, self._model.multiplier)
 
     @cached_property
     def sha256(self) -> str:
@@ -73,9 +71,7 @@ class LocalModelLoader:
         engine knows its speed before the first request."""
         request = StoryRequest(task_type="blueprint", user_input="-")
         messages = tasks.get("blueprint").messages(request)
-        job = EngineJob(
-            messages, Constraint(_WARM_UP), SamplingParams(0), deadline_s=time.monotonic() + _WARM_UP_S
-        )
+        job = EngineJob(messages, Constraint(_WARM_UP), SamplingParams(0), deadline_s=time.monotonic() + _WARM_UP_S)
         self.engine.submit(job).result()
 
     def submit(self, job: Job) -> Future[Answer]:

@@ -147,9 +147,7 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
     from storyfi_lite.loaders import choice
 
-    wanted = choice.ModelChoice(
-        options.model_name, options.model_path, options.quant, options.ctx, options.n_threads
-    )
+    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx, options.n_threads)
     return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
 
 
@@ -172,9 +170,7 @@ def _policy(options: MineOptions) -> Policy:
         try:
             ss58_decode(hotkey)
         except ValueError as error:
-            raise BadInput(
-                f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY"
-            ) from error
+            raise BadInput(f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY") from error
     return Policy(
         require_permit=not options.any_neuron,
         min_stake_tao=options.min_stake_tao,
@@ -198,9 +194,7 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     def figure(value: float | None) -> float:
         return float("nan") if value is None else float(value)
 
-    metrics.gauge(
-        "chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected)
-    )
+    metrics.gauge("chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected))
     metrics.gauge("chain_height", "block of the snapshot in use", lambda: figure(session.health().height))
     metrics.gauge("chain_age_seconds", "age of the snapshot in use", lambda: figure(session.health().age_s))
     metrics.gauge(

@@ -80,9 +80,7 @@ class Store:
                         self._pull_part(spec, file, part, on_progress, on_note)
         return self.path(spec, file)
 
-    def _pull_part(
-        self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote
-    ) -> None:
+    def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
         """Tries the sources in order; the last one's error is the answer."""
         final = self._part_path(spec, part)
         tries: list[Callable[[], str]] = []
@@ -159,9 +157,7 @@ class Store:
                     fcntl.flock(file, fcntl.LOCK_EX)
                 yield
         except PermissionError as error:
-            raise BadInput(
-                f"cannot write to {self.root}: {error.strerror}; set STORYFI_LITE_MODELS"
-            ) from None
+            raise BadInput(f"cannot write to {self.root}: {error.strerror}; set STORYFI_LITE_MODELS") from None
 
 
 def _size(path: Path) -> int:

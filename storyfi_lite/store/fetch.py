@@ -41,9 +41,7 @@ class Remote:
 class Fetch:
     """`sleep` is a seam for tests."""
 
-    def __init__(
-        self, remote: Remote, part: Path, progress: Progress, sleep: Callable[[float], None] = time.sleep
-    ):
+    def __init__(self, remote: Remote, part: Path, progress: Progress, sleep: Callable[[float], None] = time.sleep):
         self._remote = remote
         self._part = part
         self._journal = part.with_suffix(".journal")
@@ -106,9 +104,7 @@ class Fetch:
 
     def _head(self) -> str:
         remote = self._remote
-        return json.dumps(
-            {"identity": remote.identity, "size_bytes": remote.size_bytes, "chunk_bytes": CHUNK_BYTES}
-        )
+        return json.dumps({"identity": remote.identity, "size_bytes": remote.size_bytes, "chunk_bytes": CHUNK_BYTES})
 
     def _chunk_size(self, start: int) -> int:
         return min(CHUNK_BYTES, self._remote.size_bytes - start)

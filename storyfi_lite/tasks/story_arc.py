@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,9 +43,7 @@ SCHEMA = Object(
         ("themes", Open(Object((("main", Text(2, 60)), ("secondary", Text(2, 60)))))),
         (
             "hooks",
-            Open(
-                Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120))))
-            ),
+            Open(Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120))))),
         ),
     )
 )
@@ -52,7 +51,7 @@ SCHEMA = Object(
 
 def _rules(data: Any) -> Iterator[str]:
     progress = [chapter["storyProgress"] for chapter in data["chapters"]]
-    if any(after <= before for before, after in zip(progress, progress[1:], strict=False)):
+    if any(after <= before for before, after in itertools.pairwise(progress)):
         yield "storyProgress does not rise from chapter to chapter"
     for act in ACTS:
         chapters = data["arcs"][act].get("chapters")

@@ -43,9 +43,7 @@ def ask(
 
     body = request.model_dump_json(exclude_none=True).encode()
     nonce_ns = time.time_ns()
-    headers = http_auth.sign(
-        wallet, method="POST", path=PATH, body=body, receiver_ss58=miner_hotkey, nonce_ns=nonce_ns
-    )
+    headers = http_auth.sign(wallet, method="POST", path=PATH, body=body, receiver_ss58=miner_hotkey, nonce_ns=nonce_ns)
     started_s = time.monotonic()
     try:
         raw = post(endpoint, headers, body, timeout_s)
