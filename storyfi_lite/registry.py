@@ -136,7 +136,7 @@ class Registry(_Entry):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(model.key for model in (*self.local, *self.api))
+        return (*(spec.key for spec in self.local), *(model.key for model in self.api))
 
 
 def _names(spec: ModelSpec) -> list[str]:
