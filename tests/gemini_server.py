@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from api_server import Step
+from tests.api_server import Step
 
 
 def text(content: str, finish: str = "STOP") -> Step:
@@ -41,9 +41,7 @@ def reply(body: Any) -> Step:
     return Step(body=json.dumps(body, ensure_ascii=False).encode())
 
 
-def error(
-    status: int, message: str, headers: dict[str, str] | None = None, details: list[Any] | None = None
-) -> Step:
+def error(status: int, message: str, headers: dict[str, str] | None = None, details: list[Any] | None = None) -> Step:
     names = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
              429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}  # fmt: skip
     problem = {"code": status, "message": message, "status": names[status], "details": details or []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from api_server import Step
+from tests.api_server import Step
 
 
 def text(content: str | None, finish: str = "stop", refusal: str | None = None) -> Step:
@@ -41,6 +41,4 @@ def bad_key(message: str = "Incorrect API key provided.") -> Step:
 
 
 def no_json_schema() -> Step:
-    return error(
-        400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
-    )
+    return error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.")

@@ -30,13 +30,14 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUED = 64
 MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
-_SPEED_MEMORY = 0.7  # weight of the past in the running mean of seconds a job
+_SPEED_MEMORY = 0.7  # weight of the past in the running means of seconds a job and tokens a second
 
 
 @dataclass(frozen=True)
 class EngineJob:
     """`max_tokens` None: the longest that the grammar allows and the context holds. `deadline_s` on time.monotonic()'s
-    clock. Higher `priority` first, then the older."""
+    clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the budget is what the engine writes
+    in so many seconds at the speed it has measured."""
 
     messages: Messages
     constraint: Constraint
@@ -44,6 +45,7 @@ class EngineJob:
     deadline_s: float
     max_tokens: int | None = None
     priority: float = 0.0
+    aim_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,12 @@ class Engine:
         self._queue: list[tuple[float, int, _Request]] = []
         self._order = itertools.count()
         self._wake = threading.Condition()
+        self._vocabulary_in_use = threading.Lock()  # it lives in the model, which close() frees
         self._closing = False
         self._dead: str | None = None
         self._failures = 0
         self._mean_job_s: float | None = None
+        self._tokens_per_s: float | None = None  # of one slot, prompt included
         self._thread = threading.Thread(target=self._run, name="storyfi-engine", daemon=True)
         self._thread.start()
 
@@ -120,13 +124,16 @@ class Engine:
     def submit(self, job: EngineJob) -> Future[Generation]:
         """Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
         may be cancelled at any time; its slot is free one step later."""
-        prompt = self.prompt_tokens(job.messages)
-        max_tokens = self._budget(job, prompt)
-        rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
+        with self._vocabulary_in_use:
+            if self._dead or self._closing:
+                raise EngineError(self._dead or "the engine is closed")
+            prompt = self.prompt_tokens(job.messages)
+            max_tokens = self._budget(job, prompt)
+            rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
         request = _Request(job, prompt, rule, max_tokens, Future(), time.monotonic())
         with self._wake:
             if self._dead or self._closing:
-                raise EngineError(self._dead or "the engine is closing")
+                raise EngineError(self._dead or "the engine is closed")
             self._refuse_if_late(job)
             heapq.heappush(self._queue, (-job.priority, next(self._order), request))
             self._wake.notify()
@@ -136,13 +143,14 @@ class Engine:
         """The answer's token budget. Whatever it is, the answer ends inside it: the grammar's bound, or the closing rule."""
         room = self.settings.n_ctx - len(prompt)
         wanted = job.max_tokens if job.max_tokens is not None else job.constraint.max_tokens_bound
-        budget = min(wanted, room)
+        if job.max_tokens is None and job.aim_s and self._tokens_per_s:
+            wanted = min(wanted, max(job.constraint.min_tokens_bound, int(job.aim_s * self._tokens_per_s)))
         if room < job.constraint.min_tokens_bound:
             raise BadInput(
                 f"the prompt has {len(prompt)} tokens and the answer needs {job.constraint.min_tokens_bound}; "
                 f"the context holds {self.settings.n_ctx}"
             )
-        return budget
+        return min(wanted, room)
 
     def _refuse_if_late(self, job: EngineJob) -> None:
         if len(self._queue) >= MAX_QUEUED:
@@ -172,7 +180,8 @@ class Engine:
             self._wake.notify()
         self._thread.join()
         self._context.close()
-        self.model.close()
+        with self._vocabulary_in_use:
+            self.model.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -193,7 +202,7 @@ class Engine:
                 self._recover(EngineError(f"internal error: {type(error).__name__}"))
             if self._dead:
                 break
-        self._fail_all(EngineError(self._dead or "the engine is closing"))
+        self._fail_all(EngineError(self._dead or "the engine is closed"))
 
     def _admit(self) -> bool:
         """Gives free slots to waiting jobs; sleeps while there is nothing to do. False when it is time to stop."""
@@ -277,9 +286,9 @@ class Engine:
 
     def _finish(self, slot: _Slot, request: _Request) -> None:
         now = time.monotonic()
-        taken = now - request.started_s
-        mean = self._mean_job_s
-        self._mean_job_s = taken if mean is None else _SPEED_MEMORY * mean + (1 - _SPEED_MEMORY) * taken
+        taken_s = now - request.started_s
+        self._mean_job_s = _running_mean(self._mean_job_s, taken_s)
+        self._tokens_per_s = _running_mean(self._tokens_per_s, len(request.rule.tokens) / taken_s)
         self._failures = 0
         generation = Generation(
             text=request.rule.text,
@@ -338,6 +347,10 @@ class Engine:
                 self._release(slot, error)
         for request in waiting:
             _fail(request, error)
+
+
+def _running_mean(past: float | None, now: float) -> float:
+    return now if past is None else _SPEED_MEMORY * past + (1 - _SPEED_MEMORY) * now
 
 
 def _resolve(request: _Request, generation: Generation) -> None:

@@ -16,7 +16,7 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Node, Text, pieces
 
 _FORBIDDEN = re.compile(f"[{FORBIDDEN}]")
 _QUOTE, _BACKSLASH, _SPACE = 0x22, 0x5C, 0x20
-_PLAIN = re.compile(rb'[ !#-\[\]-~\x80-\xff]+')  # bytes that stand for themselves in a text
+_PLAIN = re.compile(rb"[ !#-\[\]-~\x80-\xff]+")  # bytes that stand for themselves in a text
 
 
 @dataclass(frozen=True)
