@@ -164,7 +164,9 @@ class CopyIndex:
             one = in_order[rank]
             shelf = round_shelves[one.task]
             likenesses = [shelf.nearest(one, ROUND_JACCARD, "of this round", before=rank)]
-            likenesses += [s[one.task].nearest(one, HISTORY_JACCARD, "given before") for s in self._shelves if one.task in s]
+            likenesses += [
+                s[one.task].nearest(one, HISTORY_JACCARD, "given before") for s in self._shelves if one.task in s
+            ]
             found[at] = max(likenesses, key=lambda like: (like.copy_of is not None, like.shared))
         return tuple(found)
 

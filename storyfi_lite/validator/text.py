@@ -44,11 +44,11 @@ _LOOK_ALIKES = {
 }
 
 # Function words tell nothing of a topic. English only: elsewhere short words are left out by their length.
-_STOP_WORDS = """about after again all also and any are because been before being between both but can could did does
-down each ever every for from had has have her here hers him his how however into its just like made make many more
-most much must not now off once only other our out over own same she should some such than that the their them then
-there these they this those through too under until upon very was were what when where which while who whom whose why
-will with without would you your story write tale about""".split()
+_STOP_WORDS = """about after again all also and any are because been before being between both but can could did does down
+each ever every for from had has have her here hers him his how however into its just like made make many more most much
+must not now off once only other our out over own same she should some such than that the their them then there these they
+this those through too under until upon very was were what when where which while who whom whose why will with without
+would you your story write tale"""
 _STOP_HAN = frozenset("的了是在和与一个有这那我你他她它们不之也就都而及着或被把从到为以其于上下中里请写关故事")
 
 
@@ -182,8 +182,7 @@ def _unspaced_terms(run: str) -> Iterator[str]:
     if run[0] < "\u2e80":
         yield from (run[at : at + 4] for at in range(max(1, len(run) - 3)))
         return
-    for katakana in re.findall("[\u30a1-\u30fc]{2,}", run):
-        yield katakana
+    yield from re.findall("[\u30a1-\u30fc]{2,}", run)
     for han in re.findall("[\u3400-\u9fff\U00020000-\U0003ffff]{2,}", run):
         yield from (han[at : at + 2] for at in range(len(han) - 1) if not _STOP_HAN & set(han[at : at + 2]))
 
@@ -196,7 +195,7 @@ def _is_term(word: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _folded_stop_words() -> frozenset[str]:
-    return frozenset(fold(word) for word in _STOP_WORDS)
+    return frozenset(fold(word) for word in _STOP_WORDS.split())
 
 
 def _stem(word: str) -> str:
