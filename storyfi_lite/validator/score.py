@@ -19,6 +19,7 @@ import numpy as np
 from storyfi_lite.validator.copies import MAX_TEXT_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
 from storyfi_lite.validator.structure import Part, prose, score_structure
 from storyfi_lite.validator.text import (
+    PASSAGE_SYMBOLS,
     SEPARATOR,
     fold,
     passages,
@@ -81,11 +82,9 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
     seen = response if isinstance(response, Verification) else verify(context.request, response)
     if not seen.readable or seen.data is None:
         return Score(0.0, (), f"not an answer: {'; '.join(seen.problems[:3])}")
-    parts = (
-        *_technical(seen, context.elapsed_s),
-        *score_structure(context.request, seen.data),
-        *_content(context.request, seen.data, history),
-    )
+    structure = score_structure(context.request, seen.data)
+    technical = _technical(seen, context.elapsed_s, sum(part.points / part.of for part in structure) / len(structure))
+    parts = (*technical, *structure, *_content(context.request, seen.data, history))
     if history.copy_of is not None:
         return Score(0.0, parts, f"a near-copy: {history.saw}")
     return Score(round(sum(part.points for part in parts), 2), parts)
@@ -94,9 +93,11 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
 # --- technical ---------------------------------------------------------------------------------------------------
 
 
-def _technical(seen: Verification, elapsed_s: float) -> tuple[Part, ...]:
+def _technical(seen: Verification, elapsed_s: float, structure: float) -> tuple[Part, ...]:
+    """The schema part loses a point for each problem, and is never better than the structure (0 to 1): what is missing
+    altogether is one problem only."""
     problems = [check.detail for check in seen.checks if not check.ok and check.name in RULES]
-    schema = max(0, 10 - len(problems))
+    schema = max(0.0, min(10.0 - len(problems), 10 * structure)) if problems else 10.0
     late = (elapsed_s - FULL_MARKS_S) / (NO_MARKS_S - FULL_MARKS_S)
     time = 10 * _clamp(1 - late) if schema else 0.0
     return (
@@ -132,7 +133,8 @@ def _relevance(request: StoryRequest, folded: str) -> Part:
         named = len(asked & own)
         marks.append(_clamp(named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
         saw.append(f"{named} of {len(asked)} terms of {name}")
-    echo = _echo(folded, SEPARATOR.join(sources.values()))
+    again = 2 + PASSAGE_SYMBOLS // len(request.user_input)  # a short prompt said over and over is an echo, too
+    echo = _echo(folded, SEPARATOR.join([" ".join([sources["user_input"]] * again), *sources.values()]))
     points = 15 * sum(marks) / len(marks) * _falling(echo, _ECHO_FREE, _ECHO_ALL)
     return Part("relevance", points if own else 0.0, 15, f"{', '.join(saw)}; {echo:.0%} stands in the request")
 

@@ -142,8 +142,8 @@ def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
 def _filled(value: Any) -> bool:
     """Something that a reader would see: text, or a list or object with some."""
     if isinstance(value, str):
-        return bool(visible(value))
-    return isinstance(value, list | dict) and any(visible(text) for text in strings(value, 100_000))
+        return bool(visible(value).strip())
+    return isinstance(value, list | dict) and any(visible(text).strip() for text in strings(value, 100_000))
 
 
 def _ties(id: str, character: dict[str, Any]) -> list[str]:

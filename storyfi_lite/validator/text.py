@@ -88,7 +88,7 @@ def strings(value: Any, limit_chars: int) -> Iterator[str]:
 
 def visible(text: str) -> str:
     """Without invisible characters, and with white space collapsed: what a reader can count."""
-    return _WHITE_SPACE.sub(" ", _INVISIBLE.sub("", text)).strip()
+    return _WHITE_SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 
 def fold(text: str) -> str:
@@ -214,7 +214,7 @@ def sentence_lengths(text: str) -> list[tuple[int, int]]:
             thai = spread is not None and spread[0][0] < "\u2e80"  # ends sentences with a space
             found += [(len(part), 300 if thai else 100) for part in (sentence.split() if thai else [sentence.strip()])]
         elif sentence.strip():
-            found.append((len(sentence.split()), 60))
+            found.append((len(sentence.split()), 50))
     return found
 
 
