@@ -71,7 +71,11 @@ DISGUISES: dict[str, Callable[[Story], Story]] = {
     "the text said twice": lambda story: {**story, "setting": f"{story['setting']} {story['setting']}"},
     "one half cut off": lambda story: {**story, "setting": story["setting"][: len(story["setting"]) // 2]},
     "a new title and tone": lambda story: {**story, "title": "Quite Another", "genre": "novel", "tone": "merry"},
-    "moved to other fields": lambda story: {**story, "setting": story["core_conflict"], "core_conflict": story["setting"]},
+    "moved to other fields": lambda story: {
+        **story,
+        "setting": story["core_conflict"],
+        "core_conflict": story["setting"],
+    },
 }
 
 
@@ -193,7 +197,18 @@ def test_a_fingerprint_survives_the_database() -> None:
 def test_a_fingerprint_is_the_same_on_every_machine() -> None:
     """Validators that exchange or keep fingerprints need this to stay: pinned."""
     made = fingerprint(REQUEST, {"title": "The sea, the SEA 大海"}, "a")
-    assert made.keys.tolist() == [86044898, 272596852, 273811296, 437367002, 761983224, 1255177454, 1406745883, 1895493301, 2153043795, 2671198277]
+    assert made.keys.tolist() == [
+        86044898,
+        272596852,
+        273811296,
+        437367002,
+        761983224,
+        1255177454,
+        1406745883,
+        1895493301,
+        2153043795,
+        2671198277,
+    ]
     assert made.counts.tolist() == [2, 2, 2, 1, 1, 1, 1, 2, 2, 2]
     assert made.passages.tolist() == [712556294]
 
@@ -230,7 +245,9 @@ def shuffled(text: str, changes: int, rng: random.Random) -> str:
 def test_long_honest_texts_of_one_language_are_not_alike() -> None:
     """As bare sets of bigrams these would be: there are only so many pairs of letters."""
     one, other = (fingerprint(REQUEST, {"content": gibberish(random.Random(seed), 36_000)}, "m") for seed in (1, 2))
-    assert len(set(one.keys.tolist()) & set(other.keys.tolist())) == len(set(one.keys.tolist()) | set(other.keys.tolist()))
+    assert len(set(one.keys.tolist()) & set(other.keys.tolist())) == len(
+        set(one.keys.tolist()) | set(other.keys.tolist())
+    )
     real = [fingerprint(blueprint_request(asked), json.loads(json.dumps(story)), "m") for asked, story in ASKED]
     assert max(jaccard(a, b) for a in real for b in real if a is not b) < 0.5
 

@@ -330,8 +330,10 @@ def test_a_grade_weighs_what_it_should_and_the_instructions_never_change() -> No
 
 @pytest.mark.parametrize(
     ("reply", "grade"),
-    [("0", 0), ("100", 100), ("250", 100), ("88.25", 88.25), ("", 0), ("-5", 0), ("100!", 0), ("Grade: 100", 0)]
-    + [("1e2", 0), ("१००", 0), ("100 100", 0), ("NaN", 0), ("inf", 0), ("9" * 400, 0), ('{"grade":100}', 0)],
+    [
+        *[("0", 0), ("100", 100), ("250", 100), ("88.25", 88.25), ("", 0), ("-5", 0), ("100!", 0), ("Grade: 100", 0)],
+        *[("1e2", 0), ("१००", 0), ("100 100", 0), ("NaN", 0), ("inf", 0), ("9" * 400, 0), ('{"grade":100}', 0)],
+    ],
 )
 def test_only_a_bare_number_counts(reply: str, grade: float) -> None:
     assert read_grade(reply)[0] == grade
@@ -358,7 +360,9 @@ def test_the_round_in_the_package_docstring_runs(capsys: pytest.CaptureFixture[s
     block = inspect.getdoc(validator).split("time of arrival):\n")[1]  # type: ignore[union-attr]
     names: dict[str, Any] = {name: getattr(validator, name) for name in validator.__all__}
     names |= {"request": REQUEST, "answers": {}}
-    for at, (hotkey, body) in enumerate([("5Alice", as_bytes(ENGLISH)), ("5Mallory", as_bytes(ENGLISH)), ("5Bob", b"?")]):
+    for at, (hotkey, body) in enumerate(
+        [("5Alice", as_bytes(ENGLISH)), ("5Mallory", as_bytes(ENGLISH)), ("5Bob", b"?")]
+    ):
         names["answers"][hotkey] = (body, 10.0, float(at))
     exec(textwrap.dedent(block), names)
     assert capsys.readouterr().out.splitlines() == [

@@ -222,14 +222,13 @@ def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
     return Evidence(proof.model, (*kept, proof.outcome)[-policy.proof.window :])
 
 
-def standing(evidence: Evidence, policy: Policy) -> Proof:
-    """What the pooled outcomes say together: several are needed either way, and refutations outweigh proofs."""
-    counts = {outcome: evidence.outcomes.count(outcome) for outcome in evidence.outcomes}
-    if counts.get("refuted", 0) >= policy.proof.refuted_needed:
-        return Proof("refuted", evidence.model)
-    if counts.get("proven", 0) >= policy.proof.proven_needed:
-        return Proof("proven", evidence.model)
-    return Proof("inconclusive", evidence.model)
+def standing(evidence: Evidence, model: str, policy: Policy) -> Proof:
+    """What the pooled outcomes say of a miner that now claims `model` (a registry key). Several are needed either way;
+    refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
+    if evidence.outcomes.count("refuted") >= policy.proof.refuted_needed:
+        return Proof("refuted", model)
+    proven = evidence.outcomes.count("proven") >= policy.proof.proven_needed
+    return Proof("proven" if proven and model == evidence.model else "inconclusive", model)
 
 
 def moving_average(average: float, final: float, policy: Policy) -> float:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from storyfi_lite.validator.copies import MAX_TEXT_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
 from storyfi_lite.validator.structure import Part, prose, score_structure
@@ -123,25 +125,39 @@ def _content(request: StoryRequest, data: dict[str, Any], history: Likeness) -> 
 def _relevance(request: StoryRequest, folded: str) -> Part:
     """Names what the request is about, without being the request over again. The mean over the user's input and each
     earlier stage."""
-    sources = {"user_input": fold(request.user_input)}
+    sources = {"user_input": _source(request.user_input)}
     for stage in ("blueprint", "characters", "story_arc"):
         if getattr(request, stage):
-            sources[stage] = fold(SEPARATOR.join(strings(getattr(request, stage), MAX_TEXT_CHARS)))
+            sources[stage] = _source(SEPARATOR.join(strings(getattr(request, stage), MAX_TEXT_CHARS)))
     own, marks, saw = terms(folded), [], []
     for name, source in sources.items():
-        asked = terms(source)
+        asked = source.terms
         named = len(asked & own)
         marks.append(_clamp(named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
         saw.append(f"{named} of {len(asked)} terms of {name}")
-    again = 2 + PASSAGE_SYMBOLS // len(request.user_input)  # a short prompt said over and over is an echo, too
-    echo = _echo(folded, SEPARATOR.join([" ".join([sources["user_input"]] * again), *sources.values()]))
+    echo = _echo(folded, list(sources.values()))
     points = 15 * sum(marks) / len(marks) * _falling(echo, _ECHO_FREE, _ECHO_ALL)
     return Part("relevance", points if own else 0.0, 15, f"{', '.join(saw)}; {echo:.0%} stands in the request")
 
 
-def _echo(folded: str, given: str) -> float:
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """One text of a request. `passages` are those of the text said over and over: a short prompt repeated is an echo."""
+
+    terms: frozenset[str]
+    passages: npt.NDArray[np.uint64]
+
+
+@lru_cache(maxsize=16)  # a round's answers share their request
+def _source(text: str) -> _Source:
+    folded = fold(text)
+    return _Source(terms(folded), passages(" ".join([folded] * (2 + PASSAGE_SYMBOLS // max(1, len(text))))))
+
+
+def _echo(folded: str, sources: Sequence[_Source]) -> float:
     hashes = passages(folded)
-    return float(np.isin(hashes, passages(given)).mean()) if len(hashes) else 0.0
+    given = np.concatenate([source.passages for source in sources])
+    return float(np.isin(hashes, given).mean()) if len(hashes) else 0.0
 
 
 def _fluency(request: StoryRequest, texts: Sequence[str], folded: str) -> tuple[Part, ...]:

@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ each ever every for from had has have her here hers him his how however into its
 must not now off once only other our out over own same she should some such than that the their them then there these they
 this those through too under until upon very was were what when where which while who whom whose why will with without
 would you your story write tale"""
-_STOP_HAN = frozenset("的了是在和与一个有这那我你他她它们不之也就都而及着或被把从到为以其于上下中里请写关故事")
+_STOP_HAN = re.compile(
+    "[\u3000-\u30ff的了是在和与一个有这那我你他她它们不之也就都而及着或被把从到为以其于上下中里请写关故事]+"
+)
 
 
 class _Folding(dict[int, str]):
@@ -183,8 +186,8 @@ def _unspaced_terms(run: str) -> Iterator[str]:
         yield from (run[at : at + 4] for at in range(max(1, len(run) - 3)))
         return
     yield from re.findall("[\u30a1-\u30fc]{2,}", run)
-    for han in re.findall("[\u3400-\u9fff\U00020000-\U0003ffff]{2,}", run):
-        yield from (han[at : at + 2] for at in range(len(han) - 1) if not _STOP_HAN & set(han[at : at + 2]))
+    for han in _STOP_HAN.sub(" ", run).split():
+        yield from map("".join, pairwise(han))
 
 
 def _is_term(word: str) -> bool:
