@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
-from storyfi_lite.gguf_header import Header, architecture
+from storyfi_lite.gguf_header import architecture
 from storyfi_lite.hardware import Hardware
 from storyfi_lite.placement import speed, weights
 from storyfi_lite.placement.fit import Fit, Fitter
 from storyfi_lite.placement.memory import Demand
+from storyfi_lite.placement.shelf import Shelf
 from storyfi_lite.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 
 Policy = Literal["reward", "fastest", "largest"]
@@ -21,7 +21,8 @@ MIN_QUANT = "Q3_K_M"
 # bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
 QUANT_BITS = {"IQ2_XXS": 2.1, "IQ2_XS": 2.3, "Q2_K": 2.6, "IQ3_XS": 3.3, "Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_0": 4.5,
               "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "F16": 16.0}  # fmt: skip
-Headers = Callable[[ModelSpec, GGUFFile], Header | None]  # the file's header, if it can be had
+FULL_MARKS_S = speed.FULL_MARKS_S
+AIM_S = 24.0  # the prediction must be so far inside the window: it is good to a quarter
 GIB = 2**30
 
 
@@ -77,9 +78,12 @@ class Placement:
         }  # fmt: skip
 
 
-def place_file(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, headers: Headers) -> Placement | DoesNotFit:
+def place_file(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
     """The best way to run one file, or why there is none."""
-    header = headers(spec, file)
+    missing = shelf.missing_bytes(spec, file)
+    if missing > hardware.disk_free_bytes:
+        return DoesNotFit(f"{file.quant} is {missing / 1e9:.0f} GB to fetch, the disk has {hardware.disk_free_bytes / 1e9:.0f} GB free")
+    header = shelf.header(spec, file)
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=wish.n_ctx or MIN_CONTEXT, n_threads=wish.n_threads or 0)
@@ -113,18 +117,18 @@ def finer_than(minimum: str, file: GGUFFile) -> bool:
     return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
 
 
-def place(registry: Registry, hardware: Hardware, wish: Wish, headers: Headers = lambda spec, file: None) -> Placement:
+def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
     """Raises DoesNotFit with every model's reason, or BadInput for an unknown or API model."""
     if wish.model:
-        return _named(registry, hardware, wish, headers)
+        return _named(registry, hardware, wish, shelf)
     found: list[Placement] = []
     refused: dict[str, str] = {}
     for spec in registry.local:
-        best = _best_of(spec, hardware, wish, headers)
+        best = _best_of(spec, hardware, wish, shelf)
         if isinstance(best, str):
             refused[spec.key] = best
-        elif best.speed.blueprint_s > FULL_MARKS_S:
-            refused[spec.key] = f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s"
+        elif best.speed.blueprint_s > AIM_S:
+            refused[spec.key] = f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s, {AIM_S:.0f} s predicted are allowed"
         else:
             found.append(best)
     if not found:
@@ -136,14 +140,11 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, headers: Headers =
     return replace(best, reasons=(*_explain(best, wish), *why_not))
 
 
-FULL_MARKS_S = speed.FULL_MARKS_S
-
-
-def _named(registry: Registry, hardware: Hardware, wish: Wish, headers: Headers) -> Placement:
+def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
     spec = registry.find(wish.model or "")
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
-    best = _best_of(spec, hardware, wish, headers)
+    best = _best_of(spec, hardware, wish, shelf)
     if isinstance(best, str):
         raise DoesNotFit(best)
     reasons = ["you named it", *_explain(best, wish)]
@@ -152,7 +153,7 @@ def _named(registry: Registry, hardware: Hardware, wish: Wish, headers: Headers)
     return replace(best, reasons=tuple(reasons))
 
 
-def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, headers: Headers) -> Placement | str:
+def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | str:
     """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
     if wish.quant:
         files = [spec.file(wish.quant)] if wish.model else [f for f in spec.files if f.quant.casefold() == wish.quant.casefold()]
@@ -160,14 +161,21 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, headers: Headers) 
         files = [file for file in spec.files if finer_than(wish.min_quant, file)]
     if not files:
         return f"it has no file of {wish.quant}" if wish.quant else f"it has no file as fine as {wish.min_quant}"
-    tried = [place_file(spec, file, hardware, wish, headers) for file in files]
+    tried = [place_file(spec, file, hardware, wish, shelf) for file in files]
     placed = [result for result in tried if isinstance(result, Placement)]
     if not placed:
         return str(tried[0])
-    in_time = [p for p in placed if p.speed.blueprint_s <= FULL_MARKS_S]
+    in_time = [p for p in placed if p.speed.blueprint_s <= AIM_S]
     if wish.policy == "fastest" or not in_time:
         return max(placed, key=_by_speed)
-    return max(in_time, key=lambda p: (QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
+    return max(in_time, key=lambda p: (_at_hand(p, shelf), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
+
+
+def _at_hand(placement: Placement, shelf: Shelf) -> int:
+    """What the operator has pulled is what they want to run; then what can be had without the hub."""
+    if not shelf.missing_bytes(placement.spec, placement.file):
+        return 2
+    return 1 if placement.file.package else 0
 
 
 def _by_reward(placement: Placement) -> tuple[float, float, float]:
