@@ -8,7 +8,7 @@ At position i of an answer with a budget of B tokens, in this order:
   2. the logits are lowered by the repetition penalty;
   3. a token is allowed if the grammar's mask has it and, after it, the rest can surely be closed within the budget:
      need_tokens(after) <= B - i - 1 (grammar/cursor.py);
-  4. among the allowed ones within min-p of the best, the highest score wins; the lower id on a tie.
+  4. the allowed token with the highest score wins; the lower id on a tie.
 """
 
 from __future__ import annotations
@@ -87,16 +87,12 @@ class ChoiceRule:
     def score(self, logits: Floats, given: int) -> Scored:
         """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
         self._repetition.apply(logits)
-        kept = self._candidates(logits)
+        kept, best_allowed = self._candidates(logits)
         result = Scored(None, False, len(kept))
         if self._allowed(given):
-            both = scores(logits, np.append(kept, given), len(self.tokens), self._params)
+            both = scores(logits, np.append(kept, given), best_allowed, len(self.tokens), self._params)
             best = int(np.argmax(both[:-1]))
-            # A given token below min-p's cut is as far off as it is below, and as its score is below the best: so the
-            # margin is continuous where noise carries a token over the cut.
-            below_cut = max(0.0, float(logits[kept].min() - logits[given])) if given not in kept else 0.0
-            margin = max(0.0, float(both[best] - both[-1])) + below_cut / (self._params.temperature or 1.0)
-            result = Scored(margin, int(kept[best]) == given, len(kept))
+            result = Scored(max(0.0, float(both[best] - both[-1])), int(kept[best]) == given, len(kept))
         self.sampled_positions.append(len(self.tokens))
         if result.margin is not None:
             self._take(given)
@@ -116,22 +112,23 @@ class ChoiceRule:
         without a mask, and only candidates are asked for, best score first."""
         top = int(logits.argmax())
         if self._allowed(top):
-            kept = candidates(logits, float(logits[top]), self._params)
-            order = self._by_score(logits, kept)
+            best_allowed = float(logits[top])
+            order = self._by_score(logits, candidates(logits, best_allowed, self._params), best_allowed)
             return next(token for token in order if token == top or self._allowed(token))
-        return self._by_score(logits, self._candidates(logits))[0]
+        return self._by_score(logits, *self._candidates(logits))[0]
 
-    def _by_score(self, logits: Floats, tokens: Ids) -> list[int]:
-        ranked = np.argsort(-scores(logits, tokens, len(self.tokens), self._params), kind="stable")
-        return [int(token) for token in tokens[ranked]]
+    def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> list[int]:
+        values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
+        return [int(token) for token in tokens[np.argsort(-values, kind="stable")]]
 
-    def _candidates(self, logits: Floats) -> Ids:
-        """Allowed tokens within min-p of the best allowed one, from the full mask. Ascending ids."""
+    def _candidates(self, logits: Floats) -> tuple[Ids, float]:
+        """From the full mask: the allowed tokens that can win, ascending, and the best allowed logit."""
         allowed = self._within_budget(self._vocabulary.masked_ids(self._matcher))
         if not len(allowed):
             raise GrammarError("no token is allowed here")
         values = logits[allowed]
-        return allowed[candidates(values, float(values.max()), self._params)]
+        best_allowed = float(values.max())
+        return allowed[candidates(values, best_allowed, self._params)], best_allowed
 
     def _allowed(self, token: int) -> bool:
         if self._matcher.validate_tokens([token]) != 1:

@@ -21,15 +21,10 @@ from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry, load_
 from storyfi_lite.store import Store
 
 if TYPE_CHECKING:
-    from storyfi_lite.loaders.local import LocalModel
+    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
-API_PROVIDERS = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
-WAYS_OUT = (
-    "three ways out:\n"
-    "  a GPU that llama.cpp can use       storyfi-lite probe says what is missing\n"
-    "  an API key, at half the reward     export GEMINI_API_KEY=… or OPENAI_API_KEY=…\n"
-    "  a model of your choice, all the same   --model.name smollm2-135m"
-)
+CPU_MODEL = "smollm2-135m"
+UNLISTED_MULTIPLIER = 1.0  # the subnet's rule for a local model that the registry does not know
 
 
 @dataclass(frozen=True)
@@ -41,21 +36,6 @@ class ModelChoice:
     quant: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
-    policy: Policy = "reward"
-    min_quant: str | None = None
-    fallback_api: str | None = None
-    api_base_url: str | None = None
-    api_key_file: Path | None = None
-    daily_tokens: int | None = None
-
-    @property
-    def wish(self) -> Wish:
-        wish = Wish(self.policy, self.name, self.quant, self.n_ctx, n_threads=self.n_threads)
-        return replace(wish, min_quant=self.min_quant) if self.min_quant else wish
-
-    @property
-    def is_explicit(self) -> bool:
-        return bool(self.name or self.path or self.quant)
 
 
 @dataclass(frozen=True)
@@ -79,8 +59,9 @@ def choose_file(registry: Registry, store: Store, model: str | None, quant: str 
     return found.spec, found.file
 
 
-def open_loader(choice: ModelChoice, notices: Notices) -> tuple[Loader, Mapping[str, str]]:
+def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) -> tuple[Loader, Mapping[str, str]]:
     """A loader that is ready to answer, and what an operator wants to read about it. Fetches the file if it is missing.
+    With `warm_up` its first real answer is as fast as the later ones.
 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
@@ -119,89 +100,45 @@ def _open_local(choice: ModelChoice, notices: Notices, hardware: Hardware) -> tu
         notices.note(hardware.fault)
     shelf = StoreShelf(Store())
     if choice.path:
-        placement = place_unlisted(choice.path, hardware, choice.wish, load_registry())
-        return _load(placement, choice.path, hardware, shelf, notices)
-    placement, path = _fetch(choice, notices, hardware, shelf)
-    return _load(placement, path, hardware, shelf, notices)
+        model = _unlisted(choice.path)
+    else:
+        store = Store()
+        spec, file = choose_file(load_registry(), store, choice.name, choice.quant)
+        path = store.pull(spec, file, notices.progress, notices.note)
+        model = LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
+    loader, facts = _open_local(model, choice)
+    if warm_up:
+        loader.warm_up()
+    return loader, facts
 
 
-def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, shelf: StoreShelf) -> tuple[Placement, Path]:
-    registry, store = load_registry(), Store()
-    placement = _place(registry, hardware, choice, shelf)
-    if shelf.ask_hub(placement.spec, placement.file):
-        placement = _place(registry, hardware, choice, shelf)
-    try:
-        path = store.pull(placement.spec, placement.file, notices.progress, notices.note)
-    except Unavailable as error:
-        if choice.is_explicit:
-            raise
-        notices.note(f"{error}; looking for what is here already")
-        here = [spec.model_copy(update={"files": files}) for spec in registry.local if (files := _here(store, spec))]
-        if not here:
-            raise
-        placement = _place(registry.model_copy(update={"local": tuple(here)}), hardware, choice, shelf)
-        path = store.path(placement.spec, placement.file)
-    exact = replace(choice, name=placement.spec.key, quant=placement.file.quant)
-    return replace(_place(registry, hardware, exact, shelf), reasons=placement.reasons), path
-
-
-def _place(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: StoreShelf) -> Placement:
-    try:
-        return place(registry, hardware, choice.wish, shelf)
-    except DoesNotFit as error:
-        raise error if choice.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
-
-
-def _here(store: Store, spec: ModelSpec) -> tuple[GGUFFile, ...]:
-    return tuple(file for file in spec.files if store.is_complete(spec, file))
-
-
-def _load(
-    placement: Placement, path: Path, hardware: Hardware, shelf: StoreShelf, notices: Notices
-) -> tuple[Loader, Mapping[str, str]]:
-    from storyfi_lite.loaders.local import LocalModelLoader
-    from storyfi_lite.placement.ladder import step_down
-
-    while True:
-        try:
-            loader = LocalModelLoader(_described(placement, path), placement.settings, gpu_memory_gb(placement, hardware))
-            return loader, _facts(placement, path)
-        except DoesNotFit as error:
-            lower = step_down(placement, hardware, shelf)
-            if lower is None:
-                raise
-            placement, words = lower
-            if placement.spec.repository != UNLISTED:
-                path = Store().path(placement.spec, placement.file)
-            notices.note(f"{error}; trying again with {words}")
-
-
-def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
-    """All memory of the GPUs that hold a layer, in GB as NVIDIA counts them; 0 on the CPU."""
-    used = zip(hardware.usable_gpus, placement.demands[:-1], strict=True) if placement.settings.n_gpu_layers else ()
-    return round(sum(gpu.total_bytes for gpu, need in used if need.total_bytes) / 2**30, 1)
-
-
-UNLISTED = "unlisted"
-
-
-def _described(placement: Placement, path: Path) -> "LocalModel":
+def _unlisted(path: Path) -> LocalModel:
+    """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
+    from storyfi_lite.digest import file_sha256
     from storyfi_lite.loaders.local import LocalModel
 
     spec = placement.spec
     return LocalModel(path, spec.key, placement.file.quant, spec.repository, spec.multiplier, spec.chat_template)
 
 
-def _facts(placement: Placement, path: Path) -> Mapping[str, str]:
-    settings = placement.settings
-    return {
-        "model": placement.spec.key,
-        "file": path.name,
-        "quantization": placement.file.quant,
-        "multiplier": f"{placement.spec.multiplier:g}",
-        "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s), {settings.kv_type} keys and values",
-        "placed": placement.where,
-        "predicted": f"{placement.speed.tokens_per_s:.0f} tokens/s, {placement.speed.blueprint_s:.0f} s for a blueprint",
+def _open_local(model: LocalModel, choice: ModelChoice) -> tuple[LocalModelLoader, Mapping[str, str]]:
+    import llama_cpp
+
+    from storyfi_lite.engine.settings import EngineSettings
+    from storyfi_lite.loaders.local import LocalModelLoader
+
+    settings = EngineSettings(
+        n_ctx=choice.n_ctx or EngineSettings.n_ctx,
+        n_threads=choice.n_threads or EngineSettings.n_threads,
+        n_gpu_layers=999 if llama_cpp.llama_supports_gpu_offload() else 0,
+    )
+    loader = LocalModelLoader(model, settings)
+    facts = {
+        "model": model.name,
+        "file": model.path.name,
+        "quantization": model.quantization,
+        "multiplier": f"{model.multiplier:g}",
+        "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s)",
     }
 
 
