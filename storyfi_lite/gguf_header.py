@@ -34,7 +34,19 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # gguf value type
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # gguf value type
 _STRING, _ARRAY = 8, 9
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -71,9 +83,13 @@ class _Reader:
     def take(self, size: int) -> bytes:
         end = self.position + size
         if end > self._size:
-            raise BadInput(f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again")
+            raise BadInput(
+                f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again"
+            )
         if end > MAX_HEADER_BYTES:
-            raise BadInput(f"{self.name}: its header is longer than {MAX_HEADER_BYTES >> 20} MiB; this is no usable GGUF file")
+            raise BadInput(
+                f"{self.name}: its header is longer than {MAX_HEADER_BYTES >> 20} MiB; this is no usable GGUF file"
+            )
         if not self._start <= self.position <= end <= self._start + len(self._block):
             want = min(max(size, BLOCK_BYTES), self._size - self.position)
             self._block, self._start = self._read_range(self.position, want), self.position
@@ -85,7 +101,9 @@ class _Reader:
 
     def skip(self, size: int) -> None:
         if self.position + size > self._size:
-            raise BadInput(f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again")
+            raise BadInput(
+                f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again"
+            )
         self.position += size
 
     def number(self, code: str) -> int:

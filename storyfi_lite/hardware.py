@@ -235,10 +235,10 @@ def from_json(path: Path) -> Hardware:
         ram_available_bytes=_gib(machine, "ram_gb", path),
         physical_cores=int(_positive(machine, "cores", path, 8)),
         disk_free_bytes=_gib(machine, "disk_gb", path, 1000),
-        cpu_bandwidth_gb_s=_positive(machine, "cpu_bandwidth_gb_s", path, 40.0),  # two channels of DDR4-3200, as measured by users
+        cpu_bandwidth_gb_s=_positive(
+            machine, "cpu_bandwidth_gb_s", path, 40.0
+        ),  # two channels of DDR4-3200, as measured by users
     )
-
-
 
 
 def _checked(data: Any, keys: set[str], path: Path, what: str) -> dict[str, Any]:

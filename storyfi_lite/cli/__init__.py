@@ -20,6 +20,9 @@ COMMANDS = {
     "generate": "generate",
     "verify": "verify",
     "grammar": "grammar",
+    "probe": "probe",
+    "place": "place",
+    "models": "models",
     "doctor": "doctor",
     "completion": "completion",
 }

@@ -62,7 +62,9 @@ class Fitter:
         for kv in KV_TYPES:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
-                more = (self._with_layers(replace(fit.settings, n_slots=n), self.arch.block_count + 1) for n in GPU_SLOTS)
+                more = (
+                    self._with_layers(replace(fit.settings, n_slots=n), self.arch.block_count + 1) for n in GPU_SLOTS
+                )
                 return next((wider for wider in more if wider and base.n_slots == 1), fit)
         return None
 
@@ -102,7 +104,10 @@ class Fitter:
         count = settings.n_gpu_layers
         layers = self.weights.layers
         kv = demand(self.arch, self.weights, replace(settings, n_gpu_layers=0), 0)[-1].kv_bytes // len(layers)
-        sizes = [layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv for i, layer in enumerate(layers)]
+        sizes = [
+            layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv
+            for i, layer in enumerate(layers)
+        ]
         sizes = [*sizes, self.weights.output_bytes][len(layers) + 1 - count :]
         shares = [0] * len(self._gpus)
         fixed = self._fixed_bytes(settings)
@@ -117,7 +122,9 @@ class Fitter:
     def _fixed_bytes(self, settings: EngineSettings) -> list[int]:
         """What a GPU takes beside its layers: driver context and working memory."""
         even = replace(settings, tensor_split=(1.0,) * len(self._gpus))
-        return [need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(self._gpus))]
+        return [
+            need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(self._gpus))
+        ]
 
 
 def _least(low: int, high: int, attempt) -> Fit | None:  # type: ignore[no-untyped-def]

@@ -42,7 +42,7 @@ def _coarser(placement: Placement, hardware: Hardware, shelf: Shelf) -> tuple[Pl
     wish = Wish(n_ctx=placement.settings.n_ctx, n_threads=placement.settings.n_threads)
     for file in sorted(spec.files, key=lambda file: -QUANT_BITS.get(file.quant, 0.0)):
         if QUANT_BITS.get(file.quant, 99.0) < bits and not shelf.missing_bytes(spec, file):
-            smaller = place_file(spec, file, hardware, wish, shelf)
+            smaller = place_file(spec, file, hardware, wish, shelf.header(spec, file))
             if isinstance(smaller, Placement):
                 return smaller, f"the coarser file {file.quant}"
     return None

@@ -20,7 +20,9 @@ from storyfi_lite.registry import Architecture
 
 # bytes a KV value: f16, and ggml's blocks of 32
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-CUDA_CONTEXT_BYTES = 500 << 20  # driver context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
+CUDA_CONTEXT_BYTES = (
+    500 << 20
+)  # driver context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
 PROCESS_BYTES = 150 << 20  # Python and the libraries
 
 
@@ -83,7 +85,5 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
         weight[devices[-1]] += weights.output_bytes
     compute = compute_bytes(arch, settings, tuple(devices), n_gpus)
     output = 4 * arch.vocab_size * settings.n_slots
-    gpus = [
-        Demand(weight[i], kv[i], compute[i], 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)
-    ]
+    gpus = [Demand(weight[i], kv[i], compute[i], 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)]
     return [*gpus, Demand(weight[-1], kv[-1], compute[-1], output, PROCESS_BYTES)]

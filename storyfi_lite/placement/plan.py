@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
-from storyfi_lite.gguf_header import architecture
+from storyfi_lite.gguf_header import Header, architecture
 from storyfi_lite.hardware import Hardware
 from storyfi_lite.placement import speed, weights
-from storyfi_lite.placement.fit import Fit, Fitter
+from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.memory import Demand
 from storyfi_lite.placement.shelf import Shelf
-from storyfi_lite.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
+from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry
 
 Policy = Literal["reward", "fastest", "largest"]
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
@@ -78,36 +78,29 @@ class Placement:
         }  # fmt: skip
 
 
-def place_file(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
-    """The best way to run one file, or why there is none."""
-    missing = shelf.missing_bytes(spec, file)
-    if missing > hardware.disk_free_bytes:
-        return DoesNotFit(f"{file.quant} is {missing / 1e9:.0f} GB to fetch, the disk has {hardware.disk_free_bytes / 1e9:.0f} GB free")
-    header = shelf.header(spec, file)
+def place_file(
+    spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, header: Header | None
+) -> Placement | DoesNotFit:
+    """The best way to run one file, or why there is none. Without its header, by the registry's figures."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=wish.n_ctx or MIN_CONTEXT, n_threads=wish.n_threads or 0)
-    fitter = Fitter(arch, loads, hardware)
-    fit = fitter.best(base)
+    fit = Fitter(arch, loads, hardware).best(base)
     if fit is None:
-        return DoesNotFit(_why_not(spec, file, fitter, hardware, base))
-    return _placement(spec, file, arch, loads, fit, hardware)
+        return DoesNotFit(_why_not(spec, file, loads, hardware))
+    predicted = speed.predict(arch, loads, fit.settings, hardware)
+    return Placement(spec, file, fit.settings, fit.demands, predicted, loads.exact)
 
 
-def _placement(
-    spec: ModelSpec, file: GGUFFile, arch: Architecture, loads: weights.Weights, fit: Fit, hardware: Hardware
-) -> Placement:
-    return Placement(spec, file, fit.settings, fit.demands, speed.predict(arch, loads, fit.settings, hardware), loads.exact)
-
-
-def _why_not(spec: ModelSpec, file: GGUFFile, fitter: Fitter, hardware: Hardware, base: EngineSettings) -> str:
-    need = fitter.weights.host_bytes / GIB
-    have = hardware.ram_available_bytes / GIB
-    vram = sum(gpu.free_bytes for gpu in hardware.usable_gpus) / GIB
-    on_gpu = f" and {vram:.1f} GiB of GPU memory" if hardware.usable_gpus else ""
-    held = [holder for gpu in hardware.usable_gpus for holder in gpu.holders]
-    other = f"; the GPU is held by {', '.join(held)}" if held else ""
-    return f"{spec.key} {file.quant} does not fit: its weights alone are {need:.1f} GiB, {have:.1f} GiB of RAM{on_gpu} are free{other}"
+def _why_not(spec: ModelSpec, file: GGUFFile, loads: weights.Weights, hardware: Hardware) -> str:
+    gpus = hardware.usable_gpus
+    vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
+    holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
+    return (
+        f"{spec.key} {file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
+        f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
+        + (f"; the GPU is also held by {holders}" if holders else "")
+    )
 
 
 def finer_than(minimum: str, file: GGUFFile) -> bool:
@@ -128,11 +121,15 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
         if isinstance(best, str):
             refused[spec.key] = best
         elif best.speed.blueprint_s > AIM_S:
-            refused[spec.key] = f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s, {AIM_S:.0f} s predicted are allowed"
+            refused[spec.key] = (
+                f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s, {AIM_S:.0f} s predicted are allowed"
+            )
         else:
             found.append(best)
     if not found:
-        raise DoesNotFit("no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items()))
+        raise DoesNotFit(
+            "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
+        )
     rank = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}[wish.policy]
     best = max(found, key=rank)
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
@@ -144,24 +141,36 @@ def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> 
     spec = registry.find(wish.model or "")
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
+    best = place_one(spec, hardware, wish, shelf)
+    reasons = ["you named it", *_explain(best, wish)]
+    if best.speed.blueprint_s > FULL_MARKS_S:
+        reasons.append(
+            f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
+        )
+    return replace(best, reasons=tuple(reasons))
+
+
+def place_one(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+    """The best way to run one model, in time or not. Raises DoesNotFit."""
     best = _best_of(spec, hardware, wish, shelf)
     if isinstance(best, str):
         raise DoesNotFit(best)
-    reasons = ["you named it", *_explain(best, wish)]
-    if best.speed.blueprint_s > FULL_MARKS_S:
-        reasons.append(f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s")
-    return replace(best, reasons=tuple(reasons))
+    return best
 
 
 def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | str:
     """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
     if wish.quant:
-        files = [spec.file(wish.quant)] if wish.model else [f for f in spec.files if f.quant.casefold() == wish.quant.casefold()]
+        files = (
+            [spec.file(wish.quant)]
+            if wish.model
+            else [f for f in spec.files if f.quant.casefold() == wish.quant.casefold()]
+        )
     else:
         files = [file for file in spec.files if finer_than(wish.min_quant, file)]
     if not files:
         return f"it has no file of {wish.quant}" if wish.quant else f"it has no file as fine as {wish.min_quant}"
-    tried = [place_file(spec, file, hardware, wish, shelf) for file in files]
+    tried = [_try(spec, file, hardware, wish, shelf) for file in files]
     placed = [result for result in tried if isinstance(result, Placement)]
     if not placed:
         return str(tried[0])
@@ -169,6 +178,13 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
     if wish.policy == "fastest" or not in_time:
         return max(placed, key=_by_speed)
     return max(in_time, key=lambda p: (_at_hand(p, shelf), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
+
+
+def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
+    missing, free = shelf.missing_bytes(spec, file), hardware.disk_free_bytes
+    if missing > free:
+        return DoesNotFit(f"{file.quant} is {missing / 1e9:.0f} GB to fetch, the disk has {free / 1e9:.0f} GB free")
+    return place_file(spec, file, hardware, wish, shelf.header(spec, file))
 
 
 def _at_hand(placement: Placement, shelf: Shelf) -> int:

@@ -75,7 +75,9 @@ def from_registry(arch: Architecture, file: GGUFFile) -> Weights:
     embedding = int(table * _EMBEDDING_BITS.get(file.quant, 8.5) / 8)
     output = int(table * _OUTPUT_BITS.get(file.quant, _OUTPUT_BITS_ELSE) / 8)
     if arch.tied_output_embedding:
-        embedding = output = int(table * _OUTPUT_BITS.get(file.quant, _OUTPUT_BITS_ELSE if file.quant != "Q4_1" else 8.5) / 8)
+        embedding = output = int(
+            table * _OUTPUT_BITS.get(file.quant, _OUTPUT_BITS_ELSE if file.quant != "Q4_1" else 8.5) / 8
+        )
     metadata = arch.vocab_size * _METADATA_BYTES_PER_TOKEN
     rest = file.size_bytes - metadata - embedding - (0 if arch.tied_output_embedding else output)
     share = max(rest, 0) / arch.block_count
