@@ -21,6 +21,8 @@ FUSED_GATE_UP = {"phi3"}
 SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3"}
 POST_NORMS = {"gemma2", "gemma3"}
 SOFT_CAP = {"gemma2"}
+WINDOW_OFF = {"phi3", "llama"}  # llama.cpp ignores it there
+SCALED_QUERY = {"gemma", "gemma2", "gemma3", "phi3"}
 
 
 class Node:
@@ -171,24 +173,33 @@ class Builder:
 
     def _inputs(self) -> None:
         graph, tokens, flash = self.graph, self.tokens, self.settings.flash_attn
+        self.windowed: list[Node] = []
         self.token_ids = graph.input(4 * tokens)
         graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
         self.positions = graph.input(4 * tokens)
-        self.key_rows = graph.input(8 * tokens)
+        key_rows = graph.input(8 * tokens)
         per_value = self.arch.attention_head_count_kv * self.arch.value_length
-        self.value_rows = graph.input(8 * tokens * (1 if flash else per_value))
-        self.mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        value_rows = graph.input(8 * tokens * (1 if flash else per_value))
+        mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        self.whole = [key_rows, value_rows, mask]
+        if self.arch.sliding_window and self.arch.name not in WINDOW_OFF:  # a second set, for the windowed layers
+            self.windowed = [graph.input(node.size) for node in self.whole]
         self.out_ids = graph.input(4 * tokens)
+        quantized = self.settings.kv_type != "f16"  # then llama.cpp turns keys and values by Hadamard matrices
+        key, value = self.arch.key_length, self.arch.value_length
+        side = next(64 << i for i in range(20) if key % (128 << i))
+        self.key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
+        self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
 
     def norm(self, source: Node, device: int) -> Node:
         scaled = self.graph.op(source.size, device, source, reuse=(source,))
         return self.graph.op(source.size, device, scaled, reuse=(scaled,))
 
-    def layer(self, residual: Node, device: int, compute: int, last: bool) -> Node:
+    def layer(self, residual: Node, number: int, device: int, compute: int, last: bool) -> Node:
         """`device` holds the layer's cache, `compute` works."""
         graph, arch = self.graph, self.arch
         normed = self.norm(residual, compute)
-        attended = self._attention(normed, device, compute)
+        attended = self._attention(normed, number, device, compute)
         out = graph.op(self.hidden, compute, attended)
         if last:
             out = graph.op(self.hidden, compute, out, self.out_ids)
@@ -202,36 +213,47 @@ class Builder:
             down = self.norm(down, compute)
         return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
 
-    def _attention(self, normed: Node, device: int, compute: int) -> Node:
+    def _attention(self, normed: Node, number: int, device: int, compute: int) -> Node:
         graph, arch = self.graph, self.arch
         if arch.name in FUSED_QKV:
             fused = graph.op(self.query + self.key + self.value, compute, normed)
             if arch.name == "qwen":
                 fused = graph.op(fused.size, compute, fused, reuse=(fused,))
-            query = graph.op(self.query, compute, graph.view(fused), self.positions)
-            value = graph.view(fused)
+            query = self._asked(graph.op(self.query, compute, graph.view(fused), self.positions), compute)
+            value = self._turned(graph.view(fused), self.value_turn, compute, self.value)
             key = graph.op(self.key, compute, graph.view(fused), self.positions)
         else:
-            query = self._rotated(graph.op(self.query, compute, normed), compute)
-            value = graph.view(graph.op(self.value, compute, normed))
+            query = self._asked(self._rotated(graph.op(self.query, compute, normed), compute), compute)
+            value = self._turned(graph.view(graph.op(self.value, compute, normed)), self.value_turn, compute)
             key = self._rotated(graph.op(self.key, compute, normed), compute)
-        if arch.name in {"gemma", "gemma2", "phi3"}:
-            query = graph.op(self.query, compute, query, reuse=(query,))
-        graph.store(device, graph.view(key), self.key_rows)
-        rows = graph.view(value)
-        if arch.name in FUSED_QKV and not self.settings.flash_attn:
-            rows = graph.op(self.value, compute, value)
-        graph.store(device, rows, self.value_rows)
+        key = self._turned(key, self.key_turn, compute)
+        key_rows, value_rows, mask = self.windowed if self.windowed and number % 2 == 0 else self.whole
+        graph.store(device, graph.view(key), key_rows)
+        scattered = arch.name in FUSED_QKV and not self.settings.flash_attn
+        rows = graph.op(self.value, compute, value) if scattered else graph.view(value)
+        graph.store(device, rows, value_rows)
         asked = graph.view(graph.view(query))
         if self.settings.flash_attn:
-            return graph.view(graph.op(self.query, compute, asked, self.mask))
+            found = graph.view(graph.op(self.query, compute, asked, mask))
+            return self._turned(found, self.value_turn, compute)
         scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, asked)
         if arch.name in SOFT_CAP:
             for _ in range(3):
                 scores = graph.op(scores.size, compute, scores, reuse=(scores,))
-        scores = graph.op(scores.size, compute, scores, self.mask, reuse=(scores,))
+        scores = graph.op(scores.size, compute, scores, mask, reuse=(scores,))
         summed = graph.op(self.query, compute, scores)
         return graph.op(self.query, compute, graph.view(summed))
+
+    def _asked(self, query: Node, compute: int) -> Node:
+        if self.arch.name in SCALED_QUERY:
+            query = self.graph.op(self.query, compute, query, reuse=(query,))
+        return self._turned(query, self.key_turn, compute)
+
+    def _turned(self, source: Node, matrix: Node | None, compute: int, size: int = 0) -> Node:
+        if matrix is None:
+            return source
+        size = size or (source.root or source).size
+        return self.graph.view(self.graph.op(size, compute, self.graph.view(source), matrix))
 
     def _rotated(self, projected: Node, compute: int) -> Node:
         shaped = self.graph.view(projected)
@@ -276,7 +298,7 @@ class Builder:
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
         for number, device in enumerate(devices[:-1]):
-            current = self.layer(current, device, device, last=number == len(devices) - 2)
+            current = self.layer(current, number, device, device, last=number == len(devices) - 2)
         normed = self.norm(current, devices[-1])
         logits = graph.op(4 * self.arch.vocab_size * self.tokens, devices[-1], normed)
         if self.arch.name in SOFT_CAP:
