@@ -291,19 +291,22 @@ class Builder:
         return out
 
     def build(self, devices: tuple[int, ...]) -> Graph:
-        """`devices`: each layer's, the output's last."""
+        """`devices`: each layer's, the output's last. Long prompts are worked on by the first GPU for the layers in RAM too
+        (llama.cpp's op_offload)."""
         graph = self.graph
-        first = devices[0]
+        worker = next((device for device in devices if device != HOST), HOST)
+        working = [worker if device == HOST else device for device in devices]
+        first = working[0]
         current = graph.op(self.hidden, HOST, self.token_ids)
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
         for number, device in enumerate(devices[:-1]):
-            current = self.layer(current, number, device, device, last=number == len(devices) - 2)
-        normed = self.norm(current, devices[-1])
-        logits = graph.op(4 * self.arch.vocab_size * self.tokens, devices[-1], normed)
+            current = self.layer(current, number, device, working[number], last=number == len(devices) - 2)
+        normed = self.norm(current, working[-1])
+        logits = graph.op(4 * self.arch.vocab_size * self.tokens, working[-1], normed)
         if self.arch.name in SOFT_CAP:
             for _ in range(3):
-                logits = graph.op(logits.size, devices[-1], logits, reuse=(logits,))
+                logits = graph.op(logits.size, working[-1], logits, reuse=(logits,))
         return graph
 
 
