@@ -15,7 +15,9 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def gguf(tensors: list[tuple[str, tuple[int, ...], int, int]], *, data: int, metadata: bytes = b"", values: int = 0) -> bytes:
+def gguf(
+    tensors: list[tuple[str, tuple[int, ...], int, int]], *, data: int, metadata: bytes = b"", values: int = 0
+) -> bytes:
     """A file with these (name, shape, type, offset) and `data` bytes behind its header."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), values) + metadata
     for name, shape, kind, offset in tensors:

@@ -85,7 +85,9 @@ def test_the_real_model_takes_what_was_predicted(
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("synthetic")
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_gguf.py", directory], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_gguf.py", directory], check=True, stdout=subprocess.DEVNULL
+    )
     return directory
 
 

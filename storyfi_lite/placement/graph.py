@@ -314,6 +314,8 @@ class Builder:
 def compute_bytes(arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int) -> list[int]:
     """For each GPU, and last for the host."""
     shortened = [
-        device for i, device in enumerate(devices) if i < 2 or i >= len(devices) - 3 or len(set(devices[i - 2 : i + 2])) > 1
+        device
+        for i, device in enumerate(devices)
+        if i < 2 or i >= len(devices) - 3 or len(set(devices[i - 2 : i + 2])) > 1
     ]
     return peaks(Builder(arch, settings).build(tuple(shortened)), n_gpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +59,11 @@ class Placement:
     @property
     def n_on_gpu(self) -> int:
         return min(self.settings.n_gpu_layers, self.n_layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """All on the GPU, experts too."""
+        return self.n_on_gpu == self.n_layers and not self.settings.experts_in_ram
 
     @property
     def where(self) -> str:
@@ -130,8 +136,8 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
         raise DoesNotFit(
             "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
         )
-    rank = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}[wish.policy]
-    best = max(found, key=rank)
+    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}
+    best = max(found, key=ranks[wish.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
     why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
     return replace(best, reasons=(*_explain(best, wish), *why_not))
