@@ -94,6 +94,8 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
 
     named = load_registry().find(choice.name) if choice.name else None
     if isinstance(named, ApiModel):
+        if choice.quant:
+            raise BadInput(f"{named.key} is an API model; it has no quantizations")
         return api_choice.open_api_only(named.provider, choice)
     hardware = probe()
 
