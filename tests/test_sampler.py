@@ -52,14 +52,18 @@ def test_noise_is_gumbel_and_independent_of_its_neighbours() -> None:
 def test_choices_follow_the_softmax() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
     params = SamplingParams(seed=9, temperature=1.0, min_p=0.0)
-    picks = [int(np.argmax(scores(logits, np.arange(4), float(logits[0]), position, params))) for position in range(20_000)]
+    picks = [
+        int(np.argmax(scores(logits, np.arange(4), float(logits[0]), position, params))) for position in range(20_000)
+    ]
     assert np.bincount(picks) / 20_000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.012)
 
 
 def test_min_p_holds_down_what_is_unlikely_beside_the_best_allowed_token() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.19, 0.01], dtype=np.float32))
     params = SamplingParams(seed=9, temperature=1.0, min_p=0.1)
-    picks = [int(np.argmax(scores(logits, np.arange(4), float(logits[0]), position, params))) for position in range(9000)]
+    picks = [
+        int(np.argmax(scores(logits, np.arange(4), float(logits[0]), position, params))) for position in range(9000)
+    ]
     assert np.bincount(picks, minlength=4)[3] / 9000 < 0.001  # 0.01 * (0.01 / 0.05) ** SLOPE
     assert list(candidates(np.array([0.0, -2.3, -4.0, -9.0], np.float32), 0.0, params)) == [0, 1, 2]
 
