@@ -196,11 +196,16 @@ class Context:
         address = ctypes.addressof(pointer.contents)
         return np.frombuffer((ctypes.c_float * self._vocabulary_size).from_address(address), dtype=np.float32)
 
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Drops a sequence's cells from position `start` on."""
-        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            # some caches (sliding window) cannot drop a part: then all of it goes
-            raise EngineError("llama.cpp could not drop a part of a sequence")
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Drops a sequence's cells from position `start` on. False if this kind of cache cannot be cut there; dropping all
+        of it always works."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes `target` hold what `source` holds. With a cache per sequence llama.cpp copies only whole sequences, at the
+        start of the next decode."""
+        self.forget(target)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def close(self) -> None:
         self._handles.close()
