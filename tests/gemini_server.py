@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from api_server import Step
+from tests.api_server import Step
 
 
 def text(content: str, finish: str = "STOP") -> Step:

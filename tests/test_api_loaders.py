@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import api_server
-import gemini_server
-import openai_server
+from tests import api_server
+from tests import gemini_server
+from tests import openai_server
 import pytest
-from api_server import Script, Step
+from tests.api_server import Script, Step
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import (

@@ -112,6 +112,7 @@ class Engine:
         self._queue: list[tuple[float, int, _Request]] = []
         self._order = itertools.count()
         self._wake = threading.Condition()
+        self._vocabulary_in_use = threading.Lock()  # it lives in the model, which close() frees
         self._closing = False
         self._dead: str | None = None
         self._failures = 0
@@ -129,13 +130,16 @@ class Engine:
     def submit(self, job: EngineJob) -> Future[Generation]:
         """Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
         may be cancelled at any time; its slot is free one step later."""
-        prompt = self.prompt_tokens(job.messages)
-        max_tokens = self._budget(job, prompt)
-        rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
+        with self._vocabulary_in_use:
+            if self._dead or self._closing:
+                raise EngineError(self._dead or "the engine is closed")
+            prompt = self.prompt_tokens(job.messages)
+            max_tokens = self._budget(job, prompt)
+            rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
         request = _Request(job, prompt, rule, max_tokens, Future(), time.monotonic())
         with self._wake:
             if self._dead or self._closing:
-                raise EngineError(self._dead or "the engine is closing")
+                raise EngineError(self._dead or "the engine is closed")
             self._refuse_if_late(job)
             heapq.heappush(self._queue, (-job.priority, next(self._order), request))
             self._wake.notify()
@@ -183,7 +187,8 @@ class Engine:
             self._wake.notify()
         self._thread.join()
         self._context.close()
-        self.model.close()
+        with self._vocabulary_in_use:
+            self.model.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -204,7 +209,7 @@ class Engine:
                 self._recover(EngineError(f"internal error: {type(error).__name__}"))
             if self._dead:
                 break
-        self._fail_all(EngineError(self._dead or "the engine is closing"))
+        self._fail_all(EngineError(self._dead or "the engine is closed"))
 
     def _admit(self) -> bool:
         """Sleeps while there is nothing to do, then gives free slots to waiting jobs. False when it is time to stop."""

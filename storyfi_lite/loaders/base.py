@@ -32,6 +32,7 @@ class Job:
     deadline_s: float  # on time.monotonic()'s clock
     priority: float = 0.0  # higher first: the caller's stake
     temperature: float | None = None  # None: the loader's default
+    aim_s: float | None = None  # a loader that can shorten an answer, whole and valid, ends it within so many seconds
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,12 @@ from storyfi_lite.engine.model import ENGINE_NAME
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import EngineError, LiteError
 from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
-from storyfi_lite.wire.messages import ModelInfo, ProofHeader
+from storyfi_lite.wire.messages import ModelInfo, ProofHeader, StoryRequest
+
+_WARM_UP = Object((("title", Text(80, 120)),))
+_WARM_UP_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class LocalModelLoader:
     def sha256(self) -> str:
         return file_sha256(self._model.path)
 
+    def warm_up(self) -> None:
+        """A short answer to the commonest task, thrown away: its prompt's beginning stays cached in a slot, and the
+        engine knows its speed before the first request."""
+        request = StoryRequest(task_type="blueprint", user_input="-")
+        messages = tasks.get("blueprint").messages(request)
+        job = EngineJob(messages, Constraint(_WARM_UP), SamplingParams(0), deadline_s=time.monotonic() + _WARM_UP_S)
+        self.engine.submit(job).result()
+
     def submit(self, job: Job) -> Future[Answer]:
         task = tasks.get(job.request.task_type)
         constraint = task.constraint(job.request)
@@ -75,6 +88,7 @@ class LocalModelLoader:
                 deadline_s=job.deadline_s,
                 max_tokens=job.request.max_tokens,
                 priority=job.priority,
+                aim_s=job.aim_s,
             )
         )
 

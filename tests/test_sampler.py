@@ -1,0 +1,90 @@
+"""The sampler is a pure function that any validator must be able to repeat: vectors, statistics, equality of its paths."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storyfi_lite.engine.sampler import Repetition, candidates, gumbel_noise, scores
+from storyfi_lite.engine.settings import SamplingParams
+
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "sampler.json").read_text())
+
+
+def reference_noise(seed: int, position: int, token: int) -> float:
+    """The published definition, in plain integers: what another implementation would write."""
+    mask = (1 << 64) - 1
+
+    def mix(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return x ^ (x >> 31)
+
+    key = mix((seed + (position + 1) * 0x9E3779B97F4A7C15) & mask)
+    bits = mix(mix((key + (token + 1) * 0xD1342543DE82EF95) & mask))
+    return -math.log(-math.log(((bits >> 11) + 0.5) * 2.0**-53))
+
+
+@pytest.mark.parametrize("vector", VECTORS["noise"])
+def test_published_noise(vector: dict[str, float]) -> None:
+    seed, position, token = int(vector["seed"]), int(vector["position"]), int(vector["token"])
+    ours = float(gumbel_noise(seed, position, np.array([token]))[0])
+    assert ours == pytest.approx(vector["g"], abs=1e-12)
+    assert reference_noise(seed, position, token) == pytest.approx(vector["g"], abs=1e-12)
+
+
+def test_noise_is_gumbel_and_independent_of_its_neighbours() -> None:
+    noise = gumbel_noise(0, 0, np.arange(200_000))
+    assert noise.mean() == pytest.approx(0.5772, abs=0.01)  # Euler's constant
+    assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.03)
+    for other in (gumbel_noise(0, 1, np.arange(200_000)), gumbel_noise(1, 0, np.arange(200_000)), np.roll(noise, 1)):
+        assert abs(np.corrcoef(noise, other)[0, 1]) < 0.01
+
+
+def test_choices_follow_the_softmax() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    params = SamplingParams(seed=9, temperature=1.0, min_p=0.0)
+    picks = [int(np.argmax(scores(logits, np.arange(4), position, params))) for position in range(20_000)]
+    assert np.bincount(picks) / 20_000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.012)
+
+
+def test_min_p_is_relative_to_the_best_allowed_logit_at_the_temperature() -> None:
+    logits = np.array([0.0, -1.0, -2.0, -3.0], dtype=np.float32)
+    for temperature in (0.5, 1.0, 2.0):
+        kept = candidates(logits, 0.0, SamplingParams(0, temperature=temperature, min_p=0.1))
+        likely = np.exp(logits / temperature)
+        assert list(kept) == list(np.flatnonzero(likely >= 0.1))
+
+
+def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
+    logits = np.array([0.1, 2.0, 1.9], dtype=np.float32)
+    for seed in range(20):
+        params = SamplingParams(seed, temperature=0.0)
+        kept = candidates(logits, 2.0, params)
+        assert list(kept) == [1]
+        assert int(kept[np.argmax(scores(logits, kept, 5, params))]) == 1
+
+
+def penalties(history: list[int], **params: float) -> dict[int, float]:
+    repetition = Repetition(SamplingParams(0, **{"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2, **params}))
+    for token in history:
+        repetition.append(token)
+    logits = np.zeros(10, dtype=np.float32)
+    repetition.apply(logits)
+    return {token: -float(value) for token, value in enumerate(logits) if value}
+
+
+def test_dry_penalises_what_would_go_on_with_a_repeat_and_grows_with_its_length() -> None:
+    assert penalties([1, 2, 3, 1, 2]) == {3: 1.0}
+    assert penalties([1, 2, 3, 4, 1, 2, 3]) == {4: 2.0}
+    assert penalties([1, 2, 1, 3, 2, 1]) == {3: 1.0}
+    assert penalties([1, 3, 2, 3]) == {}  # one token alone is no repeat
+    assert penalties([1, 2, 3, 1, 2], dry_multiplier=0.0) == {}
+
+
+def test_a_long_loop_stays_finite() -> None:
+    assert all(math.isfinite(value) for value in penalties([1] * 5000).values())
