@@ -46,7 +46,10 @@ def main() -> None:
         step("2", "start a chain in memory and a miner on it")
         with miner(net, Path(scratch)) as process:
             endpoint = asyncio.run(find_miner(net))
-            step("3", f"the validator found the miner on chain at {endpoint[0]}:{endpoint[1]} and asks for: {story}")
+            step(
+                "3",
+                f"the validator found the miner on chain at {endpoint[0]}:{endpoint[1]} and asks for: {story}",
+            )
             request = StoryRequest(task_type="blueprint", user_input=story)
             reply = ask(net.validators[0], net.miners[0].hotkey.ss58_address, endpoint, request)
             response = parse_response(reply.body)
@@ -124,7 +127,12 @@ def show_story(response: StoryResponse) -> None:
     table.add_row("conflict", Text(story["core_conflict"]))
     subtitle = f"{response.model_name}, {len(response.tokens or [])} tokens in {response.generation_time:.1f} s"
     console.print(Panel(table, title=Text(story["title"], style="bold"), subtitle=subtitle, padding=(1, 2)))
-    console.print(Text("(135 million parameters write valid JSON, not literature; a GPU runs the real models)", style="dim"))
+    console.print(
+        Text(
+            "(135 million parameters write valid JSON, not literature; a GPU runs the real models)",
+            style="dim",
+        )
+    )
 
 
 def show_checks(net: DevNetwork, request: StoryRequest, reply: Reply, response: StoryResponse) -> None:
@@ -133,7 +141,11 @@ def show_checks(net: DevNetwork, request: StoryRequest, reply: Reply, response: 
         line(check.ok, check.name, check.detail)
     if not result.valid:
         sys.exit(1)
-    line(reply.elapsed_s <= 30, "time", f"{reply.elapsed_s:.1f} s by the validator's clock; full marks up to 30 s")
+    line(
+        reply.elapsed_s <= 30,
+        "time",
+        f"{reply.elapsed_s:.1f} s by the validator's clock; full marks up to 30 s",
+    )
     validator, miner = (wallet.hotkey.ss58_address for wallet in (net.validators[0], net.miners[0]))
     seed = challenge_seed(validator, miner, str(reply.nonce_ns), request.task_type, request.user_input)
     bound = response.proof is not None and response.proof.seed == seed
@@ -146,9 +158,7 @@ def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequ
     validator, miner = net.validators[0], net.miners[0].hotkey.ss58_address
 
     def signed(receiver: str = miner, nonce_ns: int | None = None) -> dict[str, str]:
-        return http_auth.sign(
-            validator, method="POST", path=PATH, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns
-        )
+        return http_auth.sign(validator, method="POST", path=PATH, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns)
 
     cases = {
         "forged": (signed(), body.replace(b"sea", b"sky") + b" "),
@@ -165,11 +175,14 @@ def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequ
 
 
 def send(endpoint: tuple[str, int], headers: dict[str, str], body: bytes) -> int:
-    return httpx.post(f"http://{endpoint[0]}:{endpoint[1]}{PATH}", headers=headers, content=body, timeout=60).status_code
+    return httpx.post(
+        f"http://{endpoint[0]}:{endpoint[1]}{PATH}", headers=headers, content=body, timeout=60
+    ).status_code
 
 
 def line(ok: bool, name: str, detail: str) -> None:
     console.print(Text(f"  {'✓' if ok else '✗'} {name:<13}", style="green" if ok else "red") + Text(detail))
+
 
 def stop(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)

@@ -145,9 +145,7 @@ class Load:
 async def measure(url: str, think_s: float, seconds: float, hostile: int, slow: int) -> Load:
     load = Load(url, think_s, seconds)
     honest = httpx.AsyncClient(trust_env=False, verify=False, timeout=60)
-    others = httpx.AsyncClient(
-        trust_env=False, verify=False, timeout=60, limits=httpx.Limits(max_connections=50)
-    )
+    others = httpx.AsyncClient(trust_env=False, verify=False, timeout=60, limits=httpx.Limits(max_connections=50))
     async with honest, others:
         tasks = [load.honest_stream(honest) for _ in range(HONEST_STREAMS)]
         streams = min(8, hostile)
@@ -158,20 +156,14 @@ async def measure(url: str, think_s: float, seconds: float, hostile: int, slow: 
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="of each of the two runs")
     parser.add_argument("--hostile", type=int, default=5_000, help="requests")
     parser.add_argument("--slow", type=int, default=200, help="slow connections at once")
     parser.add_argument("--think", type=float, default=1.0, help="seconds that the scripted model takes")
     given = parser.parse_args()
-    if not (
-        0 < given.seconds <= MAX_SECONDS and 0 <= given.hostile <= MAX_HOSTILE and 0 <= given.slow <= 500
-    ):
-        parser.error(
-            f"at most {MAX_SECONDS} seconds, {MAX_HOSTILE} hostile requests and 500 slow connections"
-        )
+    if not (0 < given.seconds <= MAX_SECONDS and 0 <= given.hostile <= MAX_HOSTILE and 0 <= given.slow <= 500):
+        parser.error(f"at most {MAX_SECONDS} seconds, {MAX_HOSTILE} hostile requests and 500 slow connections")
     return given
 
 
@@ -207,9 +199,7 @@ def report(url: str, process: psutil.Process, given: argparse.Namespace) -> int:
         "accepted": busy.accepted,
         "honest_quiet": dict(quiet.honest),
         "honest_busy": dict(busy.honest),
-        "honest_median_ratio": round(
-            statistics.median(busy.latencies_s) / statistics.median(quiet.latencies_s), 3
-        ),
+        "honest_median_ratio": round(statistics.median(busy.latencies_s) / statistics.median(quiet.latencies_s), 3),
         "honest_p99_quiet_s": round(p99(quiet.latencies_s), 3),
         "honest_p99_busy_s": round(p99(busy.latencies_s), 3),
         "grown_bytes": grown_bytes,

@@ -138,11 +138,7 @@ def _check_registration(setup: Setup, snapshot: MetagraphSnapshot) -> Check:
     except LiteError as error:
         return _mend("registration", error)
     neuron = snapshot.by_hotkey[wallet.hotkey.ss58_address]
-    where = (
-        "no endpoint published yet"
-        if neuron.axon is None
-        else f"published at {neuron.axon[0]}:{neuron.axon[1]}"
-    )
+    where = "no endpoint published yet" if neuron.axon is None else f"published at {neuron.axon[0]}:{neuron.axon[1]}"
     return Check("registration", "ok", f"uid {neuron.uid}, {where}")
 
 
@@ -177,13 +173,9 @@ def check_port(setup: Setup) -> Check:
         if _is_miner("127.0.0.1", port):
             reached = _is_miner(ip, port)
         else:
-            return Check(
-                name, "mend", f"port {port} cannot be opened: {error}", f"sudo ss -ltnp 'sport = :{port}'"
-            )
+            return Check(name, "mend", f"port {port} cannot be opened: {error}", f"sudo ss -ltnp 'sport = :{port}'")
     if reached:
-        return Check(
-            name, "ok", f"{ip}:{port} leads here (whether from outside too, only a call from outside shows)"
-        )
+        return Check(name, "ok", f"{ip}:{port} leads here (whether from outside too, only a call from outside shows)")
     return Check(
         name,
         "mend",
@@ -275,8 +267,7 @@ def judge_build(gpus: tuple[str, ...], gpu_build: bool | None) -> Check:
             "llama.cpp",
             "mend",
             f"{machine} is there, but llama.cpp was built for the CPU only",
-            "CMAKE_ARGS=-DGGML_CUDA=on "
-            "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python",
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python",
         )
     return Check("llama.cpp", "ok", f"{machine}; built for the {'GPU' if gpu_build else 'CPU'}")
 
@@ -295,24 +286,16 @@ def check_model(setup: Setup) -> Check:
         wanted = registry.find(setup.model) if setup.model else None
         if isinstance(wanted, ApiModel):
             return Check("model file", "skip", f"{wanted.key} is an API model")
-        found = [
-            (spec.key, path)
-            for spec, _file, path in Store().complete_files(registry)
-            if wanted in (None, spec)
-        ]
+        found = [(spec.key, path) for spec, _file, path in Store().complete_files(registry) if wanted in (None, spec)]
     except LiteError as error:
         return _mend("model file", error)
     if found:
         key, path = found[0]
-        return Check(
-            "model file", "ok", f"{key}: {path}" + (f", and {len(found) - 1} more" if found[1:] else "")
-        )
+        return Check("model file", "ok", f"{key}: {path}" + (f", and {len(found) - 1} more" if found[1:] else ""))
     if wanted is None and has_api_key():
         return Check("model file", "skip", "no model file; the API key will be used, at half the reward")
     name = setup.model or "a model"
-    return Check(
-        "model file", "mend", f"no file of {name} is here", f"storyfi-lite pull {setup.model or ''}".strip()
-    )
+    return Check("model file", "mend", f"no file of {name} is here", f"storyfi-lite pull {setup.model or ''}".strip())
 
 
 def check_api_keys(setup: Setup) -> Check:
@@ -330,9 +313,7 @@ def check_disk() -> Check:
     """Room where models and state are kept."""
     import platformdirs
 
-    root = Path(
-        os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")
-    ).absolute()
+    root = Path(os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")).absolute()
     there = next(path for path in (root, *root.parents) if path.exists())
     free_bytes = shutil.disk_usage(there).free
     detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"

@@ -112,8 +112,9 @@ class Registry(_Entry):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Registry:
+        api = [model.key for model in self.api]
         seen: set[str] = set()
-        for name in [name for spec in self.local for name in _names(spec)] + [model.key for model in self.api]:
+        for name in [name for spec in self.local for name in _names(spec)] + api:
             if name.casefold() in seen:
                 raise ValueError(f"the name {name} stands for two models")
             seen.add(name.casefold())
@@ -135,7 +136,7 @@ class Registry(_Entry):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(model.key for model in (*self.local, *self.api))
+        return (*(spec.key for spec in self.local), *(model.key for model in self.api))
 
 
 def _names(spec: ModelSpec) -> list[str]:

@@ -47,9 +47,7 @@ class Secret:
         raise TypeError("a secret is not written anywhere")
 
 
-def load_key(
-    variable: str, key_file: Path | None = None, environment: Mapping[str, str] = os.environ
-) -> Secret | None:
+def load_key(variable: str, key_file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Secret | None:
     """The key named `variable`, from the environment, else from a line `NAME=key` of `key_file` (mode
     600); None if neither has it. Raises ConfigError for a file that others can read, or for a key that
     cannot be sent."""
@@ -59,9 +57,7 @@ def load_key(
     if not value:
         return None
     if not (value.isascii() and value.isprintable()) or " " in value:
-        raise ConfigError(
-            f"{variable} holds a space, a line break or a character that no API key has: copy it again"
-        )
+        raise ConfigError(f"{variable} holds a space, a line break or a character that no API key has: copy it again")
     return Secret(value)
 
 
@@ -88,7 +84,5 @@ def _read_key_file(path: Path) -> dict[str, str]:
 def _key_line(line: str, path: Path) -> tuple[str, str]:
     name, equals, value = line.partition("=")
     if not equals:
-        raise ConfigError(
-            f"the key file {path} has a line that is not NAME=key, for example GEMINI_API_KEY=…"
-        )
+        raise ConfigError(f"the key file {path} has a line that is not NAME=key, for example GEMINI_API_KEY=…")
     return name.strip(), value.strip().strip("\"'")

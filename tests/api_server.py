@@ -70,9 +70,7 @@ def serve(steps: list[Any]) -> Iterator[Script]:
             self.close_connection = True
             self.connection.settimeout(0.01)
             if step.drip_s:
-                self.wfile.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n"
-                )
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n")
             try:
                 while not script.over.is_set():
                     if step.drip_s:

@@ -41,6 +41,4 @@ def bad_key(message: str = "Incorrect API key provided.") -> Step:
 
 
 def no_json_schema() -> Step:
-    return error(
-        400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
-    )
+    return error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.")

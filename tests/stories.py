@@ -30,6 +30,10 @@ def example(node: Node, salt: int = 0, longest: bool = False) -> Any:
 
 def request_for(task: str, user_input: str = "a lighthouse keeper", **fields: Any) -> StoryRequest:
     """A request that carries what the task needs."""
-    stages: dict[str, Any] = {"blueprint": {"title": "Tide"}, "characters": {"characters": []}, "story_arc": {"title": "Tide"}}
+    stages: dict[str, Any] = {
+        "blueprint": {"title": "Tide"},
+        "characters": {"characters": []},
+        "story_arc": {"title": "Tide"},
+    }
     given = {"chapter_ids": [1], **stages} if task == "chapters" else {} if task == "blueprint" else stages
     return StoryRequest(task_type=task, user_input=user_input, **{**given, **fields})  # type: ignore[arg-type]

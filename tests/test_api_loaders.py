@@ -14,11 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests import api_server
-from tests import gemini_server
-from tests import openai_server
 import pytest
-from tests.api_server import Script, Step
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import (
@@ -37,6 +33,8 @@ from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, a
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
 from storyfi_lite.secrets import Secret, load_key
 from storyfi_lite.wire.messages import ModelInfo, StoryRequest
+from tests import api_server, gemini_server, openai_server
+from tests.api_server import Script, Step
 
 KEY = "sk-THE-SECRET-0123456789abcdef"
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
@@ -362,9 +360,7 @@ def test_a_redirect_is_not_followed_with_the_key(says, serve, load):
 
 
 def test_nothing_listens(vendor, meter):
-    loader = api_loader_class(vendor)(
-        Secret(KEY), settings_for(vendor, "http://127.0.0.1:9", calls_per_text=2), meter
-    )
+    loader = api_loader_class(vendor)(Secret(KEY), settings_for(vendor, "http://127.0.0.1:9", calls_per_text=2), meter)
     with pytest.raises(Unavailable, match="gave no whole answer"):
         outcome(loader)
     loader.close()
@@ -385,9 +381,7 @@ def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
     first = loader.submit(job())
     until(lambda: script.requests)
     small, large = (
-        loader.submit(
-            job(request=REQUEST.model_copy(update={"user_input": f"stake {stake}"}), priority=stake)
-        )
+        loader.submit(job(request=REQUEST.model_copy(update={"user_input": f"stake {stake}"}), priority=stake))
         for stake in (1.0, 9.0)
     )
     with pytest.raises(Busy):
@@ -544,9 +538,7 @@ def test_money_is_counted_with_the_operator_s_prices(tmp_path):
         meter.check_prices(None)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"day":1,"prompt_tokens":-5,"completion_tokens":0,"usd":0}']
-)
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"day":1,"prompt_tokens":-5,"completion_tokens":0,"usd":0}'])
 def test_a_damaged_meter_is_not_a_fresh_day(text, tmp_path):
     path = tmp_path / "m"
     path.write_text(text)
@@ -611,9 +603,7 @@ def no_local() -> Any:
 
 def test_without_a_local_model_the_chosen_api_answers_and_says_so(vendor, says, serve, load, caplog):
     script = serve(says.text(CANONICAL))
-    chain = FallbackLoader(
-        [Choice("local", no_local), Choice("api", lambda: load(script))], while_running=False
-    )
+    chain = FallbackLoader([Choice("local", no_local), Choice("api", lambda: load(script))], while_running=False)
     assert outcome(chain).claim.miner_mode == "APIFallbackLoader"
     loud = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert any("local can't be used: no GPU" in line for line in loud)
@@ -622,9 +612,7 @@ def test_without_a_local_model_the_chosen_api_answers_and_says_so(vendor, says, 
 
 def test_requests_move_to_the_api_when_the_local_engine_dies(says, serve, load, caplog):
     local, script = LocalStandIn(), serve(says.text(CANONICAL))
-    chain = FallbackLoader(
-        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True
-    )
+    chain = FallbackLoader([Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True)
     assert chain.claim.miner_mode == "LocalModelLoader"
     orphan, cancelled = chain.submit(job()), chain.submit(job())
     assert cancelled.cancel() and local.pending[1].cancelled()
@@ -639,9 +627,7 @@ def test_requests_move_to_the_api_when_the_local_engine_dies(says, serve, load, 
 
 def test_unless_the_operator_allowed_it_nothing_moves(says, serve, load):
     local, script = LocalStandIn(), serve(says.text(CANONICAL))
-    chain = FallbackLoader(
-        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=False
-    )
+    chain = FallbackLoader([Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=False)
     orphan = chain.submit(job())
     local.die()
     assert isinstance(orphan.exception(5), EngineError)
@@ -653,9 +639,7 @@ def test_unless_the_operator_allowed_it_nothing_moves(says, serve, load):
 
 def test_an_error_of_a_living_loader_moves_nothing(says, serve, load):
     local, script = LocalStandIn(), serve(says.text(CANONICAL))
-    chain = FallbackLoader(
-        [Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True
-    )
+    chain = FallbackLoader([Choice("local", lambda: local), Choice("api", lambda: load(script))], while_running=True)
     future = chain.submit(job())
     local.pending[0].set_exception(DeadlineExceeded("late"))
     assert isinstance(future.exception(5), DeadlineExceeded)

@@ -73,9 +73,7 @@ def test_sdk_reads_the_dev_chain_like_any_other(net: DevNetwork) -> None:
     async def go() -> None:
         async with bittensor.Client("local", substrate=DevSubstrate(net.directory)) as client:
             graph = await client.subnets.metagraph(net.netuid, commitments=False)
-            miner, validator = (
-                graph.by_hotkey(w.hotkey.ss58_address) for w in (*net.miners, *net.validators)
-            )
+            miner, validator = (graph.by_hotkey(w.hotkey.ss58_address) for w in (*net.miners, *net.validators))
             assert (miner.validator_permit, miner.total_stake.alpha, miner.axon) == (False, 0, None)
             assert (validator.validator_permit, validator.total_stake.alpha) == (True, 5000)
             assert await client.neurons.uid(miner.hotkey, net.netuid) == miner.uid
@@ -328,9 +326,7 @@ def test_a_height_that_every_endpoint_repeats_is_believed_in_time(net: DevNetwor
 
     async def go() -> None:
         endpoint = FaultyEndpoint(net.directory)
-        async with session_on(
-            endpoint, timing=Timing(refresh_s=0.01, backoff_most_s=0.01, believe_s=0.2)
-        ) as session:
+        async with session_on(endpoint, timing=Timing(refresh_s=0.01, backoff_most_s=0.01, believe_s=0.2)) as session:
             held = session.snapshot
             assert held is not None
             endpoint.fault = "behind"
@@ -361,9 +357,7 @@ def test_an_endpoint_is_published_only_when_it_changed(net: DevNetwork) -> None:
     run(go())
 
 
-def test_a_changed_external_address_is_published_again(
-    net: DevNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_external_address_is_published_again(net: DevNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     current = ["10.0.0.1"]
 
     async def look_up(name: str) -> str:
@@ -376,9 +370,7 @@ def test_a_changed_external_address_is_published_again(
         async with session_on(FaultyEndpoint(net.directory), wallet=net.miners[0]) as session:
             await session.publish_axon("home.example", 8091)
             current[0] = "10.0.0.2"
-            await until(
-                lambda: session.own_neuron is not None and session.own_neuron.axon == ("10.0.0.2", 8091)
-            )
+            await until(lambda: session.own_neuron is not None and session.own_neuron.axon == ("10.0.0.2", 8091))
 
     run(go())
 
@@ -392,9 +384,7 @@ def test_a_refused_publication_is_told_and_tried_again(tmp_path: Path) -> None:
                 assert await session.publish_axon(None, 8092) is False
                 assert "rate limit" in session.health().detail
                 net.server.chain.state.serving_rate_limit = 0
-                await until(
-                    lambda: session.own_neuron is not None and session.own_neuron.axon == ("127.0.0.1", 8092)
-                )
+                await until(lambda: session.own_neuron is not None and session.own_neuron.axon == ("127.0.0.1", 8092))
                 await until(lambda: session.health().detail == "ok")
 
     run(go())
@@ -461,9 +451,7 @@ def test_connect_says_what_is_missing(net: DevNetwork) -> None:
             await connect(net.name, stranger, net.netuid)
         assert "is not registered on subnet 108" in str(missing.value)
         assert "\n  btcli subnets register --netuid 108 --network " in str(missing.value)
-        assert f"--wallet stranger --wallet-hotkey default --wallet-path {stranger.path}" in str(
-            missing.value
-        )
+        assert f"--wallet stranger --wallet-hotkey default --wallet-path {stranger.path}" in str(missing.value)
         session = await connect(net.name, stranger, net.netuid, must_be_registered=False)
         assert "is not registered" in session.health().detail
         with pytest.raises(ConfigError, match="not registered"):

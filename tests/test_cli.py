@@ -10,7 +10,16 @@ from click.testing import CliRunner
 
 from storyfi_lite.cli import COMMANDS, cli
 
-HEAVY = ("llama_cpp", "bittensor", "openai", "google.generativeai", "llguidance", "gguf", "numpy", "huggingface_hub")
+HEAVY = (
+    "llama_cpp",
+    "bittensor",
+    "openai",
+    "google.generativeai",
+    "llguidance",
+    "gguf",
+    "numpy",
+    "huggingface_hub",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +27,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("statement", ["import storyfi_lite", "from storyfi_lite.cli import cli; cli(['--help'], standalone_mode=False)"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import storyfi_lite", "from storyfi_lite.cli import cli; cli(['--help'], standalone_mode=False)"],
+)
 def test_import_and_help_load_nothing_heavy(statement: str) -> None:
     code = f"import sys\n{statement}\nprint([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -74,9 +74,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def on_the_way(
-    port: int, change: Callable[[bytes], bytes] = lambda data: data
-) -> Iterator[tuple[int, list[bytes]]]:
+def on_the_way(port: int, change: Callable[[bytes], bytes] = lambda data: data) -> Iterator[tuple[int, list[bytes]]]:
     """A man in the middle, who may `change` what he hears. Yields his port and what he heard."""
     heard: list[bytes] = []
 
@@ -147,9 +145,7 @@ def test_its_time_out_frees_the_slot(client: Client, server: Running) -> None:
     until(lambda: server.loader.futures[0].cancelled())
 
 
-def test_our_time_out_is_its_time_out(
-    client: Client, server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_time_out_is_its_time_out(client: Client, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storyfi_lite.miner.service.GRACE_S", 0.0)
     object.__setattr__(server.miner.service, "deadline_s", 0.3)
     assert client.ask(server.port, text="hang")["timed_out"]

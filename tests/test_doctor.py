@@ -62,9 +62,7 @@ def test_an_unreachable_chain_is_told(setup: Setup) -> None:
     assert "cannot be reached" in chain.detail and chain.fix
 
 
-def test_a_clock_that_is_ahead_of_the_chain(
-    setup: Setup, net: DevNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_is_ahead_of_the_chain(setup: Setup, net: DevNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     assert net.server is not None
     monkeypatch.setattr(net.server.chain, "_now_s", lambda: time.time() - 60)
     clock = doctor.check_chain(setup)[2]
@@ -150,9 +148,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.check_disk().status == "mend"
 
 
-def test_the_command_reports_all_and_exits_by_what_it_found(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_reports_all_and_exits_by_what_it_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("storyfi_lite.store")
     monkeypatch.setenv("GEMINI_API_KEY", "secret-value")
     args = ["doctor", "--network", setup.network, "--axon.port", str(setup.port)]

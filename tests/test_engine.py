@@ -17,7 +17,7 @@ from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.replay import Replay, replay
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, EngineError, GrammarError
+from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, DoesNotFit, EngineError, GrammarError
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Array, Object, Text
 from storyfi_lite.tasks.base import Messages
@@ -28,7 +28,13 @@ HELLO = Messages("You write JSON.", "A lighthouse keeper.")
 SETTINGS = EngineSettings(n_ctx=2048, n_slots=2, n_threads=1)  # workers of pytest-xdist share the cores
 
 
-def job(seed: int = 1, constraint: Constraint = SHORT, messages: Messages = HELLO, within_s: float = 120, **more: Any) -> EngineJob:
+def job(
+    seed: int = 1,
+    constraint: Constraint = SHORT,
+    messages: Messages = HELLO,
+    within_s: float = 120,
+    **more: Any,
+) -> EngineJob:
     params = SamplingParams(seed, **more.pop("params", {}))
     return EngineJob(messages, constraint, params, time.monotonic() + within_s, **more)
 
@@ -59,13 +65,14 @@ def test_one_seed_gives_one_text_in_any_company(engine: Engine) -> None:
     assert len({alone.text, texts[1], texts[3]}) == 3
 
 
-@pytest.mark.parametrize("slack", [0, 1, 2, 3, 5, 8, 13, 40])
+@pytest.mark.parametrize("slack", [0, 1, 3, 13])
 def test_an_answer_closes_within_any_budget_that_it_fits_in(engine: Engine, slack: int) -> None:
     budget = SHORT.min_tokens_bound + slack
     chinese = Messages("只写 JSON。", "一个守灯塔的人。请用中文写。")
     futures = [
         engine.submit(job(seed, messages=messages, max_tokens=budget, params={"temperature": 1.5, "min_p": 0.0}))
-        for seed in (1, 2) for messages in (HELLO, chinese)
+        for seed in (1, 2)
+        for messages in (HELLO, chinese)
     ]
     for future in futures:
         generation = future.result()
@@ -139,7 +146,9 @@ def test_without_a_system_role_its_text_opens_the_user_turn(engine: Engine, sour
     assert engine.model.vocabulary.text_of(tokens) == "[SYSTEM\n\nUSER]"
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "no messages at all", "{{ ''.__class__.__mro__ }}{{ messages[0].content }}"])
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "no messages at all", "{{ ''.__class__.__mro__ }}{{ messages[0].content }}"]
+)
 def test_a_broken_or_hostile_template_is_refused(source: str) -> None:
     with pytest.raises(BadInput, match="chat template"):
         ChatTemplate(source, "", "")
@@ -259,14 +268,16 @@ def test_an_engine_that_keeps_failing_is_dead_and_says_so(own_engine: Engine, mo
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises((BadInput, EngineError, Exception), match="not a GGUF|could not load"):
+    with pytest.raises((BadInput, DoesNotFit), match=r"not a GGUF|could not load"):
         Engine(path, EngineSettings())
 
 
 # --- the replay ----------------------------------------------------------------------------------------------------
 
 
-def replayed(engine: Engine, generation: Generation, tokens: list[int] | None = None, seed: int = 21, **params: Any) -> Replay:
+def replayed(
+    engine: Engine, generation: Generation, tokens: list[int] | None = None, seed: int = 21, **params: Any
+) -> Replay:
     model = Model(engine.model.path, SETTINGS)
     context = Context(model, SETTINGS)
     try:

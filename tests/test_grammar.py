@@ -153,7 +153,9 @@ def test_the_shortest_and_the_longest_answer_of_each_task(task: str, longest: bo
     assert gbnf_accepts(small_model_path, constraint.gbnf, text)
 
 
-def test_one_character_beyond_either_bound_is_refused_by_the_gbnf_of_long_texts(small_model_path: Path) -> None:
+def test_one_character_beyond_either_bound_is_refused_by_the_gbnf_of_long_texts(
+    small_model_path: Path,
+) -> None:
     """llama.cpp silently unbounds large repetitions; ours are built from blocks."""
     constraint = Constraint(Object((("content", Text(1000, 3000)),)))
     for length, fits in ((999, False), (1000, True), (1099, True), (1100, True), (3000, True), (3001, False)):
@@ -166,7 +168,9 @@ def test_one_character_beyond_either_bound_is_refused_by_the_gbnf_of_long_texts(
 
 @settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(["small", *TASKS[:2]]))
-def test_random_walks_under_the_mask_never_surprise_the_cursor(small_model_path: Path, rng: random.Random, which: str) -> None:
+def test_random_walks_under_the_mask_never_surprise_the_cursor(
+    small_model_path: Path, rng: random.Random, which: str
+) -> None:
     """What llguidance allows the cursor takes, and need_tokens keeps its promise at every token."""
     words = vocabulary(small_model_path)
     constraint = Constraint(SMALL) if which == "small" else constraint_of(which)

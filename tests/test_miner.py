@@ -442,9 +442,7 @@ def test_operator_pages_are_for_the_operator(server: Running, path: str, headers
     assert server.get(path, **headers).status_code == 200
 
 
-def test_a_flood_of_refusals_does_not_flood_the_log(
-    server: Running, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_flood_of_refusals_does_not_flood_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "storyfi_lite")
     for _ in range(40):
         server.ask(key=STRANGER)
@@ -479,9 +477,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     def interrupt() -> None:
         with socket.create_connection(("127.0.0.1", port)) as caller:
             head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
-            caller.sendall(
-                f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode()
-            )
+            caller.sendall(f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
             caller.sendall(body)
             until(lambda: loader.futures)
             for _ in range(2):  # a wrapper's echo is not a second signal
@@ -528,9 +524,7 @@ def start(state_dir: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def post(url: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
-    return httpx.post(
-        url + "/story", content=body, headers=headers, trust_env=False, verify=False, timeout=20
-    )
+    return httpx.post(url + "/story", content=body, headers=headers, trust_env=False, verify=False, timeout=20)
 
 
 def test_the_process_exits_zero_and_kill_9_forgets_no_nonce(tmp_path: Path) -> None:

@@ -41,7 +41,11 @@ def test_noise_is_gumbel_and_independent_of_its_neighbours() -> None:
     noise = gumbel_noise(0, 0, np.arange(200_000))
     assert noise.mean() == pytest.approx(0.5772, abs=0.01)  # Euler's constant
     assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.03)
-    for other in (gumbel_noise(0, 1, np.arange(200_000)), gumbel_noise(1, 0, np.arange(200_000)), np.roll(noise, 1)):
+    for other in (
+        gumbel_noise(0, 1, np.arange(200_000)),
+        gumbel_noise(1, 0, np.arange(200_000)),
+        np.roll(noise, 1),
+    ):
         assert abs(np.corrcoef(noise, other)[0, 1]) < 0.01
 
 
@@ -70,7 +74,9 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
 
 
 def penalties(history: list[int], **params: float) -> dict[int, float]:
-    repetition = Repetition(SamplingParams(0, **{"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2, **params}))
+    repetition = Repetition(
+        SamplingParams(0, **{"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2, **params})
+    )
     for token in history:
         repetition.append(token)
     logits = np.zeros(10, dtype=np.float32)

@@ -117,9 +117,7 @@ class Forgetful:
 
 def verify(path: str = "/story", body: bytes = b"{}", key: Keypair = ALICE) -> None:
     wire, now_ns = BtAuth(BOB.ss58_address), 10**18
-    headers = http_auth.sign(
-        key, method="POST", path=path, body=b"{}", receiver_ss58=BOB.ss58_address, nonce_ns=now_ns
-    )
+    headers = http_auth.sign(key, method="POST", path=path, body=b"{}", receiver_ss58=BOB.ss58_address, nonce_ns=now_ns)
     claim = wire.read_claim({name.lower(): value for name, value in headers.items()}, now_ns)
     assert claim.hotkey_ss58 == key.ss58_address
     wire.verify_body(claim, body, now_ns, Forgetful())

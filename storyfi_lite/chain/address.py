@@ -44,9 +44,7 @@ async def _look_up(name: str) -> str:
         pass
     try:
         loop = asyncio.get_running_loop()
-        found = await asyncio.wait_for(
-            loop.getaddrinfo(name, None, type=socket.SOCK_STREAM), LOOKUP_TIMEOUT_S
-        )
+        found = await asyncio.wait_for(loop.getaddrinfo(name, None, type=socket.SOCK_STREAM), LOOKUP_TIMEOUT_S)
     except (OSError, UnicodeError, asyncio.TimeoutError) as error:
         raise Unavailable(f"--axon.external_ip {name} cannot be looked up: {error or 'no answer'}") from error
     ips = [str(entry[4][0]) for entry in found]

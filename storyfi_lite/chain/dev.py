@@ -164,9 +164,7 @@ class DevSubstrate:
     async def prepare(self, call: Any, *, address: str, **options: Any) -> Any:
         _missing("prepare")
 
-    async def submit_signature(
-        self, unsigned: Any, signature: bytes | str, **options: Any
-    ) -> ExtrinsicResult:
+    async def submit_signature(self, unsigned: Any, signature: bytes | str, **options: Any) -> ExtrinsicResult:
         _missing("submit_signature")
 
     async def submit_signed(self, extrinsic: Any, keypair: Any, **options: Any) -> ExtrinsicResult:
@@ -175,9 +173,7 @@ class DevSubstrate:
     def multisig_account(self, signatories: list[str], threshold: int) -> Any:
         _missing("multisig_account")
 
-    async def submit_multisig(
-        self, call: Any, keypair: Any, multisig_account: Any, **options: Any
-    ) -> ExtrinsicResult:
+    async def submit_multisig(self, call: Any, keypair: Any, multisig_account: Any, **options: Any) -> ExtrinsicResult:
         _missing("submit_multisig")
 
 
@@ -215,9 +211,7 @@ class DevNetwork:
         self.close()
 
 
-def dev_network(
-    directory: Path, *, miners: int = 1, validators: int = 1, state: DevState | None = None
-) -> DevNetwork:
+def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state: DevState | None = None) -> DevNetwork:
     """Host or join the dev chain of `directory`; make, register and stake its wallets where still to do.
 
     Wallets are bittensor wallets under directory/wallets, named miner, miner-2, …, validator, validator-2, …,
@@ -235,9 +229,7 @@ def dev_network(
                 tuple(_make_wallet(directory, name) for name in _names("validator", validators)),
                 server,
             )
-            for path in sorted(
-                net.wallet_path.iterdir()
-            ):  # all of them: a new host starts with an empty chain
+            for path in sorted(net.wallet_path.iterdir()):  # all of them: a new host starts with an empty chain
                 _register(link, Wallet(path.name, path=str(net.wallet_path)), net.netuid)
     except (RpcConnectionError, Refused) as error:
         if server is not None:
@@ -284,7 +276,5 @@ def _register(link: DevLink, wallet: Wallet, netuid: int) -> None:
     register = calls.SubtensorModule.burned_register(netuid=netuid, hotkey=hotkey)
     link.submit(DevCall(*register), wallet.coldkey)
     if wallet.name.startswith("validator"):
-        stake = calls.SubtensorModule.add_stake(
-            hotkey=hotkey, netuid=netuid, amount_staked=VALIDATOR_STAKE_RAO
-        )
+        stake = calls.SubtensorModule.add_stake(hotkey=hotkey, netuid=netuid, amount_staked=VALIDATOR_STAKE_RAO)
         link.submit(DevCall(*stake), wallet.coldkey)

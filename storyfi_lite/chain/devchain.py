@@ -205,18 +205,14 @@ class DevChain:
             "last_update": [neuron.last_update_block for neuron in neurons],
             "block_at_registration": [neuron.registered_block for neuron in neurons],
             "incentives": self._incentives(),
-            "dividends": [
-                stake * U16_MAX // total if uid in state.weights else 0 for uid, stake in enumerate(stakes)
-            ],
+            "dividends": [stake * U16_MAX // total if uid in state.weights else 0 for uid, stake in enumerate(stakes)],
             "alpha_stake": stakes,
             "total_stake": stakes,
         }
 
     def _permits(self) -> list[bool]:
         neurons = self.state.neurons
-        ranked = sorted(range(len(neurons)), key=lambda uid: -neurons[uid].stake_rao)[
-            : self.state.max_validators
-        ]
+        ranked = sorted(range(len(neurons)), key=lambda uid: -neurons[uid].stake_rao)[: self.state.max_validators]
         return [uid in ranked and n.stake_rao >= self.state.min_stake_rao for uid, n in enumerate(neurons)]
 
     def _incentives(self) -> list[int]:
@@ -328,7 +324,5 @@ class DevChain:
         if not self.state.commit_reveal_weights_enabled:
             raise Refused("This subnet takes plain weights only", "CommitRevealDisabled")
         uid = self._may_set_weights(hotkey, params)
-        self.state.commits.append(
-            {"uid": uid, "commit": params["commit"], "reveal_round": params["reveal_round"]}
-        )
+        self.state.commits.append({"uid": uid, "commit": params["commit"], "reveal_round": params["reveal_round"]})
         self.state.neurons[uid].last_update_block = self.block_number()

@@ -78,9 +78,7 @@ class DevChainServer:
         self.chain = chain
         self._lock = lock
         self._server = _Server(chain)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="dev-chain", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dev-chain", daemon=True)
         self._thread.start()
         part = directory / "chain.json.part"
         part.write_text(json.dumps({"port": self._server.server_address[1]}))
@@ -95,9 +93,7 @@ class DevChainServer:
         except OSError:
             lock.close()
             return None
-        (directory / "chain.json").unlink(
-            missing_ok=True
-        )  # a dead host's port may belong to somebody else by now
+        (directory / "chain.json").unlink(missing_ok=True)  # a dead host's port may belong to somebody else by now
         return cls(chain or DevChain(), directory, lock)
 
     def close(self) -> None:

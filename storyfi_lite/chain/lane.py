@@ -75,9 +75,7 @@ class Lane:
         return await self._wait(run(), timeout_s)
 
     async def _wait(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        future: asyncio.Future[T] = asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        )
+        future: asyncio.Future[T] = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
         try:
             # not wait_for: that would wait for the cancelled call to end
             done, _ = await asyncio.wait({future}, timeout=timeout_s)

@@ -50,9 +50,7 @@ class Timing:
     read_s: float = 30.0
     write_s: float = 90.0  # until the write is in a block
     stall_s: float = 180.0  # no new block for so long: the endpoint is stuck
-    believe_s: float = (
-        600.0  # all endpoints tell of an impossible height for so long: the chain was started anew
-    )
+    believe_s: float = 600.0  # all endpoints tell of an impossible height for so long: the chain was started anew
     backoff_first_s: float = 1.0
     backoff_most_s: float = 120.0
     republish_s: float = 600.0  # between attempts; the chain's own limit is 50 blocks
@@ -106,9 +104,7 @@ class ChainSession:
     ) -> None:
         self._endpoints = list(endpoints)
         self._wallet = wallet
-        self._key = (
-            None if wallet is None else wallet.hotkey
-        )  # loaded now, so that no password is asked for later
+        self._key = None if wallet is None else wallet.hotkey  # loaded now, so that no password is asked for later
         self._netuid = netuid
         self._name = name
         self._timing = timing or Timing()
@@ -219,9 +215,7 @@ class ChainSession:
         self._problem = f"{self._endpoints[self._turn].label}: {error or type(error).__name__}"
         self._drop_lane()
         self._turn = (self._turn + 1) % len(self._endpoints)
-        wait_s = min(
-            self._timing.backoff_most_s, self._timing.backoff_first_s * 2 ** min(self._failures - 1, 20)
-        )
+        wait_s = min(self._timing.backoff_most_s, self._timing.backoff_first_s * 2 ** min(self._failures - 1, 20))
         wait_s = max(wait_s * random.uniform(0.5, 1.0), _retry_after_s(error))
         log.warning("chain: %s; next try in %.1f s", self._problem, wait_s)
         return wait_s

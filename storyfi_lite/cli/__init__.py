@@ -38,9 +38,7 @@ class LazyGroup(click.Group):
         return importlib.import_module(f"storyfi_lite.cli.{module}").command
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="storyfi-lite")
 def cli() -> None:
     """The lean StoryFi miner: an open model on your own machine, valid JSON by construction.

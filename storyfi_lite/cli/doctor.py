@@ -18,9 +18,7 @@ MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")
 @click.option("--wallet-hotkey", "-H", "--wallet.hotkey", "hotkey", default="default", show_default=True)
 @click.option("--wallet-path", "--wallet.path", "wallet_path", type=click.Path(path_type=Path), default=None)
 @click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True)
-@click.option(
-    "--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call."
-)
+@click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
 @click.option("--model.name", "model", envvar="MODEL_NAME", default=None)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool, **options: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
+from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option, threads_option
 
 TIMEOUT_S = 3600.0
 
@@ -18,20 +18,49 @@ TIMEOUT_S = 3600.0
 @click.command()
 @click.argument("text")
 @click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
-@click.option("--context", "context_file", type=click.File("rb"), metavar="FILE.json",
-              help="Earlier stages for the later tasks: an object with blueprint, characters, story_arc.")
+@click.option(
+    "--context",
+    "context_file",
+    type=click.File("rb"),
+    metavar="FILE.json",
+    help="Earlier stages for the later tasks: an object with blueprint, characters, story_arc.",
+)
 @chapter_ids_option
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]"
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.7]")
 @click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
-@click.option("--model.path", "model_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any GGUF file.")
+@click.option(
+    "--model.path",
+    "model_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Any GGUF file.",
+)
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
 @click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole response: story, exact text, tokens, proof header.")
+@threads_option
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the whole response: story, exact text, tokens, proof header.",
+)
 def command(
-    text: str, task: str, context_file: Any, chapter_ids: list[int] | None, seed: int | None, max_tokens: int | None,
-    temperature: float | None, model_name: str | None, model_path: Path | None, quant: str | None, ctx: int | None, as_json: bool,
+    text: str,
+    task: str,
+    context_file: Any,
+    chapter_ids: list[int] | None,
+    seed: int | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    model_name: str | None,
+    model_path: Path | None,
+    quant: str | None,
+    ctx: int | None,
+    n_threads: int | None,
+    as_json: bool,
 ) -> None:
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
 
@@ -50,14 +79,20 @@ def command(
     request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
-        loader, facts = open_loader(ModelChoice(model_name, model_path, quant, ctx), Notices(progress.update, progress.note))
+        loader, facts = open_loader(
+            ModelChoice(model_name, model_path, quant, ctx, n_threads),
+            Notices(progress.update, progress.note),
+        )
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
         answer = _wait(loader.submit(Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)))
     finally:
         loader.close()
     speed = answer.completion_tokens / answer.generation_time_s
-    click.echo(f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {speed:.0f} tokens/s", err=True)
+    click.echo(
+        f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {speed:.0f} tokens/s",
+        err=True,
+    )
     click.echo(to_response(answer).to_json_bytes() if as_json else answer.text)
 
 

@@ -12,7 +12,11 @@ from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
 @click.command()
 @click.argument("task", type=click.Choice(TASK_NAMES))
 @click.option(
-    "--format", "spelling", type=click.Choice(["gbnf", "json-schema", "lark"]), default="gbnf", show_default=True,
+    "--format",
+    "spelling",
+    type=click.Choice(["gbnf", "json-schema", "lark"]),
+    default="gbnf",
+    show_default=True,
     help="gbnf for llama.cpp, json-schema for other servers, lark for llguidance.",
 )
 @chapter_ids_option
@@ -28,7 +32,9 @@ def command(task: str, spelling: str, chapter_ids: list[int] | None) -> None:
     from storyfi_lite.wire.messages import StoryRequest
 
     stages: dict[str, dict[str, object]] = {"blueprint": {}, "characters": {}, "story_arc": {}}
-    request = StoryRequest(task_type=task, user_input="-", chapter_ids=chapter_ids or [1], **stages)  # type: ignore[arg-type]
+    request = StoryRequest.model_validate(
+        {"task_type": task, "user_input": "-", "chapter_ids": chapter_ids or [1], **stages}
+    )
     constraint = tasks.get(task).constraint(request)
     if spelling == "json-schema":
         click.echo(json.dumps(constraint.json_schema, indent=2, ensure_ascii=False))

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from storyfi_lite.cli.options import threads_option
+
 
 @click.command(name="mine")
 @click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney.")
@@ -21,21 +23,15 @@ import click
 )
 @click.option("--wallet.name", "--wallet", "-w", "wallet", default="miner", show_default=True)
 @click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True)
-@click.option(
-    "--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory."
-)
+@click.option("--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory.")
 @click.option("--axon.port", "--port", "port", default=8091, show_default=True, type=click.IntRange(1, 65535))
 @click.option(
     "--axon.ip",
     "host",
     help="The address to listen on.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
 )
-@click.option(
-    "--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name."
-)
-@click.option(
-    "--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]"
-)
+@click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
+@click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]")
 @click.option(
     "--model.name",
     "model_name",
@@ -50,9 +46,8 @@ import click
 )
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
 @click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.")
-@click.option(
-    "--policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward", show_default=True
-)
+@threads_option
+@click.option("--policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward", show_default=True)
 @click.option(
     "--model.fallback_api",
     "fallback_api",
@@ -60,12 +55,8 @@ import click
     help="Answer through this API (half reward) when no local model can run.",
 )
 @click.option("--api.base-url", "api_base_url", help="An OpenAI-compatible server in place of OpenAI's own.")
-@click.option(
-    "--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake."
-)
-@click.option(
-    "--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit."
-)
+@click.option("--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake.")
+@click.option("--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit.")
 @click.option(
     "--rate",
     "rate_per_minute",
@@ -81,9 +72,7 @@ import click
     is_flag=True,
     help="Show the status page and /metrics to everybody, not only to this machine.",
 )
-@click.option(
-    "--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the replay store lives."
-)
+@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the replay store lives.")
 @click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(**flags: Any) -> None:
     """Answer validators' requests with stories until Ctrl-C.

@@ -21,5 +21,13 @@ class _Ids(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 1,2,3", param, ctx)
 
 
-chapter_ids_option = click.option("--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]")
+chapter_ids_option = click.option(
+    "--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]"
+)
+threads_option = click.option(
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads; fewer than the cores where other programs are busy.  [default: the physical cores]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

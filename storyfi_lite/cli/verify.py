@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--task", type=click.Choice(TASK_NAMES), help="The task that was asked for. [default: told from the fields]")
+@click.option(
+    "--task",
+    type=click.Choice(TASK_NAMES),
+    help="The task that was asked for. [default: told from the fields]",
+)
 @json_option
 def command(file: Path, task: str | None, as_json: bool) -> None:
     """Check a story, or a whole response, in FILE (- reads standard input).

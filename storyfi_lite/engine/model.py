@@ -11,10 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import psutil
+from llama_cpp import _ggml
 
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
@@ -70,7 +72,7 @@ class Model:
         class Override(ctypes.Structure):
             _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
-        find = llama_cpp._ggml.libggml.ggml_backend_cpu_buffer_type
+        find = _ggml.libggml.ggml_backend_cpu_buffer_type
         find.restype = ctypes.c_void_p
         rows = (Override * (layers + 1))()
         for layer in range(layers):
@@ -160,7 +162,7 @@ class Context:
         pointer = ctypes.POINTER(ctypes.c_int32)
         base = self._seq.ctypes.data
         self._seq_rows = (pointer * size)(*(ctypes.cast(base + 4 * i, pointer) for i in range(size)))
-        batch = llama_cpp.llama_batch()
+        batch: Any = llama_cpp.llama_batch()  # its fields are pointers, which ctypes' types do not say
         batch.token = self._token.ctypes.data_as(pointer)
         batch.pos = self._pos.ctypes.data_as(pointer)
         batch.n_seq_id = self._count.ctypes.data_as(pointer)

@@ -88,7 +88,9 @@ class Vocabulary:
 
         from llguidance.llamacpp import lltokenizer_from_vocab
 
-        with warnings.catch_warnings():  # it calls a function that llama-cpp-python calls deprecated, once for each token
+        with (
+            warnings.catch_warnings()
+        ):  # it calls a function that llama-cpp-python calls deprecated, once for each token
             warnings.simplefilter("ignore", DeprecationWarning)
             return lltokenizer_from_vocab(self._handle, slices=TEXT_SLICES)
 

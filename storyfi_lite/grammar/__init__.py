@@ -1,9 +1,9 @@
 """From a task's schema: the engine's constraint, GBNF for stock tools, JSON Schema, and the validator's check.
 
-    schema.py   the node types: the one source of truth
-    export.py   -> Lark (llguidance), GBNF (llama.cpp), JSON Schema
-    cursor.py   a byte-driven walk over the canonical form: closing rule, canonical check
-    check.py    untrusted text -> Report
+schema.py   the node types: the one source of truth
+export.py   -> Lark (llguidance), GBNF (llama.cpp), JSON Schema
+cursor.py   a byte-driven walk over the canonical form: closing rule, canonical check
+check.py    untrusted text -> Report
 """
 
 from __future__ import annotations

@@ -85,8 +85,13 @@ def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
             checks.append(Check("rules", True, "the fields agree with each other"))
     canonical = _is_canonical(schema, raw)
     checks.append(
-        Check("canonical", canonical, "exactly the bytes that the grammar writes" if canonical else
-              "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven")
+        Check(
+            "canonical",
+            canonical,
+            "exactly the bytes that the grammar writes"
+            if canonical
+            else "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven",
+        )
     )
     valid = all(check.ok for check in checks if check.name != "canonical")
     return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)
@@ -118,9 +123,7 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadInput(f"not UTF-8: a bad byte at offset {error.start:,}") from None
     try:
-        data = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float
-        )
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float)
         dump(data).encode()
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg} at character {error.pos:,}") from None

@@ -15,7 +15,7 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Node, Text, pieces
 
 _FORBIDDEN = re.compile(f"[{FORBIDDEN}]")
 _QUOTE, _BACKSLASH, _SPACE = 0x22, 0x5C, 0x20
-_PLAIN = re.compile(rb'[ !#-\[\]-~]+')  # ASCII that stands for itself in a text
+_PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # ASCII that stands for itself in a text
 
 
 @dataclass(frozen=True)

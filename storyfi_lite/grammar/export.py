@@ -174,7 +174,13 @@ def _json_schema(node: Node) -> dict[str, Any]:
         }
     if isinstance(node, Tuple):
         items = [_json_schema(item) for item in node.items]
-        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items), "maxItems": len(items)}
+        return {
+            "type": "array",
+            "prefixItems": items,
+            "items": False,
+            "minItems": len(items),
+            "maxItems": len(items),
+        }
     if isinstance(node, Open):
         return _json_schema(node.written)
     return {

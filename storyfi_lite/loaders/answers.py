@@ -32,11 +32,7 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
         return None, (f"the answer must be one JSON object and nothing around it: {error}",)
     canonical = dump(in_order(constraint.json_schema, data))
     report = constraint.check(canonical)
-    return (
-        (canonical, ())
-        if report.valid
-        else (None, report.problems or ("the answer breaks the task's rules",))
-    )
+    return (canonical, ()) if report.valid else (None, report.problems or ("the answer breaks the task's rules",))
 
 
 def in_order(schema: Any, value: Any) -> Any:
@@ -51,9 +47,7 @@ def in_order(schema: Any, value: Any) -> Any:
     if isinstance(value, list):
         first = schema.get("prefixItems", [])
         rest = first[-1] if first else schema.get("items")
-        return [
-            in_order(first[index] if index < len(first) else rest, item) for index, item in enumerate(value)
-        ]
+        return [in_order(first[index] if index < len(first) else rest, item) for index, item in enumerate(value)]
     return value
 
 
@@ -89,9 +83,7 @@ def _merged(schemas: list[dict[str, Any]], unions: bool) -> dict[str, Any]:
         return _fixed([one["const"] for one in schemas])
     if not all("properties" in one for one in schemas):
         return (
-            {"anyOf": [simple_schema(one, unions) for one in schemas]}
-            if unions
-            else simple_schema(schemas[0], unions)
+            {"anyOf": [simple_schema(one, unions) for one in schemas]} if unions else simple_schema(schemas[0], unions)
         )
     keys = list(dict.fromkeys(key for one in schemas for key in one["properties"]))
     shared = [key for key in keys if all(key in one["properties"] for one in schemas)]

@@ -280,12 +280,8 @@ class ApiLoader(ABC):
         except LiteError as error:
             return error
         except Exception as error:
-            logger.error(
-                "a fault in the %s loader:\n%s", self.vendor, self._key.scrub(traceback.format_exc())
-            )
-            fault = LiteError(
-                f"the {self.vendor} loader failed ({type(error).__name__}); its log has the details"
-            )
+            logger.error("a fault in the %s loader:\n%s", self.vendor, self._key.scrub(traceback.format_exc()))
+            fault = LiteError(f"the {self.vendor} loader failed ({type(error).__name__}); its log has the details")
         return fault  # outside the handler: nothing of the client library hangs on it
 
     def _answer(self, work: _Work) -> Answer:
@@ -304,16 +300,12 @@ class ApiLoader(ABC):
             prompt_tokens += reply.prompt_tokens or 0
             completion_tokens += reply.completion_tokens or 0
             if reply.refusal:
-                raise Unavailable(
-                    f"the {self.vendor} API refused to write this story: {self._clean(reply.refusal)}"
-                )
+                raise Unavailable(f"the {self.vendor} API refused to write this story: {self._clean(reply.refusal)}")
             text, problems = read_answer(reply.text, constraint)
             if text is not None:
                 seconds = time.monotonic() - started_s
                 return Answer(text, self.claim, seconds, prompt_tokens, completion_tokens)
-            logger.warning(
-                "an answer of the %s API was not valid: %s", self.vendor, self._clean("; ".join(problems))
-            )
+            logger.warning("an answer of the %s API was not valid: %s", self.vendor, self._clean("; ".join(problems)))
             if reply.text.strip():
                 turns = (*turns[:1], ("assistant", reply.text), ("user", _repair(problems)))
         raise Unavailable(
@@ -374,9 +366,7 @@ class ApiLoader(ABC):
         """A vendor's words for our log: one line, the key masked, then shortened (in this order)."""
         return " ".join(self._key.scrub(str(text)).split())[:MAX_DETAIL_CHARS]
 
-    def _by_status(
-        self, status: int, words: object, retry_after_s: float = 0.0, bad_key: bool = False
-    ) -> Failure:
+    def _by_status(self, status: int, words: object, retry_after_s: float = 0.0, bad_key: bool = False) -> Failure:
         """The one table from HTTP status to what we do."""
         said = f"the {self.vendor} API answered {status}: {self._clean(words) or 'nothing more'}"
         if status == 429:

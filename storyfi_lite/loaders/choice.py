@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry, load_registry
 from storyfi_lite.store import Store
+
+if TYPE_CHECKING:
+    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
 CPU_MODEL = "smollm2-135m"
 UNLISTED_MULTIPLIER = 1.0  # the subnet's rule for a local model that the registry does not know
@@ -23,6 +27,7 @@ class ModelChoice:
     path: Path | None = None
     quant: str | None = None
     n_ctx: int | None = None
+    n_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ def choose_file(registry: Registry, store: Store, model: str | None, quant: str 
     return spec, next((f for q in ("Q4_1", "Q4_K_M") for f in spec.files if f.quant == q), spec.files[-1])
 
 
-def open_loader(choice: ModelChoice, notices: Notices) -> tuple[Loader, Mapping[str, str]]:
+def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) -> tuple[Loader, Mapping[str, str]]:
     """A loader that is ready to answer, and what an operator wants to read about it. Fetches the file if it is missing.
+    With `warm_up` its first real answer is as fast as the later ones.
 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
@@ -62,10 +68,13 @@ def open_loader(choice: ModelChoice, notices: Notices) -> tuple[Loader, Mapping[
         spec, file = choose_file(load_registry(), store, choice.name, choice.quant)
         path = store.pull(spec, file, notices.progress, notices.note)
         model = LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
-    return _open_local(model, choice)
+    loader, facts = _open_local(model, choice)
+    if warm_up:
+        loader.warm_up()
+    return loader, facts
 
 
-def _unlisted(path: Path) -> "LocalModel":
+def _unlisted(path: Path) -> LocalModel:
     """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
     from storyfi_lite.digest import file_sha256
     from storyfi_lite.loaders.local import LocalModel
@@ -80,14 +89,16 @@ def _unlisted(path: Path) -> "LocalModel":
     return LocalModel(path, path.stem, "unknown", "unlisted", UNLISTED_MULTIPLIER)
 
 
-def _open_local(model: "LocalModel", choice: ModelChoice) -> tuple[Loader, Mapping[str, str]]:
+def _open_local(model: LocalModel, choice: ModelChoice) -> tuple[LocalModelLoader, Mapping[str, str]]:
     import llama_cpp
 
     from storyfi_lite.engine.settings import EngineSettings
     from storyfi_lite.loaders.local import LocalModelLoader
 
     settings = EngineSettings(
-        n_ctx=choice.n_ctx or EngineSettings.n_ctx, n_gpu_layers=999 if llama_cpp.llama_supports_gpu_offload() else 0
+        n_ctx=choice.n_ctx or EngineSettings.n_ctx,
+        n_threads=choice.n_threads or EngineSettings.n_threads,
+        n_gpu_layers=999 if llama_cpp.llama_supports_gpu_offload() else 0,
     )
     loader = LocalModelLoader(model, settings)
     facts = {

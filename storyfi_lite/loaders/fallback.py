@@ -155,12 +155,7 @@ class FallbackLoader:
             outer.cancel()
             return
         error = inner.exception()
-        if (
-            error is not None
-            and not outer.done()
-            and job.deadline_s > time.monotonic()
-            and self._moved_on(loader)
-        ):
+        if error is not None and not outer.done() and job.deadline_s > time.monotonic() and self._moved_on(loader):
             try:
                 self._hand_over(job, outer)
                 return

@@ -33,9 +33,7 @@ class GeminiLoader(ApiLoader):
                 warnings.simplefilter("ignore", FutureWarning)  # that it gets no new features
                 from google.generativeai.client import configure, get_default_generative_client
         except ImportError:
-            raise ConfigError(
-                "Gemini needs a package that is missing: pip install 'storyfi-lite[gemini]'"
-            ) from None
+            raise ConfigError("Gemini needs a package that is missing: pip install 'storyfi-lite[gemini]'") from None
         where = {"api_endpoint": self.settings.base_url} if self.settings.base_url else None
         with _connecting:
             configure(api_key=self._key.reveal(), transport="rest", client_options=where)
@@ -75,9 +73,7 @@ class GeminiLoader(ApiLoader):
             return self._cut_off(error)
         body = getattr(error.response, "text", "") if error.response is not None else ""
         wait_s = retry_after_s(getattr(error.response, "headers", {}))
-        return self._by_status(
-            status, error.message, wait_s or _retry_delay_s(error), "API_KEY_INVALID" in body
-        )
+        return self._by_status(status, error.message, wait_s or _retry_delay_s(error), "API_KEY_INVALID" in body)
 
 
 def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +111,7 @@ def _reply(response: Any) -> Reply:
     candidate = response.candidates[0]
     text = "".join(part.text for part in candidate.content.parts)
     reason = getattr(candidate.finish_reason, "name", str(candidate.finish_reason))
-    return Reply(
-        text, prompt_tokens, completion_tokens, f"answer blocked ({reason})" if reason in _BLOCKED else ""
-    )
+    return Reply(text, prompt_tokens, completion_tokens, f"answer blocked ({reason})" if reason in _BLOCKED else "")
 
 
 def _retry_delay_s(error: Any) -> float:

@@ -80,9 +80,7 @@ class Meter:
     def check_prices(self, prices: Prices | None) -> None:
         """Raises ConfigError where a cap in dollars could not be kept."""
         if self._caps.usd is not None and prices is None:
-            raise ConfigError(
-                "a daily cap in US dollars needs the vendor's prices for prompt and completion tokens"
-            )
+            raise ConfigError("a daily cap in US dollars needs the vendor's prices for prompt and completion tokens")
 
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
         """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be
@@ -91,10 +89,7 @@ class Meter:
             used = self._today()
             usd = used.usd + (prices.usd(prompt_tokens, completion_tokens) if prices else 0.0)
             wait_s = (used.day + 1) * DAY_S - self._clock()
-            if (
-                self._caps.tokens is not None
-                and used.tokens + prompt_tokens + completion_tokens > self._caps.tokens
-            ):
+            if self._caps.tokens is not None and used.tokens + prompt_tokens + completion_tokens > self._caps.tokens:
                 raise Busy(
                     f"the daily cap of {self._caps.tokens:,} API tokens leaves no room for this request: "
                     f"{used.tokens:,} used today; it opens again at 00:00 UTC",

@@ -28,9 +28,7 @@ class OpenAILoader(ApiLoader):
         try:
             import openai  # noqa: F401
         except ImportError:
-            raise ConfigError(
-                "OpenAI needs a package that is missing: pip install 'storyfi-lite[openai]'"
-            ) from None
+            raise ConfigError("OpenAI needs a package that is missing: pip install 'storyfi-lite[openai]'") from None
 
     def _call(self, prompt: Prompt, timeout_s: float, line: Line) -> Reply:
         from openai import BadRequestError

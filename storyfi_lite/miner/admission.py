@@ -91,9 +91,7 @@ class RateLimit:
         if tokens < 1:
             raise Refused("rate", f"more than {self._per_s * 60:g} a minute", (1 - tokens) / self._per_s)
         if len(self._buckets) >= MAX_BUCKETS:
-            self._buckets.pop(
-                next(iter(self._buckets))
-            )  # the one unused for longest: see the move to the end below
+            self._buckets.pop(next(iter(self._buckets)))  # the one unused for longest: see the move to the end below
         self._buckets.pop(hotkey_ss58, None)
         self._buckets[hotkey_ss58] = (tokens - 1, now_s)
 
@@ -114,9 +112,7 @@ class Gate:
         self.rate = RateLimit(self.policy.rate_per_minute, self.clock)
         self._large_bodies = 0
 
-    async def admit(
-        self, transport: Transport, headers: Mapping[str, str], chunks: AsyncIterator[bytes]
-    ) -> Admitted:
+    async def admit(self, transport: Transport, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> Admitted:
         """Raises Refused, BadInput (a signed but wrong request) or Unavailable (the chain was never seen)."""
         if len(headers) > MAX_HEADERS:
             raise Refused("malformed_headers", f"{len(headers)} headers")
@@ -144,9 +140,7 @@ class Gate:
         if not allowed and policy.require_permit and not neuron.validator_permit:
             raise Refused("no_permit", f"uid {neuron.uid} has no validator permit")
         if not allowed and neuron.stake_tao < policy.min_stake_tao:
-            raise Refused(
-                "low_stake", f"uid {neuron.uid} has {neuron.stake_tao:g}, asked {policy.min_stake_tao:g}"
-            )
+            raise Refused("low_stake", f"uid {neuron.uid} has {neuron.stake_tao:g}, asked {policy.min_stake_tao:g}")
         return Caller(hotkey_ss58, neuron.uid, neuron.stake_tao)
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:

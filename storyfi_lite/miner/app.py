@@ -56,9 +56,7 @@ class Miner:
         except (ClientDisconnect, CallerGone):
             return Response(status_code=499)  # never seen by anybody; 499 is the usual number for it
         except Refused as refusal:
-            claimed = request.headers.get("x-bittensor-hotkey") or request.headers.get(
-                "bt_header_dendrite_hotkey"
-            )
+            claimed = request.headers.get("x-bittensor-hotkey") or request.headers.get("bt_header_dendrite_hotkey")
             self.metrics.refused(refusal, transport.name, claimed, _address(request))
             return self._error(transport, request, refusal)
         except LiteError as error:

@@ -59,6 +59,7 @@ class MineOptions:
     model_path: Path | None
     quant: str | None
     ctx: int | None
+    n_threads: int | None
     policy: str
     fallback_api: str | None
     api_base_url: str | None
@@ -146,8 +147,8 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
     from storyfi_lite.loaders import choice
 
-    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx)
-    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info))
+    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx, options.n_threads)
+    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
 
 
 def _log_progress() -> Callable[[str, int, int], None]:
@@ -169,9 +170,7 @@ def _policy(options: MineOptions) -> Policy:
         try:
             ss58_decode(hotkey)
         except ValueError as error:
-            raise BadInput(
-                f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY"
-            ) from error
+            raise BadInput(f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY") from error
     return Policy(
         require_permit=not options.any_neuron,
         min_stake_tao=options.min_stake_tao,
@@ -195,9 +194,7 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     def figure(value: float | None) -> float:
         return float("nan") if value is None else float(value)
 
-    metrics.gauge(
-        "chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected)
-    )
+    metrics.gauge("chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected))
     metrics.gauge("chain_height", "block of the snapshot in use", lambda: figure(session.health().height))
     metrics.gauge("chain_age_seconds", "age of the snapshot in use", lambda: figure(session.health().age_s))
     metrics.gauge(

@@ -110,9 +110,7 @@ class StoryServer(uvicorn.Server):
                 self.should_exit = self.force_exit = True
         else:
             self._asked_to_stop_s = now_s
-            log.warning(
-                "stopping: finishing %d answers in hand; again to stop at once", self._miner.answering
-            )
+            log.warning("stopping: finishing %d answers in hand; again to stop at once", self._miner.answering)
             self._miner.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -133,9 +131,7 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-async def serve(
-    miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None
-) -> None:
+async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None) -> None:
     """Opens the port and answers until a signal. The caller has checked everything, and closes what it
     opened.
 

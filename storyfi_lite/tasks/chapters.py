@@ -77,7 +77,7 @@ def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     if not isinstance(chapters, list):
         return story_arc
     asked = [chapter for chapter in chapters if isinstance(chapter, dict) and chapter.get("id") in ids]
-    kept = {key: story_arc[key] for key in ("title", "description") if key in story_arc}
+    kept: dict[str, Any] = {key: story_arc[key] for key in ("title", "description") if key in story_arc}
     return {**kept, "chapters": asked}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,16 +36,22 @@ SCHEMA = Object(
         ("title", Text(2, 60)),
         ("description", Text(60, 300)),
         ("chapters", Tuple(tuple(_chapter(id) for id in range(1, CHAPTER_COUNT + 1)))),
-        ("arcs", Object(tuple((act, Open(Object((("chapters", Const(ids)),)))) for act, ids in ACTS.items()))),
+        (
+            "arcs",
+            Object(tuple((act, Open(Object((("chapters", Const(ids)),)))) for act, ids in ACTS.items())),
+        ),
         ("themes", Open(Object((("main", Text(2, 60)), ("secondary", Text(2, 60)))))),
-        ("hooks", Open(Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120)))))),
+        (
+            "hooks",
+            Open(Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120))))),
+        ),
     )
 )
 
 
 def _rules(data: Any) -> Iterator[str]:
     progress = [chapter["storyProgress"] for chapter in data["chapters"]]
-    if any(after <= before for before, after in zip(progress, progress[1:], strict=False)):
+    if any(after <= before for before, after in itertools.pairwise(progress)):
         yield "storyProgress does not rise from chapter to chapter"
     for act in ACTS:
         chapters = data["arcs"][act].get("chapters")

@@ -32,16 +32,18 @@ class Reply:
 
 
 def ask(
-    wallet: Wallet, miner_hotkey: str, endpoint: tuple[str, int], request: StoryRequest, timeout_s: float = TIMEOUT_S
+    wallet: Wallet,
+    miner_hotkey: str,
+    endpoint: tuple[str, int],
+    request: StoryRequest,
+    timeout_s: float = TIMEOUT_S,
 ) -> Reply:
     """Signs and sends. Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""
     from bittensor import http_auth
 
     body = request.model_dump_json(exclude_none=True).encode()
     nonce_ns = time.time_ns()
-    headers = http_auth.sign(
-        wallet, method="POST", path=PATH, body=body, receiver_ss58=miner_hotkey, nonce_ns=nonce_ns
-    )
+    headers = http_auth.sign(wallet, method="POST", path=PATH, body=body, receiver_ss58=miner_hotkey, nonce_ns=nonce_ns)
     started_s = time.monotonic()
     try:
         raw = post(endpoint, headers, body, timeout_s)

@@ -92,8 +92,13 @@ def _fields(response: StoryResponse) -> tuple[Check, ...]:
         same = parse_json(response.output_text.encode(errors="replace")) == response.output_data
     except BadInput:
         same = False
-    checks.append(Check("data", same, "output_text and output_data are the same" if same else
-                        "output_text and output_data differ"))
+    checks.append(
+        Check(
+            "data",
+            same,
+            "output_text and output_data are the same" if same else "output_text and output_data differ",
+        )
+    )
     if response.tokens is not None:
         ok = 0 < len(response.tokens) <= MAX_TOKENS and min(response.tokens) >= 0
         checks.append(Check("tokens", ok, f"{len(response.tokens):,} token ids" if ok else "token ids out of range"))
@@ -108,9 +113,8 @@ def _constraint_for(task: str, data: dict[str, Any]) -> Any:
         named = [c.get("id") for c in chapters if isinstance(c, dict)] if isinstance(chapters, list) else []
         valid = [id for id in dict.fromkeys(named) if isinstance(id, int) and 1 <= id <= 12]
         ids = valid or [1]
-    request = StoryRequest(
-        task_type=task, user_input="-", blueprint={}, characters={}, story_arc={}, chapter_ids=ids or [1]  # type: ignore[arg-type]
-    )
+    stages: dict[str, Any] = {"blueprint": {}, "characters": {}, "story_arc": {}, "chapter_ids": ids or [1]}
+    request = StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
     return tasks.get(task).constraint(request)
 
 

@@ -79,9 +79,7 @@ def check_age(nonce_ns: int, now_ns: int, max_age_s: float, skew_s: float) -> No
     signed."""
     age_s = (now_ns - nonce_ns) / 1e9
     if age_s > max_age_s or age_s < -skew_s:
-        raise Refused(
-            "stale", f"signed {age_s:.1f} s ago; allowed are {max_age_s:g} s, and {skew_s:g} s ahead"
-        )
+        raise Refused("stale", f"signed {age_s:.1f} s ago; allowed are {max_age_s:g} s, and {skew_s:g} s ahead")
 
 
 def parse_nonce(value: str, name: str) -> int:
