@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storyfi_lite.engine.sampler import Repetition, candidates, gumbel_noise, scores
+from storyfi_lite.engine.sampler import Repetition, cut, gumbel_noise, scores
 from storyfi_lite.engine.settings import SamplingParams
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "sampler.json").read_text())
@@ -59,7 +59,7 @@ def test_choices_follow_the_softmax() -> None:
 def test_min_p_is_relative_to_the_best_allowed_logit_at_the_temperature() -> None:
     logits = np.array([0.0, -1.0, -2.0, -3.0], dtype=np.float32)
     for temperature in (0.5, 1.0, 2.0):
-        kept = candidates(logits, 0.0, SamplingParams(0, temperature=temperature, min_p=0.1))
+        kept = np.flatnonzero(logits >= cut(0.0, SamplingParams(0, temperature=temperature, min_p=0.1)))
         likely = np.exp(logits / temperature)
         assert list(kept) == list(np.flatnonzero(likely >= 0.1))
 
@@ -68,7 +68,7 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
     logits = np.array([0.1, 2.0, 1.9], dtype=np.float32)
     for seed in range(20):
         params = SamplingParams(seed, temperature=0.0)
-        kept = candidates(logits, 2.0, params)
+        kept = np.flatnonzero(logits >= cut(2.0, params))
         assert list(kept) == [1]
         assert int(kept[np.argmax(scores(logits, kept, 5, params))]) == 1
 
