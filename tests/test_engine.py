@@ -108,7 +108,7 @@ def test_looking_only_at_likely_tokens_chooses_what_the_full_mask_would(engine: 
         if rule.done:
             break
         logits = rng.normal(0, 3, words.size).astype(np.float32)
-        everything = rule._by_score(logits, rule._candidates(logits))[0]
+        everything = rule._by_score(logits, *rule._candidates(logits))[0]
         assert rule._select(logits) == everything
         rule.choose(logits)
     assert SHORT.check(rule.text).canonical

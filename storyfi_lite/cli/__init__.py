@@ -21,6 +21,8 @@ COMMANDS = {
     "verify": "verify",
     "grammar": "grammar",
     "doctor": "doctor",
+    "prove": "prove",
+    "calibrate": "calibrate",
     "completion": "completion",
 }
 

@@ -7,6 +7,7 @@ sandbox with placeholders for the contents; the template's parts are tokenized w
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -74,3 +75,8 @@ def _raise(message: str) -> Any:
     from jinja2 import TemplateError
 
     raise TemplateError(message)
+
+
+def prompt_sha256(prompt: tuple[int, ...] | list[int]) -> str:
+    """Of the prompt's token ids as little-endian 32-bit integers."""
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt)).hexdigest()

@@ -8,7 +8,7 @@ At position i of an answer with a budget of B tokens, in this order:
   2. the logits are lowered by the repetition penalty;
   3. a token is allowed if the grammar's mask has it and, after it, the rest can surely be closed within the budget:
      need_tokens(after) <= B - i - 1 (grammar/cursor.py);
-  4. among the allowed ones within min-p of the best, the highest score wins; the lower id on a tie.
+  4. the allowed token with the highest score wins; the lower id on a tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from storyfi_lite.engine.sampler import Floats, Ids, Repetition, cut, scores
+from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
 
@@ -87,16 +87,12 @@ class ChoiceRule:
     def score(self, logits: Floats, given: int) -> Scored:
         """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
         self._repetition.apply(logits)
-        kept = self._candidates(logits)
+        kept, best_allowed = self._candidates(logits)
         result = Scored(None, False, len(kept))
         if self._allowed(given):
-            both = scores(logits, np.append(kept, given), len(self.tokens), self._params)
+            both = scores(logits, np.append(kept, given), best_allowed, len(self.tokens), self._params)
             best = int(np.argmax(both[:-1]))
-            # A given token below min-p's cut is as far off as it is below, and as its score is below the best: so the
-            # margin is continuous where noise carries a token over the cut.
-            below_cut = max(0.0, float(logits[kept].min() - logits[given])) if given not in kept else 0.0
-            margin = max(0.0, float(both[best] - both[-1])) + below_cut / (self._params.temperature or 1.0)
-            result = Scored(margin, int(kept[best]) == given, len(kept))
+            result = Scored(max(0.0, float(both[best] - both[-1])), int(kept[best]) == given, len(kept))
         self.sampled_positions.append(len(self.tokens))
         if result.margin is not None:
             self._take(given)
@@ -116,29 +112,31 @@ class ChoiceRule:
         without a mask, and only candidates are asked for, best score first."""
         top = int(logits.argmax())
         if self._allowed(top):
-            kept = np.flatnonzero(logits >= cut(float(logits[top]), self._params))
-            order = self._by_score(logits, kept)
+            best_allowed = float(logits[top])
+            near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
+            order = self._by_score(logits, near, best_allowed)
             return next(int(token) for token in order if token == top or self._allowed(int(token)))
-        return int(self._by_score(logits, self._candidates(logits))[0])
+        return int(self._by_score(logits, *self._candidates(logits))[0])
 
-    def _by_score(self, logits: Floats, tokens: Ids) -> Ids:
+    def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Ids:
         """Best first; the lower id on a tie."""
-        return tokens[np.argsort(-scores(logits, tokens, len(self.tokens), self._params), kind="stable")]
+        values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
+        return tokens[np.argsort(-values, kind="stable")]
 
-    def _candidates(self, logits: Floats) -> Ids:
-        """Allowed tokens within min-p of the best allowed one, from the full mask. Ascending ids."""
+    def _candidates(self, logits: Floats) -> tuple[Ids, float]:
+        """From the full mask: the allowed tokens that can win, ascending, and the best allowed logit."""
         allowed = self._vocabulary.mask(self._matcher)
         unsure = self._take_unsure(allowed)
         best = float(np.where(allowed, logits, -np.inf).max())
         for token in unsure[np.argsort(-logits[unsure], kind="stable")]:
-            if logits[token] < cut(best, self._params):
+            if logits[token] < lowest_logit(best, self._params):
                 break
             if self._closes_after(int(token)):
                 allowed[token] = True
                 best = max(best, float(logits[token]))
         if best == -np.inf:
             raise GrammarError("no token is allowed here")
-        return np.flatnonzero(allowed & (logits >= cut(best, self._params)))
+        return np.flatnonzero(allowed & (logits >= lowest_logit(best, self._params))), best
 
     def _allowed(self, token: int) -> bool:
         if self._matcher.validate_tokens([token]) != 1:

@@ -2,8 +2,8 @@
 
 Gumbel-max with counter-based noise: token v at position i has the score logit(v)/T + g(S, i, v), and the best allowed
 score wins, so a validator that knows the seed S repeats every choice (docs/proof.md; after Token-DiFR, arXiv
-2511.20621). Candidates are cut by min-p against the best allowed logit, which moves continuously with the logits where
-top-p and top-k flip. Knows token ids only: no text, no grammar, no llama.cpp.
+2511.20621). Unlikely tokens are held down by a soft min-p against the best allowed logit: continuous in the logits, where
+top-p, top-k and a hard cut flip on rounding noise. Knows token ids only: no text, no grammar, no llama.cpp.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Ids = NDArray[np.int64]
 _MASK = (1 << 64) - 1
 _POSITION_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment, 2^64 / golden ratio
 _TOKEN_STEP = np.uint64(0xD1342543DE82EF95)  # an odd multiplier with good spectral properties (Steele & Vigna 2021)
+SLOPE = 2.0
+REACH = 4.0  # nats below the cut
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
 
 
@@ -50,19 +52,36 @@ def gumbel_noise(seed: int, position: int, tokens: Ids) -> NDArray[np.float64]:
     return -np.log(-np.log(uniform))
 
 
-def scores(logits: Floats, tokens: Ids, position: int, params: SamplingParams) -> NDArray[np.float64]:
-    """The scores of these tokens: logit/T + g; at temperature 0 the logit alone."""
+def scores(
+    logits: Floats, tokens: Ids, best_allowed: float, position: int, params: SamplingParams
+) -> NDArray[np.float64]:
+    """The scores of these tokens: logit/T + g, and a slope below min-p's cut; at temperature 0 the logit alone.
+
+    The cut is min_p times the probability of the best allowed token, whose logit is `best_allowed`. Below it a score
+    falls SLOPE times as fast as the logit. A hard cut would let rounding noise carry a token with a large g over it, and
+    so make an honest replay differ by whole nats there.
+    """
     values = logits[tokens].astype(np.float64)
     if params.temperature == 0:
         return values
-    return values / params.temperature + gumbel_noise(params.seed, position, tokens)
+    values /= params.temperature
+    if params.min_p > 0:
+        values -= SLOPE * np.maximum(0.0, _cut(best_allowed, params) - values)
+    return values + gumbel_noise(params.seed, position, tokens)
 
 
-def cut(best_allowed: float, params: SamplingParams) -> float:
-    """The lowest logit that min-p keeps: of probability min_p times the best allowed token's."""
+def lowest_logit(best_allowed: float, params: SamplingParams) -> float:
+    """The lowest logit that can win: REACH below the cut, where a token is e^-(SLOPE * REACH) as likely again as its own
+    probability."""
     if params.temperature == 0:
         return best_allowed
-    return best_allowed + params.temperature * math.log(params.min_p) if params.min_p else -math.inf
+    if params.min_p == 0:
+        return -math.inf
+    return params.temperature * (_cut(best_allowed, params) - REACH)
+
+
+def _cut(best_allowed: float, params: SamplingParams) -> float:
+    return best_allowed / params.temperature + math.log(params.min_p)
 
 
 class Repetition:

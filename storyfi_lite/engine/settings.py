@@ -9,7 +9,7 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 # ggml_type of ggml.h
 GGML_TYPES: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
-SAMPLER = "gumbel-minp-dry/1"
+SAMPLER = "gumbel-softminp-dry/1"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EngineSettings:
 class SamplingParams:
     """The sampling rule's numbers, as they stand in a proof's header. `seed` is unsigned 64-bit; 0 is a seed like any other.
 
-    `min_p`: a token is a candidate if it is at least this likely as the most likely allowed one. `dry_*`: the field's
+    `min_p`: a token less likely than this share of the most likely allowed one is held down (sampler.py). `dry_*`: the field's
     DRY repetition penalty; a multiplier of 0 switches it off.
     """
 

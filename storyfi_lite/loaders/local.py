@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from storyfi_lite import tasks
 from storyfi_lite.digest import file_sha256
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME
+from storyfi_lite.engine.prompt import prompt_sha256
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import EngineError, LiteError
 from storyfi_lite.grammar import Constraint
@@ -158,8 +158,3 @@ def _then(inner: Future[Generation], convert: Callable[[Generation], Answer]) ->
     inner.add_done_callback(finished)
     outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
     return outer
-
-
-def prompt_sha256(prompt: tuple[int, ...] | list[int]) -> str:
-    """Of the prompt's token ids as little-endian 32-bit integers."""
-    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt)).hexdigest()

@@ -51,7 +51,7 @@ class ModelInfo(_Message):
 class ProofHeader(_Message):
     """All that a validator needs, beside the file and the tokens, to replay an answer (engine/proof, docs/proof.md)."""
 
-    sampler: str  # name and version of the sampling rule, e.g. "gumbel-minp/1"
+    sampler: str  # name and version of the sampling rule, e.g. "gumbel-softminp-dry/1"
     seed: int = Field(ge=0, lt=2**64)
     temperature: float
     min_p: float
