@@ -18,6 +18,7 @@ COMMANDS = {
     "mine": "mine",
     "pull": "pull",
     "generate": "generate",
+    "story": "story",
     "verify": "verify",
     "grammar": "grammar",
     "doctor": "doctor",
