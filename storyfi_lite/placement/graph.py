@@ -16,11 +16,14 @@ from storyfi_lite.registry import Architecture
 
 ALIGNMENT_BYTES = {True: 128, False: 64}  # on a GPU (ggml-cuda.cu), on the CPU (ggml-cpu)
 HOST = -1
+PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 FUSED_QKV = {"qwen", "phi3"}
 FUSED_GATE_UP = {"phi3"}
 SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3"}
 POST_NORMS = {"gemma2", "gemma3"}
 SOFT_CAP = {"gemma2"}
+WINDOW_OFF = {"phi3", "llama"}  # llama.cpp ignores it there
+SCALED_QUERY = {"gemma", "gemma2", "gemma3", "phi3"}
 
 
 class Node:
@@ -66,16 +69,25 @@ class Arena:
 
 
 class Graph:
-    """Nodes in the order in which they are computed; a source on another device is copied at the reader's."""
+    """Nodes in the order in which they are computed; a source on another device is copied at the reader's.
 
-    def __init__(self) -> None:
+    `copies`: how many of each input and of each such copy llama.cpp keeps (ggml-backend.cpp, GGML_SCHED_MAX_COPIES); more
+    than one are never freed.
+    """
+
+    def __init__(self, copies: int = 1) -> None:
+        self.copies = copies
         self.inputs: list[Node] = []
         self.nodes: list[Node] = []
         self._copies: dict[tuple[int, int], Node] = {}
 
     def input(self, size: int) -> Node:
-        node = Node(size, HOST, (), None, ())
-        self.inputs.append(node)
+        return self._input(size, HOST)
+
+    def _input(self, size: int, device: int) -> Node:
+        node = Node(size, device, (), None, ())
+        self.inputs += [node, *(Node(size, device, (), None, ()) for _ in range(self.copies - 1))]
+        node.children = int(self.copies > 1)
         return node
 
     def op(self, size: int, device: int, *sources: Node, reuse: Iterable[Node] = ()) -> Node:
@@ -101,8 +113,12 @@ class Graph:
             self.nodes.append(Node(0, source.device, (source,), source.root or source, ()))
             self.nodes[-1].external = True
             size = (source.root or source).size
-            copy = self._copies[id(source), device] = Node(size, device, (), None, ())
-            self.nodes.append(copy)
+            if self.copies > 1:
+                copy = self._input(size, device)
+            else:
+                copy = Node(size, device, (), None, ())
+                self.nodes.append(copy)
+            self._copies[id(source), device] = copy
         return copy
 
 
@@ -158,8 +174,8 @@ def _release(node: Node, arenas: list[Arena]) -> None:
 class Builder:
     """llama.cpp's graph of a decoder (src/models/llama.cpp and its likes), in its order."""
 
-    def __init__(self, arch: Architecture, settings: EngineSettings) -> None:
-        self.arch, self.settings, self.graph = arch, settings, Graph()
+    def __init__(self, arch: Architecture, settings: EngineSettings, copies: int = 1) -> None:
+        self.arch, self.settings, self.graph = arch, settings, Graph(copies)
         self.tokens = min(settings.n_ubatch, settings.n_batch)
         self.hidden = 4 * arch.embedding_length * self.tokens
         self.query = 4 * arch.attention_head_count * arch.key_length * self.tokens
@@ -171,6 +187,7 @@ class Builder:
 
     def _inputs(self) -> None:
         graph, tokens, flash = self.graph, self.tokens, self.settings.flash_attn
+        self.windowed: list[Node] = []
         self.token_ids = graph.input(4 * tokens)
         graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
         self.positions = graph.input(4 * tokens)
@@ -178,14 +195,26 @@ class Builder:
         per_value = self.arch.attention_head_count_kv * self.arch.value_length
         self.value_rows = graph.input(8 * tokens * (1 if flash else per_value))
         self.mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        if self.arch.sliding_window and self.arch.name not in WINDOW_OFF:  # a second set, for the windowed layers
+            for size in (8 * tokens, self.value_rows.size, self.mask.size):
+                self.windowed.append(graph.input(size))
+        self.masks = (self.mask, *self.windowed[2:])  # both kinds of layer alternate: both masks stay
         self.out_ids = graph.input(4 * tokens)
+        quantized = self.settings.kv_type != "f16"  # then llama.cpp turns keys and values by Hadamard matrices
+        key, value = self.arch.key_length, self.arch.value_length
+        side = next(64 << i for i in range(20) if key % (128 << i))
+        self.key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
+        self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
 
     def norm(self, source: Node, device: int) -> Node:
-        scaled = self.graph.op(source.size, device, source, reuse=(source,))
+        near = (
+            device if HOST in (device, source.device) else source.device
+        )  # between GPUs only the weight's part moves on
+        scaled = self.graph.op(source.size, near, source, reuse=(source,))
         return self.graph.op(source.size, device, scaled, reuse=(scaled,))
 
-    def layer(self, residual: Node, device: int, compute: int, last: bool) -> Node:
-        """`device` holds the layer's cache, `compute` works."""
+    def layer(self, residual: Node, device: int, compute: int, experts: int, last: bool) -> Node:
+        """`device` holds the layer's cache, `compute` works, `experts` holds a mixture's experts."""
         graph, arch = self.graph, self.arch
         normed = self.norm(residual, compute)
         attended = self._attention(normed, device, compute)
@@ -197,7 +226,7 @@ class Builder:
             out = self.norm(out, compute)
         middle = graph.op(self.hidden, compute, out, residual, reuse=(out, residual))
         normed = self.norm(middle, compute)
-        down = self._experts(normed, compute) if arch.expert_count else self._feed_forward(normed, compute)
+        down = self._experts(normed, compute, experts) if arch.expert_count else self._feed_forward(normed, compute)
         if arch.name in POST_NORMS:
             down = self.norm(down, compute)
         return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
@@ -208,15 +237,14 @@ class Builder:
             fused = graph.op(self.query + self.key + self.value, compute, normed)
             if arch.name == "qwen":
                 fused = graph.op(fused.size, compute, fused, reuse=(fused,))
-            query = graph.op(self.query, compute, graph.view(fused), self.positions)
-            value = graph.view(fused)
+            query = self._asked(graph.op(self.query, compute, graph.view(fused), self.positions), compute)
+            value = self._turned(graph.view(fused), self.value_turn, compute, self.value)
             key = graph.op(self.key, compute, graph.view(fused), self.positions)
         else:
-            query = self._rotated(graph.op(self.query, compute, normed), compute)
-            value = graph.view(graph.op(self.value, compute, normed))
+            query = self._asked(self._rotated(graph.op(self.query, compute, normed), compute), compute)
+            value = self._turned(graph.view(graph.op(self.value, compute, normed)), self.value_turn, compute)
             key = self._rotated(graph.op(self.key, compute, normed), compute)
-        if arch.name in {"gemma", "gemma2", "phi3"}:
-            query = graph.op(self.query, compute, query, reuse=(query,))
+        key = self._turned(key, self.key_turn, compute)
         graph.store(device, graph.view(key), self.key_rows)
         rows = graph.view(value)
         if arch.name in FUSED_QKV and not self.settings.flash_attn:
@@ -224,14 +252,26 @@ class Builder:
         graph.store(device, rows, self.value_rows)
         asked = graph.view(graph.view(query))
         if self.settings.flash_attn:
-            return graph.view(graph.op(self.query, compute, asked, self.mask))
+            found = graph.view(graph.op(self.query, compute, asked, *self.masks))
+            return self._turned(found, self.value_turn, compute)
         scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, asked)
         if arch.name in SOFT_CAP:
             for _ in range(3):
                 scores = graph.op(scores.size, compute, scores, reuse=(scores,))
-        scores = graph.op(scores.size, compute, scores, self.mask, reuse=(scores,))
+        scores = graph.op(scores.size, compute, scores, *self.masks, reuse=(scores,))
         summed = graph.op(self.query, compute, scores)
         return graph.op(self.query, compute, graph.view(summed))
+
+    def _asked(self, query: Node, compute: int) -> Node:
+        if self.arch.name in SCALED_QUERY:
+            query = self.graph.op(self.query, compute, query, reuse=(query,))
+        return self._turned(query, self.key_turn, compute)
+
+    def _turned(self, source: Node, matrix: Node | None, compute: int, size: int = 0) -> Node:
+        if matrix is None:
+            return source
+        size = size or (source.root or source).size
+        return self.graph.view(self.graph.op(size, compute, self.graph.view(source), matrix))
 
     def _rotated(self, projected: Node, compute: int) -> Node:
         shaped = self.graph.view(projected)
@@ -246,7 +286,7 @@ class Builder:
             gated = graph.op(width, compute, gate, graph.op(width, compute, normed))
         return graph.op(self.hidden, compute, gated)
 
-    def _experts(self, normed: Node, compute: int) -> Node:
+    def _experts(self, normed: Node, compute: int, experts: int) -> Node:
         graph, arch = self.graph, self.arch
         used, few = arch.expert_used_count, 4 * arch.expert_count * self.tokens
         logits = graph.op(few, compute, normed)
@@ -258,9 +298,9 @@ class Builder:
         total = graph.op(4 * self.tokens, compute, total, reuse=(total,))
         share = graph.view(graph.op(weights.size, compute, shaped, total, reuse=(shaped,)))
         rows, width = graph.view(normed), 4 * arch.feed_forward_length * self.tokens * used
-        up = graph.op(width, compute, rows, chosen)
-        gated = graph.op(width, compute, graph.op(width, compute, rows, chosen), up)
-        down = graph.op(self.hidden * used, compute, gated, chosen)
+        up = graph.op(width, experts, rows, chosen)
+        gated = graph.op(width, experts, graph.op(width, experts, rows, chosen), up)
+        down = graph.op(self.hidden * used, experts, gated, chosen)
         weighted = graph.op(down.size, compute, down, share, reuse=(down,))
         views = [graph.view(weighted) for _ in range(used)]
         out = views[0]
@@ -268,27 +308,31 @@ class Builder:
             out = graph.op(self.hidden, compute, out, view)
         return out
 
-    def build(self, devices: tuple[int, ...]) -> Graph:
-        """`devices`: each layer's, the output's last."""
+    def build(self, devices: tuple[tuple[int, int], ...], output: int) -> Graph:
+        """`devices`: each layer's, and its experts'."""
         graph = self.graph
-        first = devices[0]
+        first = devices[0][0]
         current = graph.op(self.hidden, HOST, self.token_ids)
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
-        for number, device in enumerate(devices[:-1]):
-            current = self.layer(current, device, device, last=number == len(devices) - 2)
-        normed = self.norm(current, devices[-1])
-        logits = graph.op(4 * self.arch.vocab_size * self.tokens, devices[-1], normed)
+        for number, (device, experts) in enumerate(devices):
+            current = self.layer(current, device, device, experts, last=number == len(devices) - 1)
+        normed = self.norm(current, output)
+        logits = graph.op(4 * self.arch.vocab_size * self.tokens, output, normed)
         if self.arch.name in SOFT_CAP:
             for _ in range(3):
-                logits = graph.op(logits.size, devices[-1], logits, reuse=(logits,))
+                logits = graph.op(logits.size, output, logits, reuse=(logits,))
         return graph
 
 
 @lru_cache(maxsize=4096)
 def compute_bytes(arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int) -> list[int]:
     """For each GPU, and last for the host."""
+    layers = [(device, HOST if i < settings.experts_in_ram else device) for i, device in enumerate(devices[:-1])]
     shortened = [
-        device for i, device in enumerate(devices) if i < 2 or i >= len(devices) - 3 or len(set(devices[i - 2 : i + 2])) > 1
+        layer for i, layer in enumerate(layers) if i < 2 or i >= len(layers) - 2 or len(set(layers[i - 2 : i + 2])) > 1
     ]
-    return peaks(Builder(arch, settings).build(tuple(shortened)), n_gpus)
+    # llama_context: several GPUs visible, everything on them, no tensor overrides: then GPUs work on several batches at once
+    pipelined = n_gpus > 1 and settings.n_gpu_layers > arch.block_count and not settings.experts_in_ram
+    graph = Builder(arch, settings, PIPELINE_COPIES if pipelined else 1).build(tuple(shortened), devices[-1])
+    return peaks(graph, n_gpus)

@@ -4,7 +4,8 @@ The rules are llama.cpp's (src/llama-model.cpp load_tensors, llama-kv-cache.cpp,
 llama-cpp-python 0.3.36 ships:
   - `n_gpu_layers` counts from the end and the output layer first: 1 is the output layer alone
   - the token embedding stays in RAM; a tied output is a second copy on the GPU
-  - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot
+  - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot; a
+    sliding window saves nothing, because llama.cpp keeps the whole cache unless told not to (swa_full)
   - the host keeps one row of logits a slot; the graph's working memory is graph.py's business
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.gguf_header import SWA_PERIOD
 from storyfi_lite.placement.graph import compute_bytes
 from storyfi_lite.placement.weights import Weights
 from storyfi_lite.registry import Architecture
@@ -58,12 +58,9 @@ def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_
     return devices
 
 
-def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int) -> int:
+def kv_layer_bytes(arch: Architecture, settings: EngineSettings) -> int:
     """Keys and values of one layer, all slots."""
     cells = pad256(pad256(settings.n_ctx * settings.n_slots) // settings.n_slots)
-    period = SWA_PERIOD.get(arch.name)
-    if period and arch.sliding_window and layer % period < period - 1:
-        cells = min(cells, pad256(arch.sliding_window + min(settings.n_ubatch, settings.n_batch)))
     values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
     return int(values * KV_BYTES[settings.kv_type]) * cells * settings.n_slots
 
@@ -79,7 +76,7 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
         weight[device] += layer.dense_bytes
         weight[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes
-        kv[device] += kv_layer_bytes(arch, settings, number)
+        kv[device] += kv_layer_bytes(arch, settings)
     weight[-1] += weights.embedding_bytes
     if devices[-1] >= 0 or not weights.tied:
         weight[devices[-1]] += weights.output_bytes
