@@ -238,10 +238,6 @@ def _read_part(path: Path) -> Header:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
 
 
-# llama.cpp's own rule where the file does not say it: each so-many-th layer sees the whole context (llama-model.cpp)
-SWA_PERIOD = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
-
-
 def architecture(header: Header, name: str) -> Architecture:
     """The figures that planning needs. Raises BadInput, naming the key that is missing. `name` is for the message."""
     kind = header.metadata.get("general.architecture")

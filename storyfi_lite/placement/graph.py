@@ -191,14 +191,13 @@ class Builder:
         self.token_ids = graph.input(4 * tokens)
         graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
         self.positions = graph.input(4 * tokens)
-        self.key_rows = graph.input(8 * tokens)
+        key_rows = graph.input(8 * tokens)
         per_value = self.arch.attention_head_count_kv * self.arch.value_length
-        self.value_rows = graph.input(8 * tokens * (1 if flash else per_value))
-        self.mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        value_rows = graph.input(8 * tokens * (1 if flash else per_value))
+        mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        self.whole = [key_rows, value_rows, mask]
         if self.arch.sliding_window and self.arch.name not in WINDOW_OFF:  # a second set, for the windowed layers
-            for size in (8 * tokens, self.value_rows.size, self.mask.size):
-                self.windowed.append(graph.input(size))
-        self.masks = (self.mask, *self.windowed[2:])  # both kinds of layer alternate: both masks stay
+            self.windowed = [graph.input(node.size) for node in self.whole]
         self.out_ids = graph.input(4 * tokens)
         quantized = self.settings.kv_type != "f16"  # then llama.cpp turns keys and values by Hadamard matrices
         key, value = self.arch.key_length, self.arch.value_length
@@ -207,17 +206,16 @@ class Builder:
         self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
 
     def norm(self, source: Node, device: int) -> Node:
-        near = (
-            device if HOST in (device, source.device) else source.device
-        )  # between GPUs only the weight's part moves on
+        # between GPUs only the weight's part moves on to the next one
+        near = device if HOST in (device, source.device) else source.device
         scaled = self.graph.op(source.size, near, source, reuse=(source,))
         return self.graph.op(source.size, device, scaled, reuse=(scaled,))
 
-    def layer(self, residual: Node, device: int, compute: int, experts: int, last: bool) -> Node:
-        """`device` holds the layer's cache, `compute` works, `experts` holds a mixture's experts."""
-        graph, arch = self.graph, self.arch
+    def layer(self, residual: Node, number: int, device: int, experts: int, last: bool) -> Node:
+        """`experts` is where a mixture's experts lie."""
+        graph, arch, compute = self.graph, self.arch, device
         normed = self.norm(residual, compute)
-        attended = self._attention(normed, device, compute)
+        attended = self._attention(normed, number, device, compute)
         out = graph.op(self.hidden, compute, attended)
         if last:
             out = graph.op(self.hidden, compute, out, self.out_ids)
@@ -231,7 +229,7 @@ class Builder:
             down = self.norm(down, compute)
         return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
 
-    def _attention(self, normed: Node, device: int, compute: int) -> Node:
+    def _attention(self, normed: Node, number: int, device: int, compute: int) -> Node:
         graph, arch = self.graph, self.arch
         if arch.name in FUSED_QKV:
             fused = graph.op(self.query + self.key + self.value, compute, normed)
@@ -245,20 +243,20 @@ class Builder:
             value = self._turned(graph.view(graph.op(self.value, compute, normed)), self.value_turn, compute)
             key = self._rotated(graph.op(self.key, compute, normed), compute)
         key = self._turned(key, self.key_turn, compute)
-        graph.store(device, graph.view(key), self.key_rows)
-        rows = graph.view(value)
-        if arch.name in FUSED_QKV and not self.settings.flash_attn:
-            rows = graph.op(self.value, compute, value)
-        graph.store(device, rows, self.value_rows)
+        key_rows, value_rows, mask = self.windowed if self.windowed and number % 2 == 0 else self.whole
+        graph.store(device, graph.view(key), key_rows)
+        scattered = arch.name in FUSED_QKV and not self.settings.flash_attn
+        rows = graph.op(self.value, compute, value) if scattered else graph.view(value)
+        graph.store(device, rows, value_rows)
         asked = graph.view(graph.view(query))
         if self.settings.flash_attn:
-            found = graph.view(graph.op(self.query, compute, asked, *self.masks))
+            found = graph.view(graph.op(self.query, compute, asked, mask))
             return self._turned(found, self.value_turn, compute)
         scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, asked)
         if arch.name in SOFT_CAP:
             for _ in range(3):
                 scores = graph.op(scores.size, compute, scores, reuse=(scores,))
-        scores = graph.op(scores.size, compute, scores, *self.masks, reuse=(scores,))
+        scores = graph.op(scores.size, compute, scores, mask, reuse=(scores,))
         summed = graph.op(self.query, compute, scores)
         return graph.op(self.query, compute, graph.view(summed))
 
@@ -316,7 +314,7 @@ class Builder:
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
         for number, (device, experts) in enumerate(devices):
-            current = self.layer(current, device, device, experts, last=number == len(devices) - 1)
+            current = self.layer(current, number, device, experts, last=number == len(devices) - 1)
         normed = self.norm(current, output)
         logits = graph.op(4 * self.arch.vocab_size * self.tokens, output, normed)
         if self.arch.name in SOFT_CAP:

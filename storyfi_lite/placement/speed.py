@@ -56,7 +56,7 @@ def _bytes_read(arch: Architecture, weights: Weights, settings: EngineSettings, 
     read = [0.0] * (n_gpus + 1)
     for number, layer in enumerate(weights.layers):
         device = devices[number]
-        read[device] += layer.dense_bytes + kv_layer_bytes(arch, settings, number) / settings.n_slots * MEAN_CONTEXT
+        read[device] += layer.dense_bytes + kv_layer_bytes(arch, settings) / settings.n_slots * MEAN_CONTEXT
         read[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes * active
     read[devices[-1]] += weights.output_bytes
     return [int(value) for value in read]
