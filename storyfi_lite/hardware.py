@@ -160,7 +160,7 @@ def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
     signatures: dict[str, list[Any]] = {"type": [], "description": [], "memory": [size, size]}
     for function, extra in signatures.items():
         getattr(ggml, f"ggml_backend_dev_{function}").argtypes = [ctypes.c_void_p, *extra]
-    found = []
+    found: list[Gpu] = []
     for number in range(ggml.ggml_backend_dev_count()):
         device = ggml.ggml_backend_dev_get(number)
         if ggml.ggml_backend_dev_type(device) in (1, 2):  # GPU, integrated GPU (ggml-backend.h)
