@@ -7,6 +7,7 @@ sandbox with placeholders for the contents; the template's parts are tokenized w
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Private-use characters: in no template, and replaced before anything is tokenized.
 _SYSTEM, _USER = "\ue000system\ue001", "\ue000user\ue001"
+# For templates that tell the model today's date: one day for ever, or a proof could not be replayed the day after.
+_PROMPT_DATE = datetime.date(2025, 1, 1)
 _SPLIT = re.compile(f"({_SYSTEM}|{_USER})")
 
 
@@ -30,7 +33,7 @@ class ChatTemplate:
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = _PROMPT_DATE.strftime
         try:
             self._template = environment.from_string(source)
             self._parts = self._render_parts(bos, eos)
@@ -72,3 +75,8 @@ def _raise(message: str) -> Any:
     from jinja2 import TemplateError
 
     raise TemplateError(message)
+
+
+def prompt_sha256(prompt: tuple[int, ...] | list[int]) -> str:
+    """Of the prompt's token ids as little-endian 32-bit integers."""
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt)).hexdigest()

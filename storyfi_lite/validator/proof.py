@@ -1,0 +1,252 @@
+"""Proof of model: does this file, under this seed, write these tokens? One prefill, one verdict (docs/proof.md).
+
+What it shows: that the answer came from the claimed file, this request's seed, prompt and grammar. What it cannot show:
+on which machine it ran, or that a miner without the file did not have it written by one who has it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+
+if TYPE_CHECKING:
+    from storyfi_lite.engine.model import Context, Model
+    from storyfi_lite.engine.replay import Replay
+
+Status = Literal["proven", "refuted", "inconclusive"]
+
+MIN_POSITIONS = 50  # fewer free positions carry too little evidence either way
+PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
+TEMPERATURES = (0.3, 1.5)  # outside of these a seed chooses too little, or nearly everything is likely
+MAX_MIN_P = 0.3
+_CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Honest answers of one file, replayed: the mean margin of a position in nats, its spread within answers, and the
+    spread of answers' means beyond that."""
+
+    model_sha256: str
+    mean: float
+    within_sd: float
+    between_sd: float
+    answers: int
+    positions: int
+    made_with: str
+
+    def limit(self, positions: int, z: float) -> float:
+        """The mean margin that an honest answer with so many free positions exceeds with probability P(Z > z)."""
+        return self.mean + z * math.sqrt(self.between_sd**2 + self.within_sd**2 / positions)
+
+
+# Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
+UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, "defaults")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reason` is for people. Margins in nats; `limits` are those for proven and refuted at this number of positions."""
+
+    status: Status
+    reason: str
+    mean_margin: float = 0.0
+    match_rate: float = 0.0
+    positions: int = 0
+    limits: tuple[float, float] = (0.0, 0.0)
+    calibrated: bool = False
+
+
+def judge(replay: Replay, calibration: Calibration) -> Verdict:
+    """The verdict on one replay. Pure."""
+    if replay.refuted:
+        return Verdict("refuted", f"the claimed rule cannot write these tokens: {replay.refuted}")
+    count, mean = len(replay.margins), replay.mean_margin
+    if count < MIN_POSITIONS:
+        status: Status = "inconclusive"
+        reason = f"{count} free positions; {MIN_POSITIONS} are needed"
+        limits = (0.0, 0.0)
+    else:
+        limits = (calibration.limit(count, PROVEN_Z), calibration.limit(count, REFUTED_Z))
+        status = "proven" if mean <= limits[0] else "refuted" if mean > limits[1] else "inconclusive"
+        reason = f"mean margin {mean:.4f} nats; honest up to {limits[0]:.4f}, refuted above {limits[1]:.4f}"
+    return Verdict(status, reason, mean, replay.match_rate, count, limits, bool(calibration.model_sha256))
+
+
+class Prover:
+    """A file, loaded once, against which any number of answers are proven. Close it, or use it as a context manager.
+
+    Raises BadInput, DoesNotFit or EngineError while loading."""
+
+    def __init__(self, path: Path, chat_template: str | None = None, n_threads: int = 0, n_gpu_layers: int = 0) -> None:
+        from storyfi_lite.engine.model import Model
+        from storyfi_lite.engine.settings import EngineSettings
+
+        self._settings = EngineSettings(n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        self._path = path
+        self.model: Model = Model(path, self._settings, chat_template)
+        self._contexts: dict[tuple[str, int], Context] = {}
+
+    @cached_property
+    def sha256(self) -> str:
+        from storyfi_lite.digest import file_sha256
+
+        return file_sha256(self._path)
+
+    def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
+        """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.seed), if there is one."""
+        wrong = self._wrong_claim(request, response, seed)
+        if wrong:
+            return wrong
+        return judge(self.replay(request, response), calibration_of(self.sha256))
+
+    def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
+        """Prefills our own prompt for the request and the given tokens."""
+        from storyfi_lite.engine.replay import replay
+        from storyfi_lite.engine.rule import ChoiceRule
+        from storyfi_lite.engine.settings import SamplingParams
+
+        header = response.proof
+        assert header is not None and response.tokens is not None
+        params = SamplingParams(
+            seed=header.seed,
+            temperature=header.temperature,
+            min_p=header.min_p,
+            dry_multiplier=header.dry_multiplier,
+            dry_base=header.dry_base,
+            dry_allowed_length=header.dry_allowed_length,
+        )
+        constraint = _task(request).constraint(request)
+        rule = ChoiceRule(self.model.vocabulary, constraint, params, header.max_tokens)
+        prompt = self._prompt(request)
+        return replay(self._context(header.kv_type, len(prompt) + len(response.tokens)), rule, prompt, response.tokens)
+
+    def _prompt(self, request: StoryRequest) -> list[int]:
+        return self.model.chat_template.tokens(self.model.vocabulary, _task(request).messages(request))
+
+    def _context(self, kv_type: Any, tokens: int) -> Context:
+        """A context of the claimed KV type that holds so many tokens, kept for the next answer."""
+        from dataclasses import replace
+
+        from storyfi_lite.engine.model import Context
+
+        key = (kv_type, 1 << max(11, (tokens + 8).bit_length()))
+        if key not in self._contexts:
+            self._contexts[key] = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
+        return self._contexts[key]
+
+    def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
+        """What can be told without running the model."""
+        from storyfi_lite.engine.prompt import prompt_sha256
+        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER
+
+        header = response.proof
+        if header is None or not response.tokens or response.output_text is None:
+            return Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
+        constraint = _task(request).constraint(request)
+        claims = {
+            "the sampler": (header.sampler, SAMPLER),
+            "the file's sha256": (header.model_sha256, self.sha256),
+            "the grammar": (header.grammar_sha256, constraint.sha256),
+            "the prompt": (header.prompt_sha256, prompt_sha256(self._prompt(request))),
+            "the seed": (header.seed, header.seed if seed is None else seed),
+        }
+        for name, (claimed, ours) in claims.items():
+            if claimed != ours:
+                return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed} against {ours}")
+        if not TEMPERATURES[0] <= header.temperature <= TEMPERATURES[1] or not 0 <= header.min_p <= MAX_MIN_P:
+            return Verdict("inconclusive", "the sampling parameters choose too little for a proof")
+        if header.kv_type not in GGML_TYPES:
+            return Verdict("refuted", f"there is no KV cache type {header.kv_type:.20}")
+        size = self.model.vocabulary.size
+        if any(not 0 <= token < size for token in response.tokens):
+            return Verdict("refuted", "a token id is not in the file's vocabulary")
+        if b"".join(map(self.model.vocabulary.bytes_of, response.tokens)) != response.output_text.encode():
+            return Verdict("refuted", "the tokens do not spell the text")
+        if not constraint.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
+            return Verdict("refuted", "the claimed token budget cannot hold this answer")
+        return None
+
+    def close(self) -> None:
+        for context in self._contexts.values():
+            context.close()
+        self._contexts.clear()
+        self.model.close()
+
+    def __enter__(self) -> Prover:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _task(request: StoryRequest) -> Any:
+    from storyfi_lite import tasks
+
+    return tasks.get(request.task_type)
+
+
+def calibration_of(sha256: str, path: Path | None = None) -> Calibration:
+    """The file's calibration: the user's own, else the shipped one, else UNCALIBRATED. Raises BadInput for a broken file."""
+    for place in (path or user_calibrations(), _CALIBRATIONS):
+        if place.exists():
+            rows = _read(place)
+            if sha256 in rows:
+                return Calibration(sha256, **rows[sha256])
+    return UNCALIBRATED
+
+
+def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
+    """Adds it to the user's own calibrations; returns their file."""
+    path = path or user_calibrations()
+    rows = _read(path) if path.exists() else {}
+    fields = {key: value for key, value in vars(calibration).items() if key != "model_sha256"}
+    rows[calibration.model_sha256] = fields
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(yaml.safe_dump(rows, sort_keys=False))
+    part.replace(path)
+    return path
+
+
+def user_calibrations() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("storyfi-lite")) / "calibrations.yaml"
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    rows = yaml.safe_load(path.read_text()) or {}
+    fields = set(Calibration.__dataclass_fields__) - {"model_sha256"}
+    if not isinstance(rows, dict) or any(not isinstance(row, dict) or set(row) != fields for row in rows.values()):
+        raise BadInput(f"{path} does not hold calibrations; make them with `storyfi-lite calibrate FILE`")
+    return rows
+
+
+def calibrate(sha256: str, replays: list[Replay], made_with: str) -> Calibration:
+    """From replays of honest answers. Raises BadInput if they are too few to tell a spread."""
+    means = [replay.mean_margin for replay in replays if len(replay.margins) >= MIN_POSITIONS]
+    margins = [margin for replay in replays for margin in replay.margins]
+    if len(means) < 5:
+        raise BadInput(f"{len(means)} answers with at least {MIN_POSITIONS} free positions; at least 5 are needed")
+    mean = sum(margins) / len(margins)
+    within = sum((margin - mean) ** 2 for margin in margins) / (len(margins) - 1)
+    spread = sum((one - mean) ** 2 for one in means) / (len(means) - 1)
+    between = max(0.0, spread - within * len(means) / len(margins))  # what the positions' own spread does not explain
+    return Calibration(
+        sha256,
+        round(mean, 6),
+        round(math.sqrt(within), 6),
+        round(math.sqrt(between), 6),
+        len(means),
+        len(margins),
+        made_with,
+    )
