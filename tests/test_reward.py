@@ -22,7 +22,8 @@ from storyfi_lite.validator import (
     standing,
     weights,
 )
-from storyfi_lite.validator.reward import DEFAULT_POLICY, Outcome
+from storyfi_lite.validator.proof import Status
+from storyfi_lite.validator.reward import DEFAULT_POLICY
 from storyfi_lite.wire.messages import StoryResponse
 from tests.answers import ENGLISH, as_bytes
 
@@ -182,15 +183,15 @@ def test_a_key_that_is_missing_is_refused(tmp_path: Path) -> None:
 # --- over time ---------------------------------------------------------------------------------------------------
 
 
-def after(*outcomes: Outcome, model: str = "llama-3-8b", start: Evidence | None = None) -> Evidence:
+def after(*statuses: Status, model: str = "llama-3-8b", start: Evidence | None = None) -> Evidence:
     evidence = start or Evidence()
-    for outcome in outcomes:
-        evidence = pool(evidence, Proof(outcome, model), DEFAULT)
+    for status in statuses:
+        evidence = pool(evidence, Proof(status, model), DEFAULT)
     return evidence
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "expected"),
+    ("statuses", "expected"),
     [
         ([], "inconclusive"),
         (["proven"], "inconclusive"),
@@ -204,8 +205,8 @@ def after(*outcomes: Outcome, model: str = "llama-3-8b", start: Evidence | None 
         (["refuted"], "inconclusive"),
     ],
 )
-def test_several_answers_are_pooled_before_a_reward_changes(outcomes: list[Outcome], expected: str) -> None:
-    assert standing(after(*outcomes), "llama-3-8b", DEFAULT).outcome == expected
+def test_several_answers_are_pooled_before_a_reward_changes(statuses: list[Status], expected: str) -> None:
+    assert standing(after(*statuses), "llama-3-8b", DEFAULT).status == expected
 
 
 def test_a_proof_of_the_small_model_says_nothing_of_the_large_one() -> None:
@@ -217,7 +218,7 @@ def test_a_proof_of_the_small_model_says_nothing_of_the_large_one() -> None:
 def test_a_new_name_does_not_wash_a_miner_clean() -> None:
     evidence = after("refuted", "refuted")
     evidence = after("proven", "proven", "proven", model="gemma-7b", start=evidence)
-    assert standing(evidence, "gemma-7b", DEFAULT).outcome == "refuted"
+    assert standing(evidence, "gemma-7b", DEFAULT).status == "refuted"
 
 
 def test_the_standing_of_one_model_neither_pays_nor_punishes_the_claim_of_another() -> None:

@@ -1,9 +1,11 @@
-"""The validator's side, for any validator in a few lines. Pure functions, frozen results; no llama.cpp, no chain, no HTTP.
+"""The validator's side, for any validator in a few lines. Pure functions, frozen results; no chain, no HTTP, and no
+llama.cpp unless a proof is asked for.
 
     verify(request, response) -> Verification    is it a valid answer?
     score(response, context, history) -> Score   0 to 100, each part with what it saw
     reward(score, claim, proof) -> Reward        what the claim about the model is worth
     CopyIndex().compare(round) -> Likeness each  who copied whom
+    Prover(file).prove(request, response, seed)  did this file write it? -> Verdict; give reward() its status as a Proof
 
 A round, whole (`answers`: hotkey -> bytes, seconds from request to answer by your clock, time of arrival):
 
@@ -21,6 +23,7 @@ A round, whole (`answers`: hotkey -> bytes, seconds from request to answer by yo
 
 from storyfi_lite.validator.copies import UNCOMPARED, CopyIndex, Entry, Fingerprint, Likeness, fingerprint
 from storyfi_lite.validator.judge import Judge, judged
+from storyfi_lite.validator.proof import Prover, Verdict
 from storyfi_lite.validator.reward import (
     Claim,
     Evidence,
@@ -51,8 +54,10 @@ __all__ = [
     "Part",
     "Policy",
     "Proof",
+    "Prover",
     "Reward",
     "Score",
+    "Verdict",
     "Verification",
     "fingerprint",
     "judged",

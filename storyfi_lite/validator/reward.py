@@ -22,11 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.registry import ApiModel, ModelSpec, Registry, load_registry
+from storyfi_lite.validator.proof import Status
 from storyfi_lite.validator.score import Score
 
 DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
-
-Outcome = Literal["proven", "refuted", "inconclusive"]
 
 
 class Claim(Protocol):
@@ -42,9 +41,10 @@ class Claim(Protocol):
 
 @dataclass(frozen=True)
 class Proof:
-    """The outcome of a replay, or of several (`standing`). `model`: the registry key of the file that was replayed."""
+    """The status of a Verdict, or of several (`standing`). `model`: the registry key of the file that was replayed, which
+    whoever replayed it knows; never the claimed name."""
 
-    outcome: Outcome
+    status: Status
     model: str
 
 
@@ -181,9 +181,9 @@ def _by_proof(claim: Claim, proof: Proof | None, policy: Policy, registry: Regis
     if claim.miner_mode != "LocalModelLoader":
         return policy.api_multiplier, "API mode"
     model, name = _find(registry, claim.model_name), f"{claim.model_name:.60}"
-    if proof is not None and proof.outcome == "refuted":
+    if proof is not None and proof.status == "refuted":
         return policy.proof.refuted_multiplier, f"{name} is refuted"
-    if proof is None or proof.outcome == "inconclusive" or not isinstance(model, ModelSpec):
+    if proof is None or proof.status == "inconclusive" or not isinstance(model, ModelSpec):
         return policy.proof.unproven_multiplier, f"{name} is not proven"
     if _find(registry, proof.model) is not model:
         return policy.proof.refuted_multiplier, f"{name} is claimed, the replay proves {proof.model:.60}"
@@ -209,25 +209,25 @@ def _is_large(claim: Claim, policy: Policy) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The newest outcomes of one miner's replays, oldest first, and the model that they were about."""
+    """The newest verdicts of one miner's replays, oldest first, and the model that they were about."""
 
     model: str = ""
-    outcomes: tuple[Outcome, ...] = ()
+    statuses: tuple[Status, ...] = ()
 
 
 def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
-    """With one more outcome. When the model changes, what spoke for the old one is void; what was refuted stays, or a
+    """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
     new name would wash a miner clean."""
-    kept = tuple(one for one in evidence.outcomes if proof.model == evidence.model or one == "refuted")
-    return Evidence(proof.model, (*kept, proof.outcome)[-policy.proof.window :])
+    kept = tuple(one for one in evidence.statuses if proof.model == evidence.model or one == "refuted")
+    return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
 
 
 def standing(evidence: Evidence, model: str, policy: Policy) -> Proof:
-    """What the pooled outcomes say of a miner that now claims `model` (a registry key). Several are needed either way;
+    """What the pooled verdicts say of a miner that now claims `model` (a registry key). Several are needed either way;
     refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
-    if evidence.outcomes.count("refuted") >= policy.proof.refuted_needed:
+    if evidence.statuses.count("refuted") >= policy.proof.refuted_needed:
         return Proof("refuted", model)
-    proven = evidence.outcomes.count("proven") >= policy.proof.proven_needed
+    proven = evidence.statuses.count("proven") >= policy.proof.proven_needed
     return Proof("proven" if proven and model == evidence.model else "inconclusive", model)
 
 
