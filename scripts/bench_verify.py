@@ -42,7 +42,7 @@ class Writer:
             for a in ["b", "c", "d", "f", "g", "h", "l", "m", "n", "p", "r", "s", "t", "th", "v", "w"]
             for b in ["a", "e", "i", "o", "u", "ar", "en", "il", "on"]
         ]
-        made = {"".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(4000)}
+        made = {"".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(4000)}
         self._words = [chr(0x4E00 + at * 5) for at in range(3000)] if han else sorted(made)
         self._weights = [1 / (rank + 3) for rank in range(len(self._words))]
 
@@ -61,9 +61,10 @@ class Writer:
         return {key: self.story(item) for key, item in node.fields}
 
     def _text(self, length: int) -> str:
-        words = self._rng.choices(self._words, self._weights, k=length)
+        count = length if self._han else length // 3 + 1  # with its space, a word has three letters or more
+        words = self._rng.choices(self._words, self._weights, k=count)
         space, comma, stop = ("", "，", "。") if self._han else (" ", ", ", ". ")
-        ends = [stop if at % 19 == 18 else comma if at % 7 == 6 else space for at in range(length)]
+        ends = [stop if at % 19 == 18 else comma if at % 7 == 6 else space for at in range(count)]
         text = "".join(word + end for word, end in zip(words, ends, strict=True))
         return text[: length - 1] + ("。" if self._han else ".")
 
@@ -148,8 +149,8 @@ def near_copies(figures: dict[str, float], rng: random.Random, old: int) -> None
     schema = tasks.get("blueprint").schema_of(request)
     writers = [Writer(rng, han) for han in (False, True)]
     before = psutil.Process().memory_info().rss
-    started_s = time.perf_counter()
     history = [fingerprint(request, writers[at % 2].story(schema), f"m{at}") for at in range(old)]
+    started_s = time.perf_counter()
     index = CopyIndex(history)
     figures["index_build_s"] = time.perf_counter() - started_s
     figures["index_mb"] = (psutil.Process().memory_info().rss - before) / 1e6
