@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUED = 64
 MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
+PROMPT_CHUNK_TOKENS = 64  # of joining prompts in one step while other slots write: their streams must not stall
+MIN_SHARED_TOKENS = 32  # a common beginning shorter than this costs less to compute than to copy
 _SPEED_MEMORY = 0.7  # weight of the past in the running means of seconds a job and tokens a second
 
 
@@ -67,6 +69,7 @@ class EngineHealth:
     detail: str
     running: int
     queued: int
+    tokens_written: int  # of all answers so far
 
 
 @dataclass
@@ -89,6 +92,7 @@ class _Slot:
     request: _Request | None = None
     cached: list[int] = field(default_factory=list)
     feed: list[int] = field(default_factory=list)
+    untouched: bool = False  # nothing of this request was decoded yet: a beginning may still be copied from a neighbour
 
 
 class Engine:
@@ -99,6 +103,7 @@ class Engine:
         self.model = Model(path, settings, chat_template)
         try:
             self.chat_template = self.model.chat_template
+            self.model.vocabulary.build_tokenizer()
             self._context = Context(self.model, settings)
         except LiteError:
             self.model.close()
@@ -113,6 +118,7 @@ class Engine:
         self._failures = 0
         self._mean_job_s: float | None = None
         self._tokens_per_s: float | None = None  # of one slot, prompt included
+        self._tokens_written = 0
         self._thread = threading.Thread(target=self._run, name="storyfi-engine", daemon=True)
         self._thread.start()
 
@@ -171,7 +177,8 @@ class Engine:
     def health(self) -> EngineHealth:
         with self._wake:
             running = sum(slot.request is not None for slot in self._slots)
-            return EngineHealth(self._dead is None and not self._closing, self._dead or "ok", running, len(self._queue))
+            alive = self._dead is None and not self._closing
+            return EngineHealth(alive, self._dead or "ok", running, len(self._queue), self._tokens_written)
 
     def close(self) -> None:
         """Finishes what runs, fails what waits, frees the model. Idempotent."""
@@ -205,69 +212,126 @@ class Engine:
         self._fail_all(EngineError(self._dead or "the engine is closed"))
 
     def _admit(self) -> bool:
-        """Gives free slots to waiting jobs; sleeps while there is nothing to do. False when it is time to stop."""
+        """Sleeps while there is nothing to do, then gives free slots to waiting jobs. False when it is time to stop."""
         with self._wake:
-            while True:
-                if self._closing:
-                    return any(slot.request for slot in self._slots)
-                for slot in self._slots:
-                    if slot.request is None:
-                        self._start_next(slot)
-                if any(slot.request for slot in self._slots):
-                    return True
+            while not (self._closing or self._queue or self._busy()):
                 self._wake.wait()
+            ended = self._take_ended()
+            started = [] if self._closing else self._fill_slots()
+        for request in ended:  # outside of the lock: a Future's callbacks may do anything
+            self._end_waiting(request)
+        for slot in started:
+            self._prepare(slot)
+        return bool(self._busy()) or not self._closing
 
-    def _start_next(self, slot: _Slot) -> None:
-        while self._queue:
+    def _busy(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot.request]
+
+    def _take_ended(self) -> list[_Request]:
+        """Takes out of the queue what must not wait any longer."""
+        now = time.monotonic()
+        ended = [
+            entry
+            for entry in self._queue
+            if self._closing or entry[2].future.cancelled() or now >= entry[2].job.deadline_s
+        ]
+        if ended:
+            self._queue = [entry for entry in self._queue if entry not in ended]
+            heapq.heapify(self._queue)
+        return [request for _, _, request in ended]
+
+    def _end_waiting(self, request: _Request) -> None:
+        if request.future.cancelled():
+            request.future.set_running_or_notify_cancel()
+        elif self._closing:
+            _fail(request, EngineError("the engine is closing"))
+        else:
+            _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
+
+    def _fill_slots(self) -> list[_Slot]:
+        """Each job goes to the free slot that holds most of its prompt's beginning already."""
+        started = []
+        free = [slot for slot in self._slots if slot.request is None]
+        while self._queue and free:
             _, _, request = heapq.heappop(self._queue)
-            if request.future.cancelled():
-                continue
-            if time.monotonic() >= request.job.deadline_s:
-                _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
-                continue
-            request.started_s = time.monotonic()
+            slot = max(free, key=lambda slot: _common(slot.cached, request.prompt))
+            free.remove(slot)
             slot.request = request
-            try:
-                self._prepare(slot, request.prompt + request.rule.force())
-            except LiteError as error:
-                self._release(slot, error)
-                continue
-            return
+            request.started_s = time.monotonic()
+            started.append(slot)
+        return started
 
-    def _prepare(self, slot: _Slot, tokens: list[int]) -> None:
-        """Keeps the cells of the longest common beginning, at least one token short of the whole, and feeds the rest."""
-        common = 0
-        for old, new in zip(slot.cached, tokens[:-1], strict=False):
-            if old != new:
-                break
-            common += 1
+    def _prepare(self, slot: _Slot) -> None:
+        """Keeps the cells of the longest common beginning and feeds the rest."""
+        request = slot.request
+        assert request is not None
         try:
-            self._context.forget(slot.sequence, common)
-        except EngineError:
+            tokens = request.prompt + request.rule.force()
+            self._keep(slot, tokens, _common(slot.cached, tokens[:-1]))
+            slot.untouched = True
+        except LiteError as error:
+            self._release(slot, error)
+
+    def _keep(self, slot: _Slot, tokens: list[int], common: int) -> None:
+        """Cuts the slot's cells to the first `common` of `tokens`, less if the cache cannot be cut there."""
+        if not self._context.forget(slot.sequence, common):
             common = 0
             self._context.forget(slot.sequence)
         slot.cached, slot.feed = tokens[:common], tokens[common:]
 
     def _step(self) -> None:
-        """One batch. Running slots come first, so that a long prompt stalls no stream; prompts share what room is left."""
+        """One batch: decode, then choose for each slot whose tokens are all in."""
         self._drop_ended()
-        room = self._context.n_batch
-        feeds: list[Feed] = []
-        fed: list[_Slot] = []
-        for slot in sorted((s for s in self._slots if s.request), key=lambda s: len(s.feed)):
-            chunk = slot.feed[: max(room, 0)]
-            if chunk:
-                last = len(chunk) == len(slot.feed)
-                feeds.append(Feed(slot.sequence, len(slot.cached), chunk, [len(chunk) - 1] if last else []))
-                fed.append(slot)
-                room -= len(chunk)
-        if not feeds:
+        plan = self._plan()
+        if not plan:
             return
-        for slot, feed, logits in zip(fed, feeds, self._context.decode(feeds), strict=True):
-            slot.cached += feed.tokens
-            slot.feed = slot.feed[len(feed.tokens) :]
+        feeds = [
+            Feed(slot.sequence, len(slot.cached), chunk, [len(chunk) - 1] if len(chunk) == len(slot.feed) else [])
+            for slot, chunk in plan
+        ]
+        for (slot, chunk), logits in zip(plan, self._context.decode(feeds), strict=True):
+            slot.cached += chunk
+            slot.feed = slot.feed[len(chunk) :]
             if logits:
                 self._advance(slot, logits[0])
+
+    def _plan(self) -> list[tuple[_Slot, list[int]]]:
+        """Which tokens go into the next batch. Slots that write come first; joining prompts, the oldest first, share what
+        room is left, and no more than a chunk of it while others write."""
+        busy = self._busy()
+        writing = [slot for slot in busy if len(slot.feed) <= PROMPT_CHUNK_TOKENS and not slot.untouched]
+        joining = sorted((slot for slot in busy if slot not in writing), key=lambda slot: slot.request.started_s)  # type: ignore[union-attr]
+        plan = [(slot, slot.feed) for slot in writing]
+        room = self._context.n_batch - sum(len(slot.feed) for slot in writing)
+        if room < 0:
+            return self._squeezed(writing)
+        if writing:
+            room = min(room, PROMPT_CHUNK_TOKENS)
+        for index, slot in enumerate(joining):
+            if room > 0 and not (slot.untouched and self._must_wait(slot, joining[:index])):
+                slot.untouched = False
+                plan.append((slot, slot.feed[:room]))
+                room -= len(plan[-1][1])
+        return plan
+
+    def _squeezed(self, writing: list[_Slot]) -> list[tuple[_Slot, list[int]]]:
+        """Runs of forced tokens that are too much for one batch: an equal part of each."""
+        share = max(1, self._context.n_batch // len(writing))
+        return [(slot, slot.feed[:share]) for slot in writing[: self._context.n_batch]]
+
+    def _must_wait(self, slot: _Slot, older: list[_Slot]) -> bool:
+        """Copies the beginning of the prompt from the slot that holds most of it. True if an older one is just computing
+        still more of it: then the next step is soon enough."""
+        tokens = slot.cached + slot.feed
+        worth = len(slot.cached) + MIN_SHARED_TOKENS
+        donor = max(self._slots, key=lambda other: _common(other.cached, tokens[:-1]))
+        common = _common(donor.cached, tokens[:-1])
+        if any(_common(other.cached + other.feed, tokens[:-1]) >= max(common + 1, worth) for other in older):
+            return True
+        if donor is not slot and common >= worth:
+            self._context.copy(donor.sequence, slot.sequence)
+            self._keep(slot, tokens, common)
+        return False
 
     def _advance(self, slot: _Slot, logits: Floats) -> None:
         """Chooses the slot's next token. An error here is this request's alone."""
@@ -276,6 +340,7 @@ class Engine:
         request.first_token_s = request.first_token_s or time.monotonic()
         try:
             slot.feed = [request.rule.choose(logits), *request.rule.force()]
+            self._tokens_written += len(slot.feed)
             if request.rule.done:
                 self._finish(slot, request)
         except LiteError as error:
@@ -305,48 +370,67 @@ class Engine:
     def _drop_ended(self) -> None:
         """Frees the slots of requests whose client went away or whose time is up."""
         now = time.monotonic()
-        for slot in self._slots:
-            if slot.request and slot.request.future.cancelled():
+        for slot in self._busy():
+            assert slot.request is not None
+            if slot.request.future.cancelled():
+                slot.request.future.set_running_or_notify_cancel()
                 self._release(slot, None)
-            elif slot.request and now >= slot.request.job.deadline_s:
+            elif now >= slot.request.job.deadline_s:
                 self._release(slot, DeadlineExceeded("the deadline passed while the answer was being written"))
 
     def _release(self, slot: _Slot, error: LiteError | None) -> None:
-        request, slot.request, slot.feed = slot.request, None, []
+        request, slot.request, slot.feed, slot.untouched = slot.request, None, [], False
         if request and error:
             _fail(request, error)
 
     # --- failure -----------------------------------------------------------------------------------------------
 
     def _recover(self, error: EngineError) -> None:
-        """After a failed decode: a fresh context with half the batch, and every running request replayed into it."""
+        """After a failed decode: first the same again in smaller batches, then a fresh context into which every running
+        request is replayed; after MAX_FAILURES in a row the engine is dead."""
         self._failures += 1
         if self._failures > MAX_FAILURES:
-            self._dead = f"the engine is dead after {self._failures} failures: {error}; restart the miner"
-            log.error(self._dead)
-            return
-        log.warning("%s; starting a fresh context (%d of %d)", error, self._failures, MAX_FAILURES)
+            self._die(f"the engine is dead after {self._failures} failures: {error}; restart the miner")
+        elif self._failures == 1 and all(self._context.forget(slot.sequence, len(slot.cached)) for slot in self._slots):
+            log.warning("%s; trying again with a smaller batch", error)
+            self._context.n_batch = max(len(self._slots), self._context.n_batch // 2)
+        else:
+            log.warning("%s; starting a fresh context (failure %d of %d)", error, self._failures, MAX_FAILURES)
+            self._restart()
+
+    def _restart(self) -> None:
         try:
             self._context.close()
             self._context = Context(self.model, self.settings)
         except LiteError as failed:
-            self._dead = f"the engine is dead: {failed}"
-            log.error(self._dead)
+            self._die(f"the engine is dead: {failed}")
             return
-        self._context.n_batch = max(1, self.settings.n_batch >> self._failures)
+        self._context.n_batch = max(len(self._slots), self.settings.n_batch >> self._failures)
         for slot in self._slots:
             slot.cached = []
             if slot.request:
-                slot.feed = slot.request.prompt + slot.request.rule.tokens
+                slot.feed, slot.untouched = slot.request.prompt + slot.request.rule.tokens, False
+
+    def _die(self, why: str) -> None:
+        log.error(why)
+        self._dead = why
 
     def _fail_all(self, error: LiteError) -> None:
         with self._wake:
             waiting = [request for _, _, request in self._queue]
             self._queue.clear()
-            for slot in self._slots:
-                self._release(slot, error)
+        for slot in self._slots:
+            self._release(slot, error)
         for request in waiting:
             _fail(request, error)
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """How many tokens two lists have in common at their beginning."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if first[index] != second[index])
 
 
 def _running_mean(past: float | None, now: float) -> float:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,7 +24,7 @@ from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import GGML_TYPES, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
-from storyfi_lite.errors import BadInput, DoesNotFit, EngineError
+from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
 
 log = logging.getLogger("storyfi_lite.llama")
 
@@ -31,13 +33,20 @@ _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
 
 
+_ERROR = 4
+_complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last errors: its functions return no reasons
+
+
 @cache
 def _start_backend() -> object:
     """llama.cpp's own set-up, once a process; its log goes to Python's. Returns the callback, which must stay alive."""
 
     @llama_cpp.llama_log_callback
     def forward(level: int, text: bytes, _: object) -> None:
-        log.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode(errors="replace").rstrip())
+        line = text.decode(errors="replace").rstrip()
+        if level == _ERROR:
+            _complaints.append(line)
+        log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
     llama_cpp.llama_log_set(forward, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -45,7 +54,7 @@ def _start_backend() -> object:
 
 
 class Model:
-    """The weights and the vocabulary. Raises BadInput for a file that is no GGUF, EngineError if llama.cpp refuses it."""
+    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it."""
 
     def __init__(self, path: Path, settings: EngineSettings, chat_template: str | None = None) -> None:
         _start_backend()
@@ -60,9 +69,10 @@ class Model:
             self._keep.append(shares)
         if settings.experts_in_ram:
             params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)
+        _complaints.clear()
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
-            raise DoesNotFit(f"llama.cpp could not load {path.name}: out of memory, or the file is damaged")
+            raise _load_error(path)
         self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self._chat_template = chat_template
 
@@ -115,6 +125,16 @@ def _check_magic(path: Path) -> None:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
     if magic != b"GGUF":
         raise BadInput(f"{path} is not a GGUF file")
+
+
+def _load_error(path: Path) -> LiteError:
+    """From what llama.cpp logged: memory, or the file."""
+    why = "; ".join(_complaints) or "no reason given"
+    if re.search(r"alloc|out of memory|buffer", why, re.IGNORECASE):
+        return DoesNotFit(f"{path.name} does not fit into memory: {why}")
+    return BadInput(
+        f"llama.cpp could not load {path.name}; the file is damaged or of an unknown kind, fetch it again: {why}"
+    )
 
 
 @dataclass
@@ -198,11 +218,16 @@ class Context:
         address = ctypes.addressof(pointer.contents)
         return np.frombuffer((ctypes.c_float * self._vocabulary_size).from_address(address), dtype=np.float32)
 
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Drops a sequence's cells from position `start` on."""
-        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            # some caches (sliding window) cannot drop a part: then all of it goes
-            raise EngineError("llama.cpp could not drop a part of a sequence")
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Drops a sequence's cells from position `start` on. False if this kind of cache cannot be cut there; dropping all
+        of it always works."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes `target` hold what `source` holds. With a cache per sequence llama.cpp copies only whole sequences, at the
+        start of the next decode."""
+        self.forget(target)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def close(self) -> None:
         self._handles.close()

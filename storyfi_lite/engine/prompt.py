@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Private-use characters: in no template, and replaced before anything is tokenized.
 _SYSTEM, _USER = "\ue000system\ue001", "\ue000user\ue001"
+# For templates that tell the model today's date: one day for ever, or a proof could not be replayed the day after.
+_PROMPT_DATE = datetime.date(2025, 1, 1)
 _SPLIT = re.compile(f"({_SYSTEM}|{_USER})")
 
 
@@ -31,7 +33,7 @@ class ChatTemplate:
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = _PROMPT_DATE.strftime
         try:
             self._template = environment.from_string(source)
             self._parts = self._render_parts(bos, eos)

@@ -13,14 +13,13 @@ At position i of an answer with a budget of B tokens, in this order:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storyfi_lite.engine.sampler import Floats, Ids, Repetition, candidates, scores
+from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
 
@@ -71,7 +70,8 @@ class ChoiceRule:
 
     def force(self) -> list[int]:
         """Takes and returns the tokens that the grammar forces now."""
-        forced = [] if self.done else self._matcher.compute_ff_tokens()
+        inside_text = self._cursor.in_text and self._cursor.text_room_chars[1] > 0
+        forced = [] if inside_text or self.done else self._matcher.compute_ff_tokens()
         for token in forced:
             self._take(token)
         return forced
@@ -113,22 +113,30 @@ class ChoiceRule:
         top = int(logits.argmax())
         if self._allowed(top):
             best_allowed = float(logits[top])
-            order = self._by_score(logits, candidates(logits, best_allowed, self._params), best_allowed)
-            return next(token for token in order if token == top or self._allowed(token))
-        return self._by_score(logits, *self._candidates(logits))[0]
+            near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
+            order = self._by_score(logits, near, best_allowed)
+            return next(int(token) for token in order if token == top or self._allowed(int(token)))
+        return int(self._by_score(logits, *self._candidates(logits))[0])
 
-    def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> list[int]:
+    def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Ids:
+        """Best first; the lower id on a tie."""
         values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
-        return [int(token) for token in tokens[np.argsort(-values, kind="stable")]]
+        return tokens[np.argsort(-values, kind="stable")]
 
     def _candidates(self, logits: Floats) -> tuple[Ids, float]:
         """From the full mask: the allowed tokens that can win, ascending, and the best allowed logit."""
-        allowed = self._within_budget(self._vocabulary.masked_ids(self._matcher))
-        if not len(allowed):
+        allowed = self._vocabulary.mask(self._matcher)
+        unsure = self._take_unsure(allowed)
+        best = float(np.where(allowed, logits, -np.inf).max())
+        for token in unsure[np.argsort(-logits[unsure], kind="stable")]:
+            if logits[token] < lowest_logit(best, self._params):
+                break
+            if self._closes_after(int(token)):
+                allowed[token] = True
+                best = max(best, float(logits[token]))
+        if best == -np.inf:
             raise GrammarError("no token is allowed here")
-        values = logits[allowed]
-        best_allowed = float(values.max())
-        return allowed[candidates(values, best_allowed, self._params)], best_allowed
+        return np.flatnonzero(allowed & (logits >= lowest_logit(best, self._params))), best
 
     def _allowed(self, token: int) -> bool:
         if self._matcher.validate_tokens([token]) != 1:
@@ -153,17 +161,18 @@ class ChoiceRule:
             return False
         return after.need_tokens <= self._remaining - 1
 
-    def _within_budget(self, tokens: Ids) -> Ids:
+    def _take_unsure(self, allowed: NDArray[np.bool_]) -> Ids:
+        """Clears in the mask what the budget forbids, and returns, cleared as well, what must be looked at one by one.
+        Tokens of whole plain characters are most of a text's mask: they are settled together."""
         if self._budget_is_wide:
-            return tokens
-        keep: NDArray[np.bool_] = np.zeros(len(tokens), dtype=bool)
-        rest: Sequence[int] = range(len(tokens))
-        if self._cursor.in_text:  # tokens of whole plain characters are most of the mask: settle them together
-            chars = self._vocabulary.plain_chars[tokens]
-            required, _ = self._cursor.text_room_chars
-            need = self._cursor.need_tokens - np.minimum(chars, required)
-            keep = (chars > 0) & (need <= self._remaining - 1)
-            rest = np.flatnonzero(chars == 0)  # type: ignore[assignment]
-        for index in rest:
-            keep[index] = self._closes_after(int(tokens[index]))
-        return tokens[keep]
+            return np.empty(0, dtype=np.int64)
+        if not self._cursor.in_text:
+            unsure = np.flatnonzero(allowed)
+            allowed[:] = False
+            return unsure
+        chars = self._vocabulary.plain_chars
+        required, _ = self._cursor.text_room_chars
+        need = self._cursor.need_tokens - np.minimum(chars, required)
+        unsure = np.flatnonzero(allowed & (chars == 0))
+        allowed &= (chars > 0) & (need <= self._remaining - 1)
+        return unsure

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from storyfi_lite import tasks
@@ -19,6 +20,8 @@ from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
 from storyfi_lite.wire.messages import ModelInfo, ProofHeader, StoryRequest
+
+log = logging.getLogger(__name__)
 
 _WARM_UP = Object((("title", Text(80, 120)),))
 _WARM_UP_S = 600.0
@@ -43,10 +46,10 @@ class LocalModelLoader:
         self._model = model
         self._settings = settings
         self.engine = Engine(model.path, settings, model.chat_template)
-        self._gpu_memory_gb = gpu_memory_gb
+        self.sha256 = file_sha256(model.path)  # here, not on the engine's thread: a large file takes minutes once
+        self.claim = self._claim(gpu_memory_gb)
 
-    @cached_property
-    def claim(self) -> ModelClaim:
+    def _claim(self, gpu_memory_gb: float) -> ModelClaim:
         """What was loaded, as the file itself says it."""
         parameters = {
             "quantization": self._model.quantization,
@@ -60,11 +63,7 @@ class LocalModelLoader:
             provider=self._model.provider,
             parameters=parameters,
         )
-        return ModelClaim("LocalModelLoader", self._model.name, info, self._gpu_memory_gb, self._model.multiplier)
-
-    @cached_property
-    def sha256(self) -> str:
-        return file_sha256(self._model.path)
+        return ModelClaim("LocalModelLoader", self._model.name, info, gpu_memory_gb, self._model.multiplier)
 
     def warm_up(self) -> None:
         """A short answer to the commonest task, thrown away: its prompt's beginning stays cached in a slot, and the
@@ -139,22 +138,22 @@ class LocalModelLoader:
         self.engine.close()
 
 
-def _then(inner: Future[Generation], convert: object) -> Future[Answer]:
+def _then(inner: Future[Generation], convert: Callable[[Generation], Answer]) -> Future[Answer]:
     """The inner Future's result, converted; cancelling the outer cancels the inner."""
     outer: Future[Answer] = Future()
 
     def finished(done: Future[Generation]) -> None:
+        if done.cancelled():
+            outer.cancel()
+        if not outer.set_running_or_notify_cancel():
+            return  # the client left
         try:
-            if done.cancelled():
-                outer.cancel()
-            elif error := done.exception():
-                outer.set_exception(error)
-            else:
-                outer.set_result(convert(done.result()))  # type: ignore[operator]
+            outer.set_result(convert(done.result()))
         except LiteError as error:
             outer.set_exception(error)
-        except InvalidStateError:
-            pass  # the client left meanwhile
+        except Exception:
+            log.exception("an answer could not be made")
+            outer.set_exception(EngineError("internal error in one request"))
 
     inner.add_done_callback(finished)
     outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
