@@ -228,7 +228,12 @@ def test_the_disk_is_checked_for_all_parts_together_less_what_is_here(
     with pytest.raises(DoesNotFit):
         pull(tmp_path, *halves)
     assert not hub.log
+    spec, file = model(*halves)
     pull(tmp_path, halves[0])
+    assert Store(tmp_path).missing_bytes(spec, file) == len(MODEL)
+    partial = tmp_path / "some" / ".partial" / f"{halves[1].path}.part"
+    partial.write_bytes(MODEL[:1000])
+    assert Store(tmp_path).missing_bytes(spec, file) == len(MODEL) - 1000
     assert pull(tmp_path, *halves).name == halves[0].path
 
 
@@ -334,6 +339,28 @@ def test_a_package_that_is_not_there_is_named(hub: Hub, tmp_path: Path, wheels: 
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_fetches_nothing_and_json_is_one_line(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from storyfi_lite.cli import cli
+
+    arguments = [
+        "pull",
+        "smollm2-135m",
+        "--quant",
+        "Q4_1",
+        "--models-dir",
+        str(tmp_path / "none"),
+        "--dry-run",
+        "--json",
+    ]
+    result = CliRunner().invoke(cli, arguments)
+    facts = json.loads(result.stdout)
+    assert facts["missing_bytes"] == facts["size_bytes"] == 98_362_432 and not facts["complete"]
+    assert "0.10 of 0.10 GB to fetch" in result.stderr and "GB are free" in result.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:

@@ -65,8 +65,15 @@ class Store:
         return [(spec, file, self.path(spec, file)) for spec, file in pairs if self.is_complete(spec, file)]
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
-        """What a pull would still fetch, about."""
-        return sum(part.size_bytes for part in file.parts if not self._part_complete(spec, part))
+        """What a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
+        missing = [part for part in file.parts if not self._part_complete(spec, part)]
+        return sum(max(part.size_bytes - _size(self._partial(self._part_path(spec, part))), 1) for part in missing)
+
+    @property
+    def free_bytes(self) -> int:
+        """Free on the disk of `root`, which need not be there yet."""
+        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def pull(
         self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
@@ -77,8 +84,7 @@ class Store:
         missing = [part for part in file.parts if not self._part_complete(spec, part)]
         with self._disk_errors():
             if missing:
-                partials = [self._partial(self._part_path(spec, part)) for part in missing]
-                self._check_disk(self.missing_bytes(spec, file) - sum(map(_size, partials)))
+                self._check_disk(self.missing_bytes(spec, file))
             for part in missing:
                 with self._lock(spec, part, on_note):
                     if not self._part_complete(spec, part):  # another process may have fetched it meanwhile
@@ -146,7 +152,7 @@ class Store:
 
     def _check_disk(self, need_bytes: int) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        have = shutil.disk_usage(self.root).free
+        have = self.free_bytes
         if need_bytes + SPARE_BYTES > have:
             raise DoesNotFit(
                 f"the disk of {self.root} has {have / 1e9:.1f} GB free, {(need_bytes + SPARE_BYTES) / 1e9:.1f} GB are "
