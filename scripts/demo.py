@@ -71,7 +71,18 @@ def miner(net: DevNetwork, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [*PROGRAM, "mine", "--network", net.name, "--axon.port", str(port), "--model.name", MODEL, "--quant", QUANT]
+    command = [
+        *PROGRAM,
+        "mine",
+        "--network",
+        net.name,
+        "--axon.port",
+        str(port),
+        "--model.name",
+        MODEL,
+        "--quant",
+        QUANT,
+    ]
     log = (scratch / "miner.log").open("w+b")
     process = subprocess.Popen([*command, "--state-dir", str(scratch / "state")], stdout=log, stderr=log)
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes synthetic GGUF files for measuring memory: right shapes, random weights, a made-up vocabulary.
 
-    scripts/make_gguf.py out/ --size small               every architecture of the registry, a few MB each
-    scripts/make_gguf.py out/ --size full --only llama   real size; sparse, so that it takes no disk (weights are zeros)
+scripts/make_gguf.py out/ --size small               every architecture of the registry, a few MB each
+scripts/make_gguf.py out/ --size full --only llama   real size; sparse, so that it takes no disk (weights are zeros)
 """
 
 from __future__ import annotations

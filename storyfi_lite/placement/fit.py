@@ -18,6 +18,8 @@ GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 GPU_SLOTS = (4, 2)  # requests at once where memory is left over
+# llama.cpp's graph room (8 nodes a tensor) is too small for phi3's few tensors with these two together: it aborts the process
+_TOO_MANY_NODES = {"phi3"}
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
 
 
@@ -43,6 +45,8 @@ class Fitter:
         self.host_room = hardware.ram_available_bytes - RAM_MARGIN_BYTES
 
     def check(self, settings: EngineSettings) -> Fit | None:
+        if self.arch.name in _TOO_MANY_NODES and settings.n_slots > 1 and settings.kv_type != "f16":
+            return None
         demands = demand(self.arch, self.weights, settings, len(self._gpus))
         fits = demands[-1].total_bytes <= self.host_room and all(
             need.total_bytes <= max(room, 0) for need, room in zip(demands[:-1], self.gpu_room, strict=True)

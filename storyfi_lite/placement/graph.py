@@ -16,6 +16,7 @@ from storyfi_lite.registry import Architecture
 
 ALIGNMENT_BYTES = {True: 128, False: 64}  # on a GPU (ggml-cuda.cu), on the CPU (ggml-cpu)
 HOST = -1
+PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 FUSED_QKV = {"qwen", "phi3"}
 FUSED_GATE_UP = {"phi3"}
 SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3"}
@@ -68,16 +69,25 @@ class Arena:
 
 
 class Graph:
-    """Nodes in the order in which they are computed; a source on another device is copied at the reader's."""
+    """Nodes in the order in which they are computed; a source on another device is copied at the reader's.
 
-    def __init__(self) -> None:
+    `copies`: how many of each input and of each such copy llama.cpp keeps (ggml-backend.cpp, GGML_SCHED_MAX_COPIES); more
+    than one are never freed.
+    """
+
+    def __init__(self, copies: int = 1) -> None:
+        self.copies = copies
         self.inputs: list[Node] = []
         self.nodes: list[Node] = []
         self._copies: dict[tuple[int, int], Node] = {}
 
     def input(self, size: int) -> Node:
-        node = Node(size, HOST, (), None, ())
-        self.inputs.append(node)
+        return self._input(size, HOST)
+
+    def _input(self, size: int, device: int) -> Node:
+        node = Node(size, device, (), None, ())
+        self.inputs += [node, *(Node(size, device, (), None, ()) for _ in range(self.copies - 1))]
+        node.children = int(self.copies > 1)
         return node
 
     def op(self, size: int, device: int, *sources: Node, reuse: Iterable[Node] = ()) -> Node:
@@ -103,8 +113,12 @@ class Graph:
             self.nodes.append(Node(0, source.device, (source,), source.root or source, ()))
             self.nodes[-1].external = True
             size = (source.root or source).size
-            copy = self._copies[id(source), device] = Node(size, device, (), None, ())
-            self.nodes.append(copy)
+            if self.copies > 1:
+                copy = self._input(size, device)
+            else:
+                copy = Node(size, device, (), None, ())
+                self.nodes.append(copy)
+            self._copies[id(source), device] = copy
         return copy
 
 
@@ -160,8 +174,8 @@ def _release(node: Node, arenas: list[Arena]) -> None:
 class Builder:
     """llama.cpp's graph of a decoder (src/models/llama.cpp and its likes), in its order."""
 
-    def __init__(self, arch: Architecture, settings: EngineSettings) -> None:
-        self.arch, self.settings, self.graph = arch, settings, Graph()
+    def __init__(self, arch: Architecture, settings: EngineSettings, copies: int = 1) -> None:
+        self.arch, self.settings, self.graph = arch, settings, Graph(copies)
         self.tokens = min(settings.n_ubatch, settings.n_batch)
         self.hidden = 4 * arch.embedding_length * self.tokens
         self.query = 4 * arch.attention_head_count * arch.key_length * self.tokens
@@ -192,12 +206,14 @@ class Builder:
         self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
 
     def norm(self, source: Node, device: int) -> Node:
-        scaled = self.graph.op(source.size, device, source, reuse=(source,))
+        # between GPUs only the weight's part moves on to the next one
+        near = device if HOST in (device, source.device) else source.device
+        scaled = self.graph.op(source.size, near, source, reuse=(source,))
         return self.graph.op(source.size, device, scaled, reuse=(scaled,))
 
-    def layer(self, residual: Node, number: int, device: int, compute: int, last: bool) -> Node:
-        """`device` holds the layer's cache, `compute` works."""
-        graph, arch = self.graph, self.arch
+    def layer(self, residual: Node, number: int, device: int, experts: int, last: bool) -> Node:
+        """`experts` is where a mixture's experts lie."""
+        graph, arch, compute = self.graph, self.arch, device
         normed = self.norm(residual, compute)
         attended = self._attention(normed, number, device, compute)
         out = graph.op(self.hidden, compute, attended)
@@ -208,7 +224,7 @@ class Builder:
             out = self.norm(out, compute)
         middle = graph.op(self.hidden, compute, out, residual, reuse=(out, residual))
         normed = self.norm(middle, compute)
-        down = self._experts(normed, compute) if arch.expert_count else self._feed_forward(normed, compute)
+        down = self._experts(normed, compute, experts) if arch.expert_count else self._feed_forward(normed, compute)
         if arch.name in POST_NORMS:
             down = self.norm(down, compute)
         return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
@@ -268,7 +284,7 @@ class Builder:
             gated = graph.op(width, compute, gate, graph.op(width, compute, normed))
         return graph.op(self.hidden, compute, gated)
 
-    def _experts(self, normed: Node, compute: int) -> Node:
+    def _experts(self, normed: Node, compute: int, experts: int) -> Node:
         graph, arch = self.graph, self.arch
         used, few = arch.expert_used_count, 4 * arch.expert_count * self.tokens
         logits = graph.op(few, compute, normed)
@@ -280,9 +296,9 @@ class Builder:
         total = graph.op(4 * self.tokens, compute, total, reuse=(total,))
         share = graph.view(graph.op(weights.size, compute, shaped, total, reuse=(shaped,)))
         rows, width = graph.view(normed), 4 * arch.feed_forward_length * self.tokens * used
-        up = graph.op(width, compute, rows, chosen)
-        gated = graph.op(width, compute, graph.op(width, compute, rows, chosen), up)
-        down = graph.op(self.hidden * used, compute, gated, chosen)
+        up = graph.op(width, experts, rows, chosen)
+        gated = graph.op(width, experts, graph.op(width, experts, rows, chosen), up)
+        down = graph.op(self.hidden * used, experts, gated, chosen)
         weighted = graph.op(down.size, compute, down, share, reuse=(down,))
         views = [graph.view(weighted) for _ in range(used)]
         out = views[0]
@@ -290,27 +306,31 @@ class Builder:
             out = graph.op(self.hidden, compute, out, view)
         return out
 
-    def build(self, devices: tuple[int, ...]) -> Graph:
-        """`devices`: each layer's, the output's last."""
+    def build(self, devices: tuple[tuple[int, int], ...], output: int) -> Graph:
+        """`devices`: each layer's, and its experts'."""
         graph = self.graph
-        first = devices[0]
+        first = devices[0][0]
         current = graph.op(self.hidden, HOST, self.token_ids)
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
-        for number, device in enumerate(devices[:-1]):
-            current = self.layer(current, number, device, device, last=number == len(devices) - 2)
-        normed = self.norm(current, devices[-1])
-        logits = graph.op(4 * self.arch.vocab_size * self.tokens, devices[-1], normed)
+        for number, (device, experts) in enumerate(devices):
+            current = self.layer(current, number, device, experts, last=number == len(devices) - 1)
+        normed = self.norm(current, output)
+        logits = graph.op(4 * self.arch.vocab_size * self.tokens, output, normed)
         if self.arch.name in SOFT_CAP:
             for _ in range(3):
-                logits = graph.op(logits.size, devices[-1], logits, reuse=(logits,))
+                logits = graph.op(logits.size, output, logits, reuse=(logits,))
         return graph
 
 
 @lru_cache(maxsize=4096)
 def compute_bytes(arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int) -> list[int]:
     """For each GPU, and last for the host."""
+    layers = [(device, HOST if i < settings.experts_in_ram else device) for i, device in enumerate(devices[:-1])]
     shortened = [
-        device for i, device in enumerate(devices) if i < 2 or i >= len(devices) - 3 or len(set(devices[i - 2 : i + 2])) > 1
+        layer for i, layer in enumerate(layers) if i < 2 or i >= len(layers) - 2 or len(set(layers[i - 2 : i + 2])) > 1
     ]
-    return peaks(Builder(arch, settings).build(tuple(shortened)), n_gpus)
+    # llama_context: several GPUs visible, everything on them, no tensor overrides: then GPUs work on several batches at once
+    pipelined = n_gpus > 1 and settings.n_gpu_layers > arch.block_count and not settings.experts_in_ram
+    graph = Builder(arch, settings, PIPELINE_COPIES if pipelined else 1).build(tuple(shortened), devices[-1])
+    return peaks(graph, n_gpus)
