@@ -200,7 +200,7 @@ def read_local(path: Path) -> Header:
     """Of a file, or of the whole split set that `path` is the first part of. Raises BadInput."""
     parts = [_read_part(part) for part in split_parts(path)]
     count = parts[0].metadata.get("split.count", 1)
-    if count != len(parts) and count != 0:
+    if isinstance(count, int) and count > len(parts):
         raise BadInput(f"{path.name} is one of {count} parts but is not named so; give part 1 under its own name")
     return join(parts)
 

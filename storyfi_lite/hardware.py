@@ -127,7 +127,7 @@ def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except nvml.NVMLError:
         return ()
-    found = []
+    found: list[str] = []
     for process in processes:
         if process.pid == os.getpid():
             continue
@@ -157,9 +157,10 @@ def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
     size = ctypes.POINTER(ctypes.c_size_t)
-    for function, extra in (("type", []), ("description", []), ("memory", [size, size])):
+    signatures: dict[str, list[Any]] = {"type": [], "description": [], "memory": [size, size]}
+    for function, extra in signatures.items():
         getattr(ggml, f"ggml_backend_dev_{function}").argtypes = [ctypes.c_void_p, *extra]
-    found = []
+    found: list[Gpu] = []
     for number in range(ggml.ggml_backend_dev_count()):
         device = ggml.ggml_backend_dev_get(number)
         if ggml.ggml_backend_dev_type(device) in (1, 2):  # GPU, integrated GPU (ggml-backend.h)
@@ -178,7 +179,9 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
 
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if nvml is None:
-        import pynvml as nvml
+        import pynvml
+
+        nvml = pynvml
     driver, gpus = read_gpus(nvml)
     built, seen = read_llama()
     if not gpus:

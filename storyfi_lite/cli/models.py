@@ -55,7 +55,7 @@ def _local(spec: ModelSpec, machine: Hardware, shelf: Shelf) -> dict[str, Any]:
         spec.key,
         spec.tier,
         spec.multiplier,
-        fits="fits fully" if found.n_on_gpu == found.n_layers else found.where,
+        fits="fits fully" if found.is_whole else found.where,
         quant=found.file.quant,
         blueprint_s=round(found.speed.blueprint_s, 1),
         here=here,

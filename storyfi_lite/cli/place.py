@@ -49,7 +49,7 @@ def command(
 
     machine = from_json(hardware) if hardware else probe()
     shelf = EmptyShelf() if hardware else StoreShelf(Store())
-    wish = Wish(policy, model_name, quant, ctx, **({"min_quant": min_quant} if min_quant else {}))
+    wish = Wish(policy, model_name, quant, ctx, min_quant or Wish.min_quant)
     found = place(load_registry(), machine, wish, shelf)
     if machine.fault:
         click.echo(machine.fault, err=True)

@@ -40,14 +40,14 @@ def open_with_fallback(provider: str, choice: ModelChoice, open_local: Callable[
 
 
 def _choices(provider: str, choice: ModelChoice) -> list[Choice]:
-    settings = {
+    settings: dict[str, ApiSettings] = {
         model.provider: ApiSettings(
             model.key, model.multiplier, choice.api_base_url if model.provider == "openai" else None
         )
         for model in load_registry().api
     }
     usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
-    return api_choices(provider, dict(settings), Meter(usage, Caps(tokens=choice.daily_tokens)), choice.api_key_file)
+    return api_choices(provider, settings, Meter(usage, Caps(tokens=choice.daily_tokens)), choice.api_key_file)
 
 
 def _facts(loader: Loader) -> Mapping[str, str]:

@@ -53,8 +53,8 @@ class ModelChoice:
 
     @property
     def wish(self) -> Wish:
-        wish = Wish(self.policy, self.name, self.quant, self.n_ctx, n_threads=self.n_threads)
-        return replace(wish, min_quant=self.min_quant) if self.min_quant else wish
+        min_quant = self.min_quant or Wish.min_quant
+        return Wish(self.policy, self.name, self.quant, self.n_ctx, min_quant, self.n_threads)
 
     @property
     def is_explicit(self) -> bool:
@@ -94,6 +94,8 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
 
     named = load_registry().find(choice.name) if choice.name else None
     if isinstance(named, ApiModel):
+        if choice.quant:
+            raise BadInput(f"{named.key} is an API model; it has no quantizations")
         return api_choice.open_api_only(named.provider, choice)
     hardware = probe()
 

@@ -6,6 +6,7 @@ llama-cpp-python 0.3.36 ships:
   - the token embedding stays in RAM; a tied output is a second copy on the GPU
   - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot; a
     sliding window saves nothing, because llama.cpp keeps the whole cache unless told not to (swa_full)
+  - a GPU helps with the prompts of layers in RAM: it copies in one tensor at a time (op_offload)
   - the host keeps one row of logits a slot; the graph's working memory is graph.py's business
 """
 
@@ -80,7 +81,12 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     weight[-1] += weights.embedding_bytes
     if devices[-1] >= 0 or not weights.tied:
         weight[devices[-1]] += weights.output_bytes
-    compute = compute_bytes(arch, settings, tuple(devices), n_gpus)
+    compute = list(compute_bytes(arch, settings, tuple(devices), n_gpus))
+    helper = next((device for device in devices if device >= 0), None)
+    if helper is not None:
+        copied = weights.largest_dense_bytes + kv_layer_bytes(arch, settings) if -1 in devices else 0
+        experts = weights.largest_expert_bytes if settings.experts_in_ram or -1 in devices else 0
+        compute[helper] += max(copied, experts)
     output = 4 * arch.vocab_size * settings.n_slots
     gpus = [Demand(weight[i], kv[i], compute[i], 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)]
     return [*gpus, Demand(weight[-1], kv[-1], compute[-1], output, PROCESS_BYTES)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -60,6 +61,11 @@ class Placement:
         return min(self.settings.n_gpu_layers, self.n_layers)
 
     @property
+    def is_whole(self) -> bool:
+        """All on the GPU, experts too."""
+        return self.n_on_gpu == self.n_layers and not self.settings.experts_in_ram
+
+    @property
     def where(self) -> str:
         if not self.n_on_gpu:
             return "in RAM, on the CPU"
@@ -97,7 +103,7 @@ def _why_not(spec: ModelSpec, file: GGUFFile, loads: weights.Weights, hardware: 
     vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
     holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
     return (
-        f"{spec.key} {file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
+        f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
         f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
         + (f"; the GPU is also held by {holders}" if holders else "")
     )
@@ -130,8 +136,8 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
         raise DoesNotFit(
             "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
         )
-    rank = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}[wish.policy]
-    best = max(found, key=rank)
+    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}
+    best = max(found, key=ranks[wish.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
     why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
     return replace(best, reasons=(*_explain(best, wish), *why_not))

@@ -37,6 +37,8 @@ class Weights:
     output_bytes: int
     tied: bool
     exact: bool
+    largest_dense_bytes: int  # of a layer's tensors; what a GPU copies in when it helps with a layer in RAM
+    largest_expert_bytes: int
 
     @property
     def layer_bytes(self) -> int:
@@ -51,11 +53,13 @@ class Weights:
 def from_header(header: Header, block_count: int) -> Weights:
     dense, experts = [0] * block_count, [0] * block_count
     embedding = output = norm = 0
+    largest = {id(dense): 0, id(experts): 0}
     for tensor in header.tensors:
         match = _LAYER.match(tensor.name)
         if match and int(match[1]) < block_count:
             kind = experts if "_exps." in tensor.name or "_chexps." in tensor.name else dense
             kind[int(match[1])] += tensor.size_bytes
+            largest[id(kind)] = max(largest[id(kind)], tensor.size_bytes)
         elif tensor.name == "token_embd.weight":
             embedding += tensor.size_bytes
         elif tensor.name == "rope_freqs.weight":
@@ -66,7 +70,8 @@ def from_header(header: Header, block_count: int) -> Weights:
             norm += tensor.size_bytes
     tied = output == 0
     layers = tuple(Layer(d, e) for d, e in zip(dense, experts, strict=True))
-    return Weights(layers, embedding, (embedding if tied else output) + norm, tied, exact=True)
+    output = (embedding if tied else output) + norm
+    return Weights(layers, embedding, output, tied, True, largest[id(dense)], largest[id(experts)])
 
 
 @lru_cache
@@ -83,7 +88,9 @@ def from_registry(arch: Architecture, file: GGUFFile) -> Weights:
     share = max(rest, 0) / arch.block_count
     experts = int(share * _expert_share(arch))
     layers = (Layer(int(share) - experts, experts),) * arch.block_count
-    return Weights(layers, embedding, output, arch.tied_output_embedding, exact=False)
+    # half of a feed-forward is more than its largest tensor takes, also when ffn_down is the finer one
+    tied = arch.tied_output_embedding
+    return Weights(layers, embedding, output, tied, False, layers[0].dense_bytes // 2, layers[0].expert_bytes // 2)
 
 
 def _expert_share(arch: Architecture) -> float:
