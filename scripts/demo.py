@@ -31,7 +31,7 @@ from storyfi_lite.validator.query import PATH, Reply, ask
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_response
 
-MODEL = "smollm2-135m"
+MODEL, QUANT = "smollm2-135m", "Q4_1"  # the file that a Python package carries: no hub is needed
 STORY = "a lighthouse keeper who hears the sea speak"
 PROGRAM = [sys.executable, "-c", "from storyfi_lite.cli import main; main()"]
 
@@ -41,7 +41,7 @@ console = Console(highlight=False)
 def main() -> None:
     story = sys.argv[1] if len(sys.argv) > 1 else STORY
     step("1", f"fetch the model {MODEL} (98 MB, once)")
-    subprocess.run([*PROGRAM, "pull", MODEL], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*PROGRAM, "pull", MODEL, "--quant", QUANT], check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(prefix="storyfi-demo-") as scratch, dev_network(Path(scratch)) as net:
         step("2", "start a chain in memory and a miner on it")
         with miner(net, Path(scratch)) as process:
@@ -71,7 +71,18 @@ def miner(net: DevNetwork, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [*PROGRAM, "mine", "--network", net.name, "--axon.port", str(port), "--model.name", MODEL]
+    command = [
+        *PROGRAM,
+        "mine",
+        "--network",
+        net.name,
+        "--axon.port",
+        str(port),
+        "--model.name",
+        MODEL,
+        "--quant",
+        QUANT,
+    ]
     log = (scratch / "miner.log").open("w+b")
     process = subprocess.Popen([*command, "--state-dir", str(scratch / "state")], stdout=log, stderr=log)
     try:

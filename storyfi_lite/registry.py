@@ -157,7 +157,8 @@ def load_registry(path: Path | None = None) -> Registry:
     try:
         return Registry.model_validate_json(_as_json(data))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # a misspelled key also makes the right one missing: name the one that stands in the file
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         raise RegistryError(f"{path}, line {_line(root, first['loc'])}: {_explain(first)}") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -56,3 +57,18 @@ def test_completion_script_names_the_program(shell: str) -> None:
     done = run("completion", shell)
     assert done.returncode == 0
     assert "_STORYFI_LITE_COMPLETE" in done.stdout
+
+
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    code = "import sys; sys.modules['llama_cpp'] = None\nfrom storyfi_lite.cli import main; main()"
+    arguments = ["prove", str(tmp_path / "model.gguf"), "--text", "x", "--model.path", str(tmp_path / "model.gguf")]
+    response = tmp_path / "r.json"
+    response.write_text(
+        '{"output_data":{},"generation_time":1,"miner_version":"x","model_info":{"mode":"local","name":"x","version":"x",'
+        '"provider":"x"},"miner_mode":"LocalModelLoader","model_name":"x","gpu_memory_gb":0}'
+    )
+    arguments[1] = str(response)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78
+    assert "pip install 'storyfi-lite[local]'" in done.stderr and "Traceback" not in done.stderr

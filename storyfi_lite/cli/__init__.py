@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
 from storyfi_lite import __version__
-from storyfi_lite.errors import LiteError
+from storyfi_lite.errors import ConfigError, LiteError
+
+# package -> the extra that brings it
+EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
 
 # command -> its module under storyfi_lite.cli; each module has a click command named `command`
 COMMANDS = {
     "mine": "mine",
     "pull": "pull",
     "generate": "generate",
+    "story": "story",
     "verify": "verify",
     "grammar": "grammar",
+    "probe": "probe",
+    "place": "place",
+    "models": "models",
     "doctor": "doctor",
     "prove": "prove",
     "calibrate": "calibrate",
@@ -66,5 +74,17 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LiteError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(
+            f"this needs {error.name}, which is not installed:\n  pip install 'storyfi-lite[{extra}]'",
+            ConfigError.exit_code,
+        )
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)

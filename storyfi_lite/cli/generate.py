@@ -6,11 +6,14 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option, threads_option
+from storyfi_lite.cli.options import TASK_NAMES, api_options, chapter_ids_option, placement_options, threads_option
+
+if TYPE_CHECKING:
+    from storyfi_lite.placement.plan import Policy
 
 TIMEOUT_S = 3600.0
 
@@ -41,6 +44,8 @@ TIMEOUT_S = 3600.0
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
 @click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context.")
 @threads_option
+@placement_options
+@api_options
 @click.option(
     "--json",
     "as_json",
@@ -60,6 +65,12 @@ def command(
     quant: str | None,
     ctx: int | None,
     n_threads: int | None,
+    policy: Policy,
+    min_quant: str | None,
+    fallback_api: str | None,
+    api_base_url: str | None,
+    api_key_file: Path | None,
+    daily_tokens: int | None,
     as_json: bool,
 ) -> None:
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
@@ -80,7 +91,19 @@ def command(
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
         loader, facts = open_loader(
-            ModelChoice(model_name, model_path, quant, ctx, n_threads),
+            ModelChoice(
+                model_name,
+                model_path,
+                quant,
+                ctx,
+                n_threads,
+                policy,
+                min_quant,
+                fallback_api,
+                api_base_url,
+                api_key_file,
+                daily_tokens,
+            ),
             Notices(progress.update, progress.note),
         )
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import threads_option
+from storyfi_lite.cli.options import api_options, placement_options, threads_option
 
 
 @click.command(name="mine")
@@ -47,14 +47,8 @@ from storyfi_lite.cli.options import threads_option
 @click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
 @click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.")
 @threads_option
-@click.option("--policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward", show_default=True)
-@click.option(
-    "--model.fallback_api",
-    "fallback_api",
-    type=click.Choice(["gemini", "openai"]),
-    help="Answer through this API (half reward) when no local model can run.",
-)
-@click.option("--api.base-url", "api_base_url", help="An OpenAI-compatible server in place of OpenAI's own.")
+@placement_options
+@api_options
 @click.option("--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake.")
 @click.option("--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit.")
 @click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,3 +33,48 @@ threads_option = click.option(
     help="CPU threads; fewer than the cores where other programs are busy.  [default: the physical cores]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+hardware_option = click.option(
+    "--hardware",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Plan for the machine that this file describes.",
+)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+placement_options = _together(
+    click.option(
+        "--policy",
+        type=click.Choice(["reward", "fastest", "largest"]),
+        default="reward",
+        show_default=True,
+        help="What the best model is: the best paid, the fastest, or the largest, among those fast enough.",
+    ),
+    click.option("--min-quant", help="Take no coarser file than this.  [default: Q3_K_M]"),
+)
+api_options = _together(
+    click.option(
+        "--model.fallback_api",
+        "fallback_api",
+        type=click.Choice(["gemini", "openai"]),
+        help="Answer through this API (half reward) when no local model can run.",
+    ),
+    click.option("--api.base-url", "api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),
+    click.option(
+        "--api.key-file",
+        "api_key_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=….",
+    ),
+    click.option(
+        "--api.daily-tokens", "daily_tokens", type=click.IntRange(min=1), help="Use no more API tokens than this a day."
+    ),
+)

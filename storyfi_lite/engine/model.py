@@ -152,6 +152,9 @@ class Context:
     """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each."""
 
     def __init__(self, model: Model, settings: EngineSettings) -> None:
+        if model.metadata("general.architecture") == "phi3" and settings.kv_type != "f16" and settings.n_slots > 1:
+            # llama.cpp aborts the whole process here: its graph outgrows its own limit (seen in 0.3.36)
+            raise BadInput("phi3 with a quantized KV cache runs in one slot only; use f16, or one slot")
         params = llama_cpp.llama_context_default_params()
         threads = settings.n_threads or psutil.cpu_count(logical=False) or 1
         params.n_ctx = settings.n_ctx * settings.n_slots

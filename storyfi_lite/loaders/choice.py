@@ -1,33 +1,64 @@
-"""Which model this machine runs, and its loader: a file or name that the user gave, else the machine's best."""
+"""Which model this machine runs, and its loader, ready to answer. A path or name that the user gave, else the machine's best.
+
+A GPU that llama.cpp can use: a local model. None, and an API key: that API, at half the reward. Neither: the small CPU
+model, if it is fast enough. Else a refusal with the three ways out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storyfi_lite.errors import BadInput
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
+from storyfi_lite.gguf_header import Header, architecture, read_local
+from storyfi_lite.hardware import Hardware, probe
 from storyfi_lite.loaders.base import Loader
-from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry, load_registry
+from storyfi_lite.placement.ladder import step_down
+from storyfi_lite.placement.plan import Placement, Policy, Wish, place, place_file
+from storyfi_lite.placement.shelf import StoreShelf
+from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
 from storyfi_lite.store import Store
 
 if TYPE_CHECKING:
-    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+    from storyfi_lite.loaders.local import LocalModelLoader
 
-CPU_MODEL = "smollm2-135m"
+API_KEYS = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
+UNLISTED = "unlisted"
 UNLISTED_MULTIPLIER = 1.0  # the subnet's rule for a local model that the registry does not know
+WAYS_OUT = (
+    "three ways out:\n"
+    "  a GPU that llama.cpp can use       storyfi-lite probe says what is missing\n"
+    "  an API key, at half the reward     export GEMINI_API_KEY=… or OPENAI_API_KEY=…\n"
+    "  a model of your choice, though slow   --model.name smollm2-135m"
+)
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user asked for; None leaves it to the machine."""
+    """What the user asked for; None leaves it to the machine. `daily_*`: caps on what the APIs may cost."""
 
     name: str | None = None
     path: Path | None = None
     quant: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
+    policy: Policy = "reward"
+    min_quant: str | None = None
+    fallback_api: str | None = None
+    api_base_url: str | None = None
+    api_key_file: Path | None = None
+    daily_tokens: int | None = None
+
+    @property
+    def wish(self) -> Wish:
+        min_quant = self.min_quant or Wish.min_quant
+        return Wish(self.policy, self.name, self.quant, self.n_ctx, min_quant, self.n_threads)
+
+    @property
+    def is_explicit(self) -> bool:
+        return bool(self.name or self.path or self.quant)
 
 
 @dataclass(frozen=True)
@@ -39,16 +70,16 @@ class Notices:
 
 
 def choose_file(registry: Registry, store: Store, model: str | None, quant: str | None) -> tuple[ModelSpec, GGUFFile]:
-    """The file to fetch or load. Raises BadInput for an API model or an unknown name."""
-    spec = registry.find(model or CPU_MODEL)
-    if isinstance(spec, ApiModel):
-        raise BadInput(f"{spec.key} is an API model; there is nothing to fetch")
-    if quant:
+    """The file to fetch. A model and a quantization that are both named are not argued with.
+
+    Raises BadInput for an API model or an unknown name, DoesNotFit with every model's reason."""
+    if model and quant:
+        spec = registry.find(model)
+        if isinstance(spec, ApiModel):
+            raise BadInput(f"{spec.key} is an API model; there is nothing to fetch")
         return spec, spec.file(quant)
-    here = [file for file in spec.files if store.is_complete(spec, file)]
-    if here:
-        return spec, here[-1]
-    return spec, next((f for q in ("Q4_1", "Q4_K_M") for f in spec.files if f.quant == q), spec.files[-1])
+    found = place(registry, probe(store.root), Wish(model=model, quant=quant), StoreShelf(store))
+    return found.spec, found.file
 
 
 def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) -> tuple[Loader, Mapping[str, str]]:
@@ -59,53 +90,156 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
     """
     if choice.name and choice.path:
         raise BadInput("--model.name and --model.path exclude each other")
-    from storyfi_lite.loaders.local import LocalModel
+    from storyfi_lite.loaders import api_choice
 
+    named = load_registry().find(choice.name) if choice.name else None
+    if isinstance(named, ApiModel):
+        if choice.quant:
+            raise BadInput(f"{named.key} is an API model; it has no quantizations")
+        return api_choice.open_api_only(named.provider, choice)
+    hardware = probe()
+
+    def open_local() -> tuple[Loader, Mapping[str, str]]:
+        return _open_local(choice, notices, hardware, warm_up)
+
+    if choice.fallback_api:
+        return api_choice.open_with_fallback(choice.fallback_api, choice, open_local)
+    if not choice.is_explicit and (provider := choose_api(hardware, choice)):
+        notices.note(f"no GPU that llama.cpp can use: answers come from the {provider} API, at half the reward")
+        return api_choice.open_api_only(provider, choice)
+    return open_local()
+
+
+def choose_api(hardware: Hardware, choice: ModelChoice) -> str | None:
+    """The API to use where there is no GPU, None if a local model it shall be. Raises ConfigError for a GPU that lies
+    idle because of llama.cpp's build: half the reward should be nobody's surprise."""
+    if hardware.fault:
+        raise ConfigError(f"{hardware.fault}\n  or say what to run: --model.name, --model.path, --model.fallback_api")
+    if hardware.usable_gpus:
+        return None
+    from storyfi_lite.secrets import load_key
+
+    return next((name for name, key in API_KEYS.items() if load_key(key, choice.api_key_file)), None)
+
+
+# --- local -----------------------------------------------------------------------------------------------------
+
+
+def _open_local(
+    choice: ModelChoice, notices: Notices, hardware: Hardware, warm_up: bool
+) -> tuple[LocalModelLoader, Mapping[str, str]]:
+    """Places, fetches, places again by the file's own header, loads; steps down as long as memory is the trouble."""
+    if hardware.fault:
+        notices.note(hardware.fault)
+    shelf = StoreShelf(Store())
     if choice.path:
-        model = _unlisted(choice.path)
+        placement, path = _place_path(choice.path, choice, hardware), choice.path
     else:
-        store = Store()
-        spec, file = choose_file(load_registry(), store, choice.name, choice.quant)
-        path = store.pull(spec, file, notices.progress, notices.note)
-        model = LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
-    loader, facts = _open_local(model, choice)
+        placement, path = _fetch(choice, notices, hardware, shelf)
+    loader, facts = _load(placement, path, hardware, shelf, notices)
     if warm_up:
         loader.warm_up()
     return loader, facts
 
 
-def _unlisted(path: Path) -> LocalModel:
+def _place_path(path: Path, choice: ModelChoice, hardware: Hardware) -> Placement:
     """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
     from storyfi_lite.digest import file_sha256
-    from storyfi_lite.loaders.local import LocalModel
 
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
+    header = read_local(path)
     sha256 = file_sha256(path)
-    for spec in load_registry().local:
-        for file in spec.files:
-            if [part.sha256 for part in file.parts] == [sha256]:
-                return LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
-    return LocalModel(path, path.stem, "unknown", "unlisted", UNLISTED_MULTIPLIER)
+    known = ((spec, file) for spec in load_registry().local for file in spec.files)
+    found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
+    spec, file = found or _unlisted(path, header)
+    placement = place_file(spec, file, hardware, choice.wish, header)
+    if isinstance(placement, DoesNotFit):
+        raise placement
+    return placement
 
 
-def _open_local(model: LocalModel, choice: ModelChoice) -> tuple[LocalModelLoader, Mapping[str, str]]:
-    import llama_cpp
-
-    from storyfi_lite.engine.settings import EngineSettings
-    from storyfi_lite.loaders.local import LocalModelLoader
-
-    settings = EngineSettings(
-        n_ctx=choice.n_ctx or EngineSettings.n_ctx,
-        n_threads=choice.n_threads or EngineSettings.n_threads,
-        n_gpu_layers=999 if llama_cpp.llama_supports_gpu_offload() else 0,
+def _unlisted(path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
+    part = Part(path=f"{path.stem}.gguf", size_bytes=path.stat().st_size, exact=True)
+    file = GGUFFile(quant="unknown", parts=(part,), hub=None)
+    spec = ModelSpec(
+        key=path.stem,
+        repository=UNLISTED,
+        aliases=(),
+        tier="cpu",
+        multiplier=UNLISTED_MULTIPLIER,
+        licence="unknown",
+        architecture=architecture(header, path.name),
+        files=(file,),
     )
-    loader = LocalModelLoader(model, settings)
-    facts = {
-        "model": model.name,
-        "file": model.path.name,
-        "quantization": model.quantization,
-        "multiplier": f"{model.multiplier:g}",
-        "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s)",
+    return spec, file
+
+
+def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, shelf: StoreShelf) -> tuple[Placement, Path]:
+    registry, store = load_registry(), Store()
+    placement = _place(registry, hardware, choice, shelf)
+    if shelf.ask_hub(placement.spec, placement.file):
+        placement = _place(registry, hardware, choice, shelf)
+    try:
+        path = store.pull(placement.spec, placement.file, notices.progress, notices.note)
+    except Unavailable as error:
+        if choice.is_explicit:
+            raise
+        notices.note(f"{error}; looking for what is here already")
+        here = [spec.model_copy(update={"files": files}) for spec in registry.local if (files := _here(store, spec))]
+        if not here:
+            raise
+        placement = _place(registry.model_copy(update={"local": tuple(here)}), hardware, choice, shelf)
+        path = store.path(placement.spec, placement.file)
+    exact = replace(choice, name=placement.spec.key, quant=placement.file.quant)
+    return replace(_place(registry, hardware, exact, shelf), reasons=placement.reasons), path
+
+
+def _place(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: StoreShelf) -> Placement:
+    try:
+        return place(registry, hardware, choice.wish, shelf)
+    except DoesNotFit as error:
+        raise error if choice.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
+
+
+def _here(store: Store, spec: ModelSpec) -> tuple[GGUFFile, ...]:
+    return tuple(file for file in spec.files if store.is_complete(spec, file))
+
+
+def _load(
+    placement: Placement, path: Path, hardware: Hardware, shelf: StoreShelf, notices: Notices
+) -> tuple[LocalModelLoader, Mapping[str, str]]:
+    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+
+    while True:
+        spec, file = placement.spec, placement.file
+        model = LocalModel(path, spec.key, file.quant, spec.repository, spec.multiplier, spec.chat_template)
+        try:
+            loader = LocalModelLoader(model, placement.settings, gpu_memory_gb(placement, hardware))
+            return loader, _facts(placement, path)
+        except DoesNotFit as error:
+            lower = step_down(placement, hardware, shelf)
+            if lower is None:
+                raise
+            placement, words = lower
+            path = path if placement.file == file else Store().path(spec, placement.file)
+            notices.note(f"{error}; trying again with {words}")
+
+
+def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
+    """All memory of the GPUs that hold a layer, in GB as NVIDIA counts them; 0 on the CPU."""
+    used = zip(hardware.usable_gpus, placement.demands[:-1], strict=True) if placement.settings.n_gpu_layers else ()
+    return round(sum(gpu.total_bytes for gpu, need in used if need.total_bytes) / 2**30, 1)
+
+
+def _facts(placement: Placement, path: Path) -> Mapping[str, str]:
+    settings = placement.settings
+    return {
+        "model": placement.spec.key,
+        "file": path.name,
+        "quantization": placement.file.quant,
+        "multiplier": f"{placement.spec.multiplier:g}",
+        "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s), {settings.kv_type} keys and values",
+        "placed": placement.where,
+        "predicted": f"{placement.speed.tokens_per_s:.0f} tokens/s, {placement.speed.blueprint_s:.0f} s for a blueprint",
     }
-    return loader, facts

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import platformdirs
 
@@ -60,9 +60,12 @@ class MineOptions:
     quant: str | None
     ctx: int | None
     n_threads: int | None
-    policy: str
+    policy: Literal["reward", "fastest", "largest"]
+    min_quant: str | None
     fallback_api: str | None
     api_base_url: str | None
+    api_key_file: Path | None
+    daily_tokens: int | None
     min_stake_tao: float
     any_neuron: bool
     rate_per_minute: float
@@ -147,7 +150,19 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
     from storyfi_lite.loaders import choice
 
-    wanted = choice.ModelChoice(options.model_name, options.model_path, options.quant, options.ctx, options.n_threads)
+    wanted = choice.ModelChoice(
+        options.model_name,
+        options.model_path,
+        options.quant,
+        options.ctx,
+        options.n_threads,
+        options.policy,
+        options.min_quant,
+        options.fallback_api,
+        options.api_base_url,
+        options.api_key_file,
+        options.daily_tokens,
+    )
     return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
 
 

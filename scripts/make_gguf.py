@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Writes synthetic GGUF files for measuring memory: right shapes, random weights, a made-up vocabulary.
+
+scripts/make_gguf.py out/ --size small               every architecture of the registry, a few MB each
+scripts/make_gguf.py out/ --size full --only llama   real size; sparse, so that it takes no disk (weights are zeros)
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    arch: str
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context: int = 8192
+    experts: int = 0
+    experts_used: int = 0
+    window: int = 0
+
+
+SMALL = {
+    "llama": Shape("llama", 6, 512, 1536, 8, 2, 64, 4096),
+    "mixtral": Shape("llama", 6, 512, 512, 8, 2, 64, 2048, experts=8, experts_used=2),
+    "qwen": Shape("qwen", 6, 512, 1376, 8, 8, 64, 8192),
+    "phi3": Shape("phi3", 6, 512, 1792, 8, 2, 64, 2048),
+    "gemma": Shape("gemma", 4, 512, 4096, 4, 4, 256, 16384),
+    "sliding": Shape("gemma2", 6, 512, 2048, 8, 4, 64, 8192, window=512),
+}
+FULL = {
+    "llama": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256),
+    "mixtral": Shape("llama", 32, 4096, 14336, 32, 8, 128, 32000, 32768, 8, 2),
+    "qwen": Shape("qwen", 80, 8192, 24576, 64, 64, 128, 152064, 32768),
+    "phi3": Shape("phi3", 40, 5120, 17920, 40, 10, 128, 32064, 4096),
+    "gemma": Shape("gemma", 28, 3072, 24576, 16, 16, 256, 256000),
+    "sliding": Shape("gemma2", 42, 3584, 14336, 16, 8, 256, 256000, 8192, window=4096),
+    "llama-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128, 128256),
+}
+
+
+def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Name -> dimensions in ggml's order, fastest first."""
+    width, query, key = shape.width, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    found: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (width, shape.vocabulary),
+        "output_norm.weight": (width,),
+    }
+    if not shape.arch.startswith("gemma"):
+        found["output.weight"] = (width, shape.vocabulary)
+    layer: dict[str, tuple[int, ...]] = {"attn_norm.weight": (width,), "ffn_norm.weight": (width,)}
+    if shape.arch in ("qwen", "phi3"):
+        layer["attn_qkv.weight"] = (width, query + 2 * key)
+    else:
+        layer |= {"attn_q.weight": (width, query), "attn_k.weight": (width, key), "attn_v.weight": (width, key)}
+    if shape.arch == "qwen":
+        layer["attn_qkv.bias"] = (query + 2 * key,)
+    layer["attn_output.weight"] = (query, width)
+    if shape.arch == "gemma2":
+        layer |= {"post_attention_norm.weight": (width,), "post_ffw_norm.weight": (width,)}
+    layer |= _feed_forward(shape)
+    for number in range(shape.layers):
+        found |= {f"blk.{number}.{name}": dimensions for name, dimensions in layer.items()}
+    return found
+
+
+def _feed_forward(shape: Shape) -> dict[str, tuple[int, ...]]:
+    width, inner, experts = shape.width, shape.feed_forward, shape.experts
+    if experts:
+        return {
+            "ffn_gate_inp.weight": (width, experts),
+            "ffn_gate_exps.weight": (width, inner, experts),
+            "ffn_up_exps.weight": (width, inner, experts),
+            "ffn_down_exps.weight": (inner, width, experts),
+        }
+    if shape.arch == "phi3":
+        return {"ffn_up.weight": (width, 2 * inner), "ffn_down.weight": (inner, width)}
+    return {"ffn_gate.weight": (width, inner), "ffn_up.weight": (width, inner), "ffn_down.weight": (inner, width)}
+
+
+def write(path: Path, shape: Shape, sparse: bool) -> None:
+    """Q8_0 matrices, F32 vectors."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, shape.arch)
+    _metadata(writer, shape)
+    random = np.random.default_rng(0)
+    plan = []
+    for name, dimensions in tensors(shape).items():
+        if len(dimensions) == 1 or "ffn_gate_inp" in name:
+            dtype, kind, rows = np.float32, None, tuple(reversed(dimensions))
+        else:
+            dtype, kind = np.uint8, gguf.GGMLQuantizationType.Q8_0
+            rows = (*reversed(dimensions[1:]), dimensions[0] // 32 * 34)
+        size = int(np.prod(rows)) * np.dtype(dtype).itemsize
+        writer.add_tensor_info(name, rows, np.dtype(dtype), size, kind)
+        plan.append((rows, dtype, size))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    out: Any = writer.fout[0]  # type: ignore[index]
+    out.write(b"\0" * (-out.tell() % 32))
+    for rows, dtype, size in plan:
+        if sparse:
+            out.seek(size + -size % 32, 1)
+        else:
+            out.write(_random(random, rows, dtype).tobytes() + b"\0" * (-size % 32))
+    out.truncate()
+    writer.close()
+
+
+def _random(random: np.random.Generator, rows: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    if dtype is np.float32:
+        return random.normal(0, 0.05, rows).astype(np.float32)
+    blocks = random.integers(0, 256, (*rows[:-1], rows[-1] // 34, 34), dtype=np.uint8)
+    blocks[..., :2] = np.frombuffer(np.float16(0.001).tobytes(), dtype=np.uint8)  # each block's scale
+    return blocks
+
+
+def _metadata(writer: Any, shape: Shape) -> None:
+    writer.add_name("synthetic")
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward * (2 if shape.arch == "qwen" else 1))
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_size)
+    writer.add_value_length(shape.head_size)
+    writer.add_rope_dimension_count(shape.head_size)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(shape.vocabulary)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
+    if shape.window:
+        writer.add_sliding_window(shape.window)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokens += [f"w{i}" for i in range(shape.vocabulary - len(tokens))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * shape.vocabulary)
+    writer.add_token_types([2, 3, 3, *([6] * 256), *([1] * (shape.vocabulary - 259))])
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--only", help="one architecture")
+    parser.add_argument("--layers", type=int, help="so many layers in place of the shape's own")
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    for name, shape in (SMALL if options.size == "small" else FULL).items():
+        if options.only in (None, name):
+            shape = replace(shape, layers=options.layers or shape.layers)
+            write(options.directory / f"{name}-{options.size}.gguf", shape, sparse=options.size == "full")
+            print(options.directory / f"{name}-{options.size}.gguf")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`storyfi-lite models`: the registry as a table, with what each model would do on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storyfi_lite.cli.options import hardware_option, json_option
+
+if TYPE_CHECKING:
+    from storyfi_lite.hardware import Hardware
+    from storyfi_lite.placement.shelf import Shelf
+    from storyfi_lite.registry import ModelSpec
+
+
+@click.command()
+@hardware_option
+@json_option
+def command(hardware: Path | None, as_json: bool) -> None:
+    """List the models, their multipliers, and how each fits this machine. Speeds are predictions.
+
+    \b
+    storyfi-lite models
+    storyfi-lite models --hardware used-3090.json
+    """
+    from storyfi_lite.hardware import from_json, probe
+    from storyfi_lite.placement.shelf import EmptyShelf, StoreShelf
+    from storyfi_lite.registry import load_registry
+    from storyfi_lite.store import Store
+
+    registry = load_registry()
+    machine = from_json(hardware) if hardware else probe()
+    shelf: Shelf = EmptyShelf() if hardware else StoreShelf(Store())
+    rows = [_local(spec, machine, shelf) for spec in registry.local]
+    rows += [_row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API") for model in registry.api]
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        _print(rows)
+
+
+def _local(spec: ModelSpec, machine: Hardware, shelf: Shelf) -> dict[str, Any]:
+    from storyfi_lite.errors import DoesNotFit
+    from storyfi_lite.placement.plan import Wish, place_one
+
+    here = [file.quant for file in spec.files if not shelf.missing_bytes(spec, file)]
+    try:
+        found = place_one(spec, machine, Wish(), shelf)
+    except DoesNotFit as error:
+        return _row(spec.key, spec.tier, spec.multiplier, fits="does not fit", reason=str(error), here=here)
+    return _row(
+        spec.key,
+        spec.tier,
+        spec.multiplier,
+        fits="fits fully" if found.is_whole else found.where,
+        quant=found.file.quant,
+        blueprint_s=round(found.speed.blueprint_s, 1),
+        here=here,
+    )
+
+
+def _row(key: str, tier: int | str, multiplier: float, fits: str, **more: Any) -> dict[str, Any]:
+    row = {"model": key, "tier": tier, "multiplier": multiplier, "quant": None, "fits": fits, "blueprint_s": None}
+    return row | {"here": [], "reason": None} | more
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "tier", "multiplier", "file", "on this machine", "blueprint", "on disk", box=None)
+    for row in rows:
+        seconds = "" if row["blueprint_s"] is None else f"{row['blueprint_s']:.0f} s"
+        cells = [row["model"], row["tier"], f"{row['multiplier']:g}", row["quant"] or "", row["fits"], seconds]
+        table.add_row(*map(str, cells), ", ".join(row["here"]))
+    Console(width=None if Console().is_terminal else 140).print(table)

@@ -1,0 +1,81 @@
+"""`storyfi-lite place`: what `mine` would load here, or on a machine that is described in a file, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from storyfi_lite.cli.options import hardware_option, json_option, placement_options
+
+if TYPE_CHECKING:
+    from storyfi_lite.placement.memory import Demand
+    from storyfi_lite.placement.plan import Placement, Policy
+
+
+@click.command()
+@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.  [default: the best]")
+@click.option("--quant", help="A quantization, for example Q4_K_M.")
+@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.  [default: 4096]")
+@placement_options
+@hardware_option
+@json_option
+def command(
+    model_name: str | None,
+    quant: str | None,
+    ctx: int | None,
+    policy: Policy,
+    min_quant: str | None,
+    hardware: Path | None,
+    as_json: bool,
+) -> None:
+    """Say which model file fits this machine best, what it will take on each device, how fast it should be, and why
+    no better-paid one. Loads and fetches nothing. Speeds are predictions.
+
+    A machine that you do not have: {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}
+
+    \b
+    storyfi-lite place
+    storyfi-lite place --model.name llama-3-8b --ctx 8192
+    storyfi-lite place --hardware used-3090.json --json
+    """
+    from storyfi_lite.hardware import from_json, probe
+    from storyfi_lite.placement.plan import Wish, place
+    from storyfi_lite.placement.shelf import EmptyShelf, StoreShelf
+    from storyfi_lite.registry import load_registry
+    from storyfi_lite.store import Store
+
+    machine = from_json(hardware) if hardware else probe()
+    shelf = EmptyShelf() if hardware else StoreShelf(Store())
+    wish = Wish(policy, model_name, quant, ctx, min_quant or Wish.min_quant)
+    found = place(load_registry(), machine, wish, shelf)
+    if machine.fault:
+        click.echo(machine.fault, err=True)
+    click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))
+
+
+def _table(found: Placement, gpus: list[str]) -> str:
+    settings = found.settings
+    lines = [
+        f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
+        f"  context    {settings.n_ctx} tokens for each of {settings.n_slots} at once, {settings.kv_type} keys and values",
+        f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s, {found.speed.blueprint_s:.0f} s for a blueprint",
+    ]
+    for name, need in zip([*gpus, "RAM"], found.demands, strict=True):
+        if need.total_bytes:
+            lines.append(f"  {name:<10} {_parts(need)}")
+    return "\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)])
+
+
+def _parts(need: Demand) -> str:
+    parts = {
+        "weights": need.weights_bytes,
+        "keys and values": need.kv_bytes,
+        "working memory": need.compute_bytes,
+        "logits": need.output_bytes,
+        "process or driver": need.context_bytes,
+    }
+    words = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    return f"{need.total_bytes / 2**30:.2f} GiB: {words}"

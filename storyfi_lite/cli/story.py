@@ -1,0 +1,88 @@
+"""`storyfi-lite story`: all four tasks in a row, each building on the ones before, into one file."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storyfi_lite.cli.options import TASK_NAMES, threads_option
+
+TIMEOUT_S = 7200.0
+
+
+@click.command()
+@click.argument("text")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
+@click.option(
+    "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
+)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: random]")
+@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
+@click.option(
+    "--model.path", "model_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any GGUF file."
+)
+@threads_option
+def command(
+    text: str, output: Path | None, count: int, seed: int | None, model_name: str | None, model_path: Path | None,
+    n_threads: int | None,
+) -> None:  # fmt: skip
+    """Write a blueprint for TEXT, then characters, story arc and chapters. One JSON object, valid at every stage.
+
+    \b
+    storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.json
+    storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
+    """
+    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
+
+    seed = secrets.randbits(64) if seed is None else seed
+    with DownloadProgress() as progress:
+        choice = ModelChoice(model_name, model_path, n_threads=n_threads)
+        loader, facts = open_loader(choice, Notices(progress.update, progress.note))
+    click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
+    try:
+        story = _stages(loader, text, seed, list(range(1, count + 1)))
+    finally:
+        loader.close()
+    if output is None:
+        click.echo(story)
+    else:
+        part = output.with_name(f".{output.name}.part")
+        part.write_text(story + "\n", encoding="utf-8")
+        part.replace(output)
+        click.echo(output, err=True)
+
+
+def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:
+    """One chapter a request: that is how validators ask, and it fits any context."""
+    from storyfi_lite.grammar.schema import dump
+
+    story: dict[str, Any] = {"user_input": text}
+    for task in TASK_NAMES[:3]:
+        story[task] = _one(loader, task, seed, story)
+    story["chapters"] = []
+    for chapter in chapter_ids:
+        story["chapters"] += _one(loader, "chapters", seed, story, [chapter])["chapters"]
+    return dump(story)
+
+
+def _one(loader: Any, task: str, seed: int, story: dict[str, Any], chapter_ids: list[int] | None = None) -> Any:
+    from storyfi_lite.loaders.base import Job
+    from storyfi_lite.wire.messages import parse_request
+
+    stages = {stage: story[stage] for stage in TASK_NAMES[:3] if stage in story}
+    body = {"task_type": task, "user_input": story["user_input"], "chapter_ids": chapter_ids, **stages}
+    pending = loader.submit(Job(parse_request(json.dumps(body).encode()), seed, time.monotonic() + TIMEOUT_S))
+    try:
+        answer = pending.result(TIMEOUT_S)
+    except KeyboardInterrupt:
+        pending.cancel()
+        raise
+    name = task if chapter_ids is None else f"chapter {chapter_ids[0]}"
+    click.echo(f"{name}: {answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s", err=True)
+    return json.loads(answer.text)

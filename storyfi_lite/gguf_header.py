@@ -1,0 +1,275 @@
+"""The head of a GGUF file: its metadata and where its tensors lie, without the tensors. Pure Python, no llama.cpp.
+
+Reads through a `read_range(start, size) -> bytes`, so a local file and a remote one (ranged HTTP reads of the first
+megabytes) go the same way. Everything in a file is doubted: counts, lengths and offsets are bounded before they are
+used, and what is wrong is one line of BadInput. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.registry import Architecture
+
+ReadRange = Callable[[int, int], bytes]
+Value = int | float | bool | str | tuple[int | float | bool, ...]
+
+MAX_HEADER_BYTES = 256 << 20  # a 256k vocabulary with its merges takes about 12 MB
+MAX_ENTRIES = 1 << 16
+MAX_ARRAY = 1 << 24
+MAX_KEPT_ARRAY = 1 << 12  # longer arrays (the vocabulary) are measured, not kept
+BLOCK_BYTES = 4 << 20
+# ggml_type: name, weights a block, bytes a block (ggml.c, type_traits)
+GGML_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # gguf value type
+_STRING, _ARRAY = 8, 9
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    size_bytes: int
+    offset: int  # from the start of the data section
+
+
+@dataclass(frozen=True)
+class Header:
+    """`array_lengths` holds the length of every array, also of those too long to keep."""
+
+    metadata: Mapping[str, Value]
+    array_lengths: Mapping[str, int]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+class _Reader:
+    """A cursor over read_range, a block at a time."""
+
+    def __init__(self, read_range: ReadRange, size_bytes: int, name: str) -> None:
+        self._read_range, self._size, self.name = read_range, size_bytes, name
+        self._block, self._start, self.position = b"", 0, 0
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > self._size:
+            raise BadInput(
+                f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again"
+            )
+        if end > MAX_HEADER_BYTES:
+            raise BadInput(
+                f"{self.name}: its header is longer than {MAX_HEADER_BYTES >> 20} MiB; this is no usable GGUF file"
+            )
+        if not self._start <= self.position <= end <= self._start + len(self._block):
+            want = min(max(size, BLOCK_BYTES), self._size - self.position)
+            self._block, self._start = self._read_range(self.position, want), self.position
+            if len(self._block) < size:
+                raise BadInput(f"{self.name}: a read at byte {self.position:,} came back short; fetch it again")
+        data = self._block[self.position - self._start : end - self._start]
+        self.position = end
+        return data
+
+    def skip(self, size: int) -> None:
+        if self.position + size > self._size:
+            raise BadInput(
+                f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again"
+            )
+        self.position += size
+
+    def number(self, code: str) -> int:
+        return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
+
+    def count(self, what: str, limit: int) -> int:
+        value = self.number("Q")
+        if value > limit:
+            raise BadInput(f"{self.name} is damaged: it announces {value:,} {what}")
+        return value
+
+    def string(self, limit: int = 1 << 20) -> str:
+        return self.take(self.count("bytes of text", limit)).decode("utf-8", "replace")
+
+
+def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
+    """Raises BadInput, one line, for what is no whole GGUF file of `size_bytes`."""
+    reader = _Reader(read_range, size_bytes, name)
+    if size_bytes < 24 or reader.take(4) != b"GGUF":
+        raise BadInput(f"{name} is not a GGUF file; give the path of a .gguf file")
+    version = reader.number("I")
+    if version not in (2, 3):
+        hint = "it is big-endian" if version in (2 << 24, 3 << 24) else "there are 2 and 3"
+        raise BadInput(f"{name} has GGUF version {version}, which is not supported: {hint}")
+    n_tensors = reader.count("tensors", MAX_ENTRIES)
+    n_values = reader.count("metadata values", MAX_ENTRIES)
+    metadata: dict[str, Value] = {}
+    lengths: dict[str, int] = {}
+    for _ in range(n_values):
+        key = reader.string(1 << 16)
+        value, length = _value(reader, reader.number("I"))
+        if value is not None:
+            metadata[key] = value
+        if length is not None:
+            lengths[key] = length
+    tensors = tuple(_tensor(reader) for _ in range(n_tensors))
+    _check_bounds(tensors, metadata, reader, size_bytes)
+    return Header(metadata, lengths, tensors)
+
+
+def _value(reader: _Reader, kind: int) -> tuple[Value | None, int | None]:
+    """The value, and the length if it is an array. Long arrays and arrays of text are passed over."""
+    if kind in _SCALARS:
+        code = "<" + _SCALARS[kind]
+        return struct.unpack(code, reader.take(struct.calcsize(code)))[0], None
+    if kind == _STRING:
+        return reader.string(), None
+    if kind != _ARRAY:
+        raise BadInput(f"{reader.name} is damaged: there is no metadata type {kind}")
+    inner = reader.number("I")
+    length = reader.count("array entries", MAX_ARRAY)
+    if inner == _STRING:
+        for _ in range(length):
+            reader.skip(reader.count("bytes of text", 1 << 20))
+        return None, length
+    if inner not in _SCALARS:
+        raise BadInput(f"{reader.name} is damaged: there is no array of type {inner}")
+    code = f"<{length}{_SCALARS[inner]}"
+    if length > MAX_KEPT_ARRAY:
+        reader.skip(struct.calcsize(code))
+        return None, length
+    return struct.unpack(code, reader.take(struct.calcsize(code))), length
+
+
+def _tensor(reader: _Reader) -> Tensor:
+    name = reader.string(1 << 10)
+    n_dims = reader.number("I")
+    if not 1 <= n_dims <= 4:
+        raise BadInput(f"{reader.name} is damaged: tensor {name!r} has {n_dims} dimensions")
+    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims))
+    kind, offset = reader.number("I"), reader.number("Q")
+    if kind not in GGML_TYPES:
+        raise BadInput(f"{reader.name}: tensor {name!r} has type {kind}, which this version does not know")
+    type_name, per_block, block_bytes = GGML_TYPES[kind]
+    weights = math.prod(shape)
+    if weights == 0 or weights > 1 << 44 or shape[0] % per_block:
+        raise BadInput(f"{reader.name} is damaged: tensor {name!r} has the shape {shape}")
+    return Tensor(name, shape, type_name, weights // per_block * block_bytes, offset)
+
+
+def _check_bounds(tensors: tuple[Tensor, ...], metadata: Mapping[str, Value], reader: _Reader, size_bytes: int) -> None:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise BadInput(f"{reader.name} is damaged: alignment {alignment}")
+    start = -(-reader.position // alignment) * alignment
+    end = max((start + tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
+    if end > size_bytes:
+        raise BadInput(
+            f"{reader.name} is cut off: its tensors end at byte {end:,}, the file has {size_bytes:,}; fetch it again"
+        )
+
+
+def read_local(path: Path) -> Header:
+    """Of a file, or of the whole split set that `path` is the first part of. Raises BadInput."""
+    parts = [_read_part(part) for part in split_parts(path)]
+    count = parts[0].metadata.get("split.count", 1)
+    if isinstance(count, int) and count > len(parts):
+        raise BadInput(f"{path.name} is one of {count} parts but is not named so; give part 1 under its own name")
+    return join(parts)
+
+
+def join(parts: list[Header]) -> Header:
+    """The headers of a split set as one: the first part's metadata, everybody's tensors."""
+    return Header(parts[0].metadata, parts[0].array_lengths, tuple(t for part in parts for t in part.tensors))
+
+
+def split_parts(path: Path) -> list[Path]:
+    """All parts of the set that `path` begins. Raises BadInput for a missing one."""
+    match = _SPLIT.search(path.name)
+    if match is None:
+        return [path]
+    if match[1] != "00001":
+        raise BadInput(f"{path.name} is part {int(match[1])}; give part 1 of the set")
+    total = int(match[2])
+    parts = [path.with_name(f"{path.name[: match.start()]}-{i:05}-of-{total:05}.gguf") for i in range(1, total + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise BadInput(f"{part.name} is missing beside {path.name}; fetch all {total} parts")
+    return parts
+
+
+def _read_part(path: Path) -> Header:
+    try:
+        with path.open("rb") as file:
+
+            def read_range(start: int, size: int) -> bytes:
+                file.seek(start)
+                return file.read(size)
+
+            return read_header(read_range, path.stat().st_size, path.name)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+
+
+def architecture(header: Header, name: str) -> Architecture:
+    """The figures that planning needs. Raises BadInput, naming the key that is missing. `name` is for the message."""
+    kind = header.metadata.get("general.architecture")
+    if not isinstance(kind, str):
+        raise BadInput(f"{name} has no general.architecture: it is no language model")
+
+    def figure(key: str, default: int | None = None) -> int:
+        value = header.metadata.get(f"{kind}.{key}", default)
+        value = max(value) if isinstance(value, tuple) and value else value
+        if not isinstance(value, int) or value < 0:
+            raise BadInput(f"{name} lacks {kind}.{key}: it is no language model, or damaged")
+        return value
+
+    heads, embedding = figure("attention.head_count"), figure("embedding_length")
+    head_size = embedding // heads if heads else 0
+    tensor_names = {tensor.name for tensor in header.tensors}
+    try:
+        return Architecture(
+            name=kind,
+            block_count=figure("block_count"),
+            embedding_length=embedding,
+            feed_forward_length=figure("feed_forward_length") // (2 if kind == "qwen" else 1),
+            attention_head_count=heads,
+            attention_head_count_kv=figure("attention.head_count_kv", heads),
+            key_length=figure("attention.key_length", head_size),
+            value_length=figure("attention.value_length", head_size),
+            vocab_size=header.array_lengths.get("tokenizer.ggml.tokens") or figure("vocab_size"),
+            context_length=figure("context_length"),
+            expert_count=figure("expert_count", 0),
+            expert_used_count=figure("expert_used_count", 0),
+            sliding_window=figure("attention.sliding_window", 0) or None,
+            tied_output_embedding="output.weight" not in tensor_names,
+        )
+    except ValueError as error:
+        raise BadInput(f"{name} has impossible figures: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,277 @@
+"""What this machine has: GPUs, RAM, cores, disk, and whether llama.cpp can use the GPUs. Knows no models.
+
+The driver is asked through NVML (names, memory, who holds it), llama.cpp's ggml for what it will see itself. A machine
+without a driver is an ordinary case. CUDA_VISIBLE_DEVICES is honoured as CUDA does; GPUs are numbered as nvidia-smi
+numbers them (CUDA_DEVICE_ORDER=PCI_BUS_ID is set where the user set nothing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storyfi_lite.errors import BadInput
+
+# GB/s of the memory, by the name's part, first match wins. Source: NVIDIA's product pages and data sheets.
+GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
+    ("H200", 4800), ("H100 NVL", 3938), ("H100 PCIe", 2039), ("H100", 3350), ("GH200", 4000), ("B200", 8000),
+    ("A100-SXM4-80GB", 2039), ("A100 80GB PCIe", 1935), ("A100", 1555), ("RTX PRO 6000", 1792), ("RTX 6000 Ada", 960),
+    ("RTX 5000 Ada", 576), ("RTX 4000 Ada", 360), ("L40S", 864), ("L40", 864), ("L4", 300), ("A40", 696), ("A30", 933),
+    ("A10", 600), ("RTX A6000", 768), ("RTX A5000", 768), ("RTX A4000", 448), ("V100", 900), ("P100", 732), ("P40", 347),
+    ("T4", 320), ("RTX 5090", 1792), ("RTX 5080", 960), ("RTX 5070 Ti", 896), ("RTX 5070", 672), ("RTX 5060", 448),
+    ("RTX 4090", 1008), ("RTX 4080 SUPER", 736), ("RTX 4080", 717), ("RTX 4070 Ti SUPER", 672), ("RTX 4070", 504),
+    ("RTX 4060", 272), ("RTX 3090 Ti", 1008), ("RTX 3090", 936), ("RTX 3080 Ti", 912), ("RTX 3080", 760),
+    ("RTX 3070 Ti", 608), ("RTX 3070", 448), ("RTX 3060 Ti", 448), ("RTX 3060", 360), ("RTX 3050", 224), ("RTX 2080 Ti", 616),
+    ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
+    ("GTX 1660", 192),
+)  # fmt: skip
+MEND_BUILD = 'pip install --force-reinstall --no-deps "$(CMAKE_ARGS="-DGGML_CUDA=on" scripts/build_llama_wheel)"'
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process may use. `holders`: what other processes hold there, by pid and name."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    bandwidth_gb_s: float | None = None
+    compute_capability: str = ""
+    index: int = 0  # nvidia-smi's
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`llama_gpu_build`: whether llama.cpp was built for GPUs; None if it is not installed."""
+
+    gpus: tuple[Gpu, ...]
+    ram_total_bytes: int
+    ram_available_bytes: int
+    physical_cores: int
+    disk_free_bytes: int
+    driver: str = ""
+    llama_gpu_build: bool | None = True
+    llama_devices: tuple[str, ...] = ()
+    cpu_bandwidth_gb_s: float | None = None  # None: as calibrated here
+    fault: str = ""
+
+    @property
+    def usable_gpus(self) -> tuple[Gpu, ...]:
+        """Those that llama.cpp as installed can use."""
+        return self.gpus if self.llama_gpu_build else ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bandwidth_of(name: str) -> float | None:
+    """GB/s, None for a GPU that the table does not know."""
+    return next((speed for part, speed in GPU_BANDWIDTH_GB_S if part.casefold() in name.casefold()), None)
+
+
+def visible(setting: str | None, uuids: list[str]) -> list[int]:
+    """The device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As CUDA: the list ends at the first entry that is
+    no device."""
+    if setting is None:
+        return list(range(len(uuids)))
+    chosen: list[int] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        if entry.isdecimal():
+            found = [int(entry)] if int(entry) < len(uuids) else []
+        else:
+            found = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if len(found) != 1 or found[0] in chosen:
+            break
+        chosen += found
+    return chosen
+
+
+def read_gpus(nvml: Any, environment: Mapping[str, str] = os.environ) -> tuple[str, tuple[Gpu, ...]]:
+    """The driver's version and the visible GPUs; ("", ()) without a driver. `nvml` is the pynvml module, or a test's."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return "", ()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        chosen = visible(environment.get("CUDA_VISIBLE_DEVICES"), uuids)
+        return _text(nvml.nvmlSystemGetDriverVersion()), tuple(_read_gpu(nvml, handles[i], i) for i in chosen)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
+    name = _text(nvml.nvmlDeviceGetName(handle))
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    except nvml.NVMLError:
+        capability = ""
+    return Gpu(name, memory.total, memory.free, bandwidth_of(name), capability, index, _holders(nvml, handle))
+
+
+def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
+    """Other processes on this GPU. The driver tells no sizes inside containers, and no names of others' processes."""
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return ()
+    found: list[str] = []
+    for process in processes:
+        if process.pid == os.getpid():
+            continue
+        try:
+            name = Path(_text(nvml.nvmlSystemGetProcessName(process.pid))).name
+        except nvml.NVMLError:
+            name = "a process"
+        size = f", {process.usedGpuMemory / 2**30:.1f} GiB" if process.usedGpuMemory else ""
+        found.append(f"{name} (pid {process.pid}{size})")
+    return tuple(found)
+
+
+def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
+    """Whether llama.cpp was built for GPUs (None: not installed), and the GPUs that it sees itself."""
+    try:
+        import llama_cpp
+        from llama_cpp import _ggml
+    except ImportError:
+        return None, ()
+    if not llama_cpp.llama_supports_gpu_offload():
+        return False, ()
+    import ctypes
+
+    ggml = _ggml.libggml
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    size = ctypes.POINTER(ctypes.c_size_t)
+    signatures: dict[str, list[Any]] = {"type": [], "description": [], "memory": [size, size]}
+    for function, extra in signatures.items():
+        getattr(ggml, f"ggml_backend_dev_{function}").argtypes = [ctypes.c_void_p, *extra]
+    found: list[Gpu] = []
+    for number in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(number)
+        if ggml.ggml_backend_dev_type(device) in (1, 2):  # GPU, integrated GPU (ggml-backend.h)
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            name = ggml.ggml_backend_dev_description(device).decode(errors="replace")
+            found.append(Gpu(name, total.value, free.value, bandwidth_of(name), index=len(found)))
+    return True, tuple(found)
+
+
+def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
+    """This machine, now. `models_root`: where models live; by default the store's."""
+    import psutil
+
+    from storyfi_lite.store import Store
+
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    driver, gpus = read_gpus(nvml)
+    built, seen = read_llama()
+    if not gpus:
+        gpus = seen  # another maker's GPU: no NVML, but llama.cpp knows it
+    root = (models_root or Store().root).absolute()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    memory = psutil.virtual_memory()
+    return Hardware(
+        gpus=gpus,
+        ram_total_bytes=memory.total,
+        ram_available_bytes=memory.available,
+        physical_cores=psutil.cpu_count(logical=False) or 1,
+        disk_free_bytes=shutil.disk_usage(there).free,
+        driver=driver,
+        llama_gpu_build=built,
+        llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
+        fault=_fault(gpus, built, seen),
+    )
+
+
+def _fault(gpus: tuple[Gpu, ...], built: bool | None, seen: tuple[Gpu, ...]) -> str:
+    """What keeps llama.cpp from these GPUs, with the command that mends it; empty if nothing does."""
+    if gpus and built is None:
+        return f"llama.cpp is not installed; build it for {gpus[0].name}:\n  {MEND_BUILD}"
+    if gpus and built is False:
+        return f"llama.cpp was built for the CPU only, {gpus[0].name} lies idle; build it again:\n  {MEND_BUILD}"
+    if gpus and built and not seen:
+        return f"llama.cpp cannot see {gpus[0].name}: driver and CUDA version may not match; see `nvidia-smi`"
+    return ""
+
+
+# --- a machine that is described, not probed -------------------------------------------------------------------
+
+_GPU_KEYS = {"name", "total_gb", "free_gb", "bandwidth_gb_s"}
+_KEYS = {"gpus", "ram_gb", "cores", "cpu_bandwidth_gb_s", "disk_gb"}
+
+
+def from_json(path: Path) -> Hardware:
+    """A machine from a file such as {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}; GB as vendors
+    say it (a "24 GB" card has 24 GiB). Raises BadInput with the key that is wrong."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    machine = _checked(data, _KEYS, path, "the machine")
+    gpus = machine.get("gpus", [])
+    if not isinstance(gpus, list) or len(gpus) > 64:
+        raise BadInput(f"{path}: gpus must be a list of at most 64")
+    return Hardware(
+        gpus=tuple(_described_gpu(gpu, i, path) for i, gpu in enumerate(gpus)),
+        ram_total_bytes=_gib(machine, "ram_gb", path),
+        ram_available_bytes=_gib(machine, "ram_gb", path),
+        physical_cores=int(_positive(machine, "cores", path, 8)),
+        disk_free_bytes=_gib(machine, "disk_gb", path, 1000),
+        cpu_bandwidth_gb_s=_positive(
+            machine, "cpu_bandwidth_gb_s", path, 40.0
+        ),  # two channels of DDR4-3200, as measured by users
+    )
+
+
+def _checked(data: Any, keys: set[str], path: Path, what: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: {what} must be a JSON object")
+    if unknown := sorted(set(data) - keys):
+        raise BadInput(f"{path}: {what} has no key {unknown[0]!r}; there are {', '.join(sorted(keys))}")
+    return data
+
+
+def _positive(data: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise BadInput(f"{path}: {key} must be a number above 0, not {value!r}")
+    return float(value)
+
+
+def _gib(data: dict[str, Any], key: str, path: Path, default: float | None = None) -> int:
+    return int(_positive(data, key, path, default) * 2**30)
+
+
+def _described_gpu(data: Any, index: int, path: Path) -> Gpu:
+    gpu = _checked(data, _GPU_KEYS, path, f"gpus[{index}]")
+    name = gpu.get("name", "GPU")
+    if not isinstance(name, str):
+        raise BadInput(f"{path}: gpus[{index}].name must be text")
+    total = _gib(gpu, "total_gb", path)
+    free = _gib(gpu, "free_gb", path, gpu["total_gb"])
+    if free > total:
+        raise BadInput(f"{path}: gpus[{index}] has more memory free than in all")
+    known = bandwidth_of(name)
+    speed = _positive(gpu, "bandwidth_gb_s", path, known) if "bandwidth_gb_s" in gpu or known else None
+    return Gpu(name, total, free, speed, index=index)

@@ -1,0 +1,144 @@
+"""One model file on one machine: the settings under which it fits, best first.
+
+Order: all on the GPU with f16 keys and values, then with quantized ones; a mixture's experts to RAM, as few as need be;
+then fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from storyfi_lite.engine.settings import EngineSettings, KVType
+from storyfi_lite.hardware import Hardware
+from storyfi_lite.placement.memory import Demand, demand
+from storyfi_lite.placement.weights import Weights
+from storyfi_lite.registry import Architecture
+
+GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
+RAM_MARGIN_BYTES = 512 << 20
+KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
+GPU_SLOTS = (4, 2)  # requests at once where memory is left over
+# llama.cpp's graph room (8 nodes a tensor) is too small for phi3's few tensors with these two together: it aborts the process
+_TOO_MANY_NODES = {"phi3"}
+_FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
+
+
+@dataclass(frozen=True)
+class Fit:
+    settings: EngineSettings
+    demands: tuple[Demand, ...]  # each GPU's, the host's last
+
+
+def margin_for(exact: bool, size_bytes: int) -> int:
+    """Figures from models.yaml are good to a percent or two; those of a header to the byte."""
+    return 0 if exact else size_bytes // 50
+
+
+class Fitter:
+    """Asks memory.demand for one model; remembers the machine's room."""
+
+    def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware) -> None:
+        self.arch, self.weights = arch, weights
+        spare = margin_for(weights.exact, weights.host_bytes)
+        self._gpus = hardware.usable_gpus
+        self.gpu_room = [gpu.free_bytes - GPU_MARGIN_BYTES - spare // len(self._gpus) for gpu in self._gpus]
+        self.host_room = hardware.ram_available_bytes - RAM_MARGIN_BYTES
+
+    def check(self, settings: EngineSettings) -> Fit | None:
+        if self.arch.name in _TOO_MANY_NODES and settings.n_slots > 1 and settings.kv_type != "f16":
+            return None
+        demands = demand(self.arch, self.weights, settings, len(self._gpus))
+        fits = demands[-1].total_bytes <= self.host_room and all(
+            need.total_bytes <= max(room, 0) for need, room in zip(demands[:-1], self.gpu_room, strict=True)
+        )
+        return Fit(settings, tuple(demands)) if fits else None
+
+    def best(self, base: EngineSettings) -> Fit | None:
+        """None: it does not fit at all."""
+        if not self._gpus:
+            return self._first([replace(base, n_gpu_layers=0, kv_type=kv) for kv in KV_TYPES])
+        return self._whole(base) or self._experts(base) or self._part(base)
+
+    def _first(self, tries: list[EngineSettings]) -> Fit | None:
+        return next((fit for settings in tries if (fit := self.check(settings))), None)
+
+    def _whole(self, base: EngineSettings) -> Fit | None:
+        for kv in KV_TYPES:
+            fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
+            if fit:
+                more = (
+                    self._with_layers(replace(fit.settings, n_slots=n), self.arch.block_count + 1) for n in GPU_SLOTS
+                )
+                return next((wider for wider in more if wider and base.n_slots == 1), fit)
+        return None
+
+    def _experts(self, base: EngineSettings) -> Fit | None:
+        """As few layers' experts in RAM as need be, attention and keys on the GPU."""
+        if not self.arch.expert_count:
+            return None
+        everything = self.arch.block_count + 1
+
+        def attempt(count: int) -> Fit | None:
+            return self._with_layers(replace(base, kv_type="q8_0", experts_in_ram=count), everything)
+
+        return _least(1, self.arch.block_count, attempt)
+
+    def _part(self, base: EngineSettings) -> Fit | None:
+        quantized = replace(base, kv_type="q8_0")
+        layers = self.arch.block_count
+
+        def attempt(dropped: int) -> Fit | None:
+            return self._with_layers(quantized, layers + 1 - dropped)
+
+        return _least(1, layers + 1, attempt)
+
+    def _with_layers(self, settings: EngineSettings, n_gpu_layers: int) -> Fit | None:
+        """These many layers on the GPUs, by whichever split holds them."""
+        settings = replace(settings, n_gpu_layers=n_gpu_layers)
+        if len(self._gpus) < 2:
+            return self.check(replace(settings, tensor_split=()))
+        speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
+        alone = sorted(range(len(speed)), key=lambda i: (-speed[i], i))
+        splits = [tuple(float(i == one) * max(n_gpu_layers, 1) for i in range(len(speed))) for one in alone]
+        fit = self._first([replace(settings, tensor_split=split) for split in splits])
+        return fit or self._first([replace(settings, tensor_split=self._split(settings, fill)) for fill in _FILL])
+
+    def _split(self, settings: EngineSettings, fill: float) -> tuple[float, ...]:
+        """Whole layers a GPU, each filled to `fill` of its room in turn; what is left over goes to the last."""
+        count = settings.n_gpu_layers
+        layers = self.weights.layers
+        kv = demand(self.arch, self.weights, replace(settings, n_gpu_layers=0), 0)[-1].kv_bytes // len(layers)
+        sizes = [
+            layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv
+            for i, layer in enumerate(layers)
+        ]
+        sizes = [*sizes, self.weights.output_bytes][len(layers) + 1 - count :]
+        shares = [0] * len(self._gpus)
+        fixed = self._fixed_bytes(settings)
+        device, used = 0, 0
+        for size in sizes:
+            while device < len(shares) - 1 and used + size > (self.gpu_room[device] - fixed[device]) * fill:
+                device, used = device + 1, 0
+            shares[device] += 1
+            used += size
+        return tuple(float(share) for share in shares)
+
+    def _fixed_bytes(self, settings: EngineSettings) -> list[int]:
+        """What a GPU takes beside its layers: driver context and working memory."""
+        even = replace(settings, tensor_split=(1.0,) * len(self._gpus))
+        return [
+            need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(self._gpus))
+        ]
+
+
+def _least(low: int, high: int, attempt) -> Fit | None:  # type: ignore[no-untyped-def]
+    """The fit of the smallest number that has one; more dropped never needs more of a GPU."""
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        fit = attempt(middle)
+        if fit:
+            best, high = fit, middle - 1
+        else:
+            low = middle + 1
+    return best

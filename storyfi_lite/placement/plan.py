@@ -1,0 +1,220 @@
+"""Which model file this machine should run, and how; with the reasons in words. Reads headers it is given, loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.errors import BadInput, DoesNotFit
+from storyfi_lite.gguf_header import Header, architecture
+from storyfi_lite.hardware import Hardware
+from storyfi_lite.placement import speed, weights
+from storyfi_lite.placement.fit import Fitter
+from storyfi_lite.placement.memory import Demand
+from storyfi_lite.placement.shelf import Shelf
+from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry
+
+Policy = Literal["reward", "fastest", "largest"]
+MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
+MIN_QUANT = "Q3_K_M"
+# bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
+QUANT_BITS = {"IQ2_XXS": 2.1, "IQ2_XS": 2.3, "Q2_K": 2.6, "IQ3_XS": 3.3, "Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_0": 4.5,
+              "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "F16": 16.0}  # fmt: skip
+FULL_MARKS_S = speed.FULL_MARKS_S
+AIM_S = 24.0  # the prediction must be so far inside the window: it is good to a quarter
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user decided; None leaves it to the machine."""
+
+    policy: Policy = "reward"
+    model: str | None = None
+    quant: str | None = None
+    n_ctx: int | None = None
+    min_quant: str = MIN_QUANT
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`demands`: each usable GPU's bytes in llama.cpp's order, the host's last."""
+
+    spec: ModelSpec
+    file: GGUFFile
+    settings: EngineSettings
+    demands: tuple[Demand, ...]
+    speed: speed.Speed
+    exact: bool  # from the file's header, not from models.yaml
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def n_layers(self) -> int:
+        """All that can go to a GPU, the output layer included."""
+        return self.spec.architecture.block_count + 1
+
+    @property
+    def n_on_gpu(self) -> int:
+        return min(self.settings.n_gpu_layers, self.n_layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """All on the GPU, experts too."""
+        return self.n_on_gpu == self.n_layers and not self.settings.experts_in_ram
+
+    @property
+    def where(self) -> str:
+        if not self.n_on_gpu:
+            return "in RAM, on the CPU"
+        layers = "all" if self.n_on_gpu == self.n_layers else f"{self.n_on_gpu} of {self.n_layers}"
+        experts = self.settings.experts_in_ram
+        return f"{layers} layers on the GPU" + (f", the experts of {experts} layers in RAM" if experts else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.spec.key, "quant": self.file.quant, "multiplier": self.spec.multiplier, "where": self.where,
+            "layers": self.n_layers, "layers_on_gpu": self.n_on_gpu, "settings": asdict(self.settings),
+            "predicted_bytes": [{**asdict(need), "total_bytes": need.total_bytes} for need in self.demands],
+            "predicted_tokens_per_s": round(self.speed.tokens_per_s, 2),
+            "predicted_blueprint_s": round(self.speed.blueprint_s, 1),
+            "speed_from": self.speed.basis, "from_header": self.exact, "reasons": list(self.reasons),
+        }  # fmt: skip
+
+
+def place_file(
+    spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, header: Header | None
+) -> Placement | DoesNotFit:
+    """The best way to run one file, or why there is none. Without its header, by the registry's figures."""
+    arch = architecture(header, file.parts[0].path) if header else spec.architecture
+    loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
+    base = EngineSettings(n_ctx=wish.n_ctx or MIN_CONTEXT, n_threads=wish.n_threads or 0)
+    fit = Fitter(arch, loads, hardware).best(base)
+    if fit is None:
+        return DoesNotFit(_why_not(spec, file, loads, hardware))
+    predicted = speed.predict(arch, loads, fit.settings, hardware)
+    return Placement(spec, file, fit.settings, fit.demands, predicted, loads.exact)
+
+
+def _why_not(spec: ModelSpec, file: GGUFFile, loads: weights.Weights, hardware: Hardware) -> str:
+    gpus = hardware.usable_gpus
+    vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
+    holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
+    return (
+        f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
+        f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
+        + (f"; the GPU is also held by {holders}" if holders else "")
+    )
+
+
+def finer_than(minimum: str, file: GGUFFile) -> bool:
+    """Raises BadInput for a quantization that is not known."""
+    if minimum.upper() not in QUANT_BITS:
+        raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
+    return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
+
+
+def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+    """Raises DoesNotFit with every model's reason, or BadInput for an unknown or API model."""
+    if wish.model:
+        return _named(registry, hardware, wish, shelf)
+    found: list[Placement] = []
+    refused: dict[str, str] = {}
+    for spec in registry.local:
+        best = _best_of(spec, hardware, wish, shelf)
+        if isinstance(best, str):
+            refused[spec.key] = best
+        elif best.speed.blueprint_s > AIM_S:
+            refused[spec.key] = (
+                f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s, {AIM_S:.0f} s predicted are allowed"
+            )
+        else:
+            found.append(best)
+    if not found:
+        raise DoesNotFit(
+            "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
+        )
+    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}
+    best = max(found, key=ranks[wish.policy])
+    better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
+    why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
+    return replace(best, reasons=(*_explain(best, wish), *why_not))
+
+
+def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+    spec = registry.find(wish.model or "")
+    if isinstance(spec, ApiModel):
+        raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
+    best = place_one(spec, hardware, wish, shelf)
+    reasons = ["you named it", *_explain(best, wish)]
+    if best.speed.blueprint_s > FULL_MARKS_S:
+        reasons.append(
+            f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
+        )
+    return replace(best, reasons=tuple(reasons))
+
+
+def place_one(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+    """The best way to run one model, in time or not. Raises DoesNotFit."""
+    best = _best_of(spec, hardware, wish, shelf)
+    if isinstance(best, str):
+        raise DoesNotFit(best)
+    return best
+
+
+def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | str:
+    """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
+    if wish.quant:
+        files = (
+            [spec.file(wish.quant)]
+            if wish.model
+            else [f for f in spec.files if f.quant.casefold() == wish.quant.casefold()]
+        )
+    else:
+        files = [file for file in spec.files if finer_than(wish.min_quant, file)]
+    if not files:
+        return f"it has no file of {wish.quant}" if wish.quant else f"it has no file as fine as {wish.min_quant}"
+    tried = [_try(spec, file, hardware, wish, shelf) for file in files]
+    placed = [result for result in tried if isinstance(result, Placement)]
+    if not placed:
+        return str(tried[0])
+    in_time = [p for p in placed if p.speed.blueprint_s <= AIM_S]
+    if wish.policy == "fastest" or not in_time:
+        return max(placed, key=_by_speed)
+    return max(in_time, key=lambda p: (_at_hand(p, shelf), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
+
+
+def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
+    missing, free = shelf.missing_bytes(spec, file), hardware.disk_free_bytes
+    if missing > free:
+        return DoesNotFit(f"{file.quant} is {missing / 1e9:.0f} GB to fetch, the disk has {free / 1e9:.0f} GB free")
+    return place_file(spec, file, hardware, wish, shelf.header(spec, file))
+
+
+def _at_hand(placement: Placement, shelf: Shelf) -> int:
+    """What the operator has pulled is what they want to run; then what can be had without the hub."""
+    if not shelf.missing_bytes(placement.spec, placement.file):
+        return 2
+    return 1 if placement.file.package else 0
+
+
+def _by_reward(placement: Placement) -> tuple[float, float, float]:
+    return placement.spec.multiplier, QUANT_BITS.get(placement.file.quant, 0.0), placement.speed.tokens_per_s
+
+
+def _by_speed(placement: Placement) -> float:
+    return placement.speed.tokens_per_s
+
+
+def _by_size(placement: Placement) -> int:
+    return placement.file.size_bytes
+
+
+def _explain(best: Placement, wish: Wish) -> tuple[str, ...]:
+    source = "the file's header" if best.exact else "models.yaml"
+    return (
+        f"policy {wish.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",
+        f"sizes from {source}; speed from {best.speed.basis}",
+    )

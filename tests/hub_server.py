@@ -1,0 +1,145 @@
+"""A loopback server that speaks the hub's download protocol and a package index's, with faults on demand.
+
+/<repo>/resolve/<revision>/<path>   HEAD and GET: size, hash and commit in headers, then a redirect to the storage
+/storage/<path>                     the bytes, by range
+/simple/<package>/                  the package index, PEP 691 JSON or PEP 503 HTML
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+@dataclass
+class Hub:
+    """What the server holds and how it misbehaves; `log` is every request, `sent` the byte ranges that went out."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    wheels: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # package -> (file name, bytes)
+    status: dict[str, list[int]] = field(default_factory=dict)  # path suffix -> statuses to answer first
+    cut_after_bytes: list[int] = field(default_factory=list)  # one for each of the next transfers
+    bytes_per_s: float | None = None
+    ranges: bool = True
+    gated: bool = False
+    html_index: bool = False
+    wrong_bytes: bool = False
+    log: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    sent: list[tuple[str, int, int]] = field(default_factory=list)
+    url: str = ""
+    storage_url: str = ""
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    """Two ports: the hub's, and its storage's, which is another host to a client."""
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub)) for _ in range(2)]
+    for server in servers:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    try:
+        yield hub
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            hub.log.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+            for suffix, statuses in hub.status.items():
+                if self.path.endswith(suffix) and statuses:
+                    return self.reply(statuses.pop(0), {"Retry-After": "0"})
+            if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
+                return self.resolve(match[1])
+            if match := re.fullmatch(r"/simple/([^/]+)/", self.path):
+                return self.index(match[1])
+            name = self.path.rpartition("/")[2]
+            found = hub.files.get(name) or next((data for file, data in hub.wheels.values() if file == name), None)
+            return self.reply(404, {}) if found is None else self.storage(name, found)
+
+        def resolve(self, name: str) -> None:
+            if hub.gated:
+                return self.reply(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+            if name not in hub.files:
+                return self.reply(404, {"X-Error-Code": "EntryNotFound"})
+            data = hub.files[name]
+            etag = hashlib.sha256(data).hexdigest()
+            linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            self.reply(302, {**linked, "Location": f"{hub.storage_url}/storage/{name}"})
+
+        def index(self, package: str) -> None:
+            if package not in hub.wheels:
+                return self.reply(404, {})
+            name, data = hub.wheels[package]
+            url, sha256 = f"{hub.url}/files/{name}", hashlib.sha256(data).hexdigest()
+            if hub.html_index:
+                return self.reply(
+                    200, {"Content-Type": "text/html"}, f'<a href="{url}#sha256={sha256}">{name}</a>'.encode()
+                )
+            page = {"files": [{"filename": name, "url": url, "hashes": {"sha256": sha256}}]}
+            self.reply(200, {"Content-Type": "application/vnd.pypi.simple.v1+json"}, json.dumps(page).encode())
+
+        def storage(self, name: str, data: bytes) -> None:
+            start = 0
+            if hub.ranges and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
+                start = int(match[1])
+            body = data[start:]
+            if hub.wrong_bytes:
+                body = bytes(byte ^ 1 for byte in body)
+            headers = {"Content-Length": str(len(body))}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.send_response(206 if start else 200)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.transfer(name, start, body)
+
+        def transfer(self, name: str, start: int, body: bytes) -> None:
+            limit = hub.cut_after_bytes.pop(0) if hub.cut_after_bytes else len(body)
+            sent = 0
+            try:
+                while sent < min(limit, len(body)):
+                    piece = body[sent : min(sent + 65_536, limit)]
+                    self.wfile.write(piece)
+                    sent += len(piece)
+                    if hub.bytes_per_s:
+                        time.sleep(len(piece) / hub.bytes_per_s)
+            except OSError:
+                pass  # the client went away
+            hub.sent.append((name, start, start + sent))
+            if sent < len(body):
+                self.close_connection = True
+
+        def reply(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+    return Handler

@@ -1,0 +1,132 @@
+"""The probe: a fake NVML stands for the driver; a described machine is checked at the edge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from storyfi_lite import hardware
+from storyfi_lite.errors import BadInput
+
+GIB = 2**30
+
+
+class FakeNvml:
+    """As much of pynvml as the probe reads."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *cards: tuple[str, int, int], driver: bool = True) -> None:
+        self.cards, self.driver = cards, driver
+
+    def nvmlInit(self) -> None:
+        if not self.driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlShutdown(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetUUID(self, index: int) -> str:
+        return f"GPU-{index}{index}{index}"
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:
+        return b"570.1"
+
+    def nvmlDeviceGetName(self, index: int) -> str:
+        return self.cards[index][0]
+
+    def nvmlDeviceGetMemoryInfo(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(total=self.cards[index][1] * GIB, free=self.cards[index][2] * GIB)
+
+    def nvmlDeviceGetCudaComputeCapability(self, index: int) -> tuple[int, int]:
+        return 8, 9
+
+    def nvmlDeviceGetComputeRunningProcesses(self, index: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=4242, usedGpuMemory=3 * GIB)]
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:
+        return "/usr/bin/other-miner"
+
+
+TWO = FakeNvml(("NVIDIA GeForce RTX 4090", 24, 20), ("NVIDIA GeForce RTX 3060", 12, 12))
+
+
+def test_no_driver_is_an_ordinary_case() -> None:
+    assert hardware.read_gpus(FakeNvml(driver=False)) == ("", ())
+
+
+def test_what_the_driver_says_and_who_else_is_there() -> None:
+    driver, gpus = hardware.read_gpus(TWO, {})
+    assert driver == "570.1"
+    assert [(gpu.free_bytes // GIB, gpu.bandwidth_gb_s, gpu.compute_capability) for gpu in gpus] == [
+        (20, 1008, "8.9"),
+        (12, 360, "8.9"),
+    ]
+    assert gpus[0].holders == ("other-miner (pid 4242, 3.0 GiB)",)
+
+
+@pytest.mark.parametrize(
+    ("setting", "want"),
+    [(None, [0, 1]), ("", []), ("-1", []), ("1", [1]), ("1,0", [1, 0]), ("GPU-111", [1]), ("0,7,1", [0]), ("0,0", [0])],
+)
+def test_cuda_visible_devices_as_cuda_reads_it(setting: str | None, want: list[int]) -> None:
+    environment = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    assert [gpu.index for gpu in hardware.read_gpus(TWO, environment)[1]] == want
+
+
+def test_a_gpu_with_a_cpu_build_is_a_fault_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware, "read_llama", lambda: (False, ()))
+    machine = hardware.probe(tmp_path, TWO)
+    assert machine.usable_gpus == ()
+    assert "built for the CPU only" in machine.fault and "GGML_CUDA=on" in machine.fault
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    machine = hardware.probe(tmp_path / "not" / "there", FakeNvml(driver=False))
+    assert 0 < machine.ram_available_bytes <= machine.ram_total_bytes
+    assert machine.physical_cores > 0 and machine.disk_free_bytes > 0 and not machine.fault
+
+
+def described(tmp_path: Path, machine: object) -> Path:
+    path = tmp_path / "machine.json"
+    path.write_text(machine if isinstance(machine, str) else json.dumps(machine))
+    return path
+
+
+def test_a_described_machine(tmp_path: Path) -> None:
+    path = described(tmp_path, {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8})
+    machine = hardware.from_json(path)
+    assert machine.gpus[0].free_bytes == 24 * GIB and machine.gpus[0].bandwidth_gb_s == 936
+    assert machine.usable_gpus == machine.gpus
+
+
+@pytest.mark.parametrize(
+    ("machine", "word"),
+    [
+        ("{", "not JSON"),
+        ([], "JSON object"),
+        ({"ram_gb": -1}, "ram_gb"),
+        ({"ram_gb": True}, "ram_gb"),
+        ({"ram_gb": "64"}, "ram_gb"),
+        ({"gpus": []}, "ram_gb"),
+        ({"ram_gb": 64, "vram": 3}, "no key 'vram'"),
+        ({"ram_gb": 64, "gpus": [{"total_gb": -24}]}, "total_gb"),
+        ({"ram_gb": 64, "gpus": [{"total_gb": 8, "free_gb": 9}]}, "more memory free"),
+        ({"ram_gb": 64, "gpus": {}}, "list"),
+        ('{"ram_gb": NaN}', "ram_gb"),
+    ],
+)
+def test_a_described_machine_that_cannot_be(tmp_path: Path, machine: object, word: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        hardware.from_json(described(tmp_path, machine))
+    assert word in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,247 @@
+"""Placement: predictions beside llama.cpp's own figures, the choice, the ladder, and the user pains it is there to end."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit
+from storyfi_lite.gguf_header import architecture, read_local
+from storyfi_lite.hardware import Gpu, Hardware
+from storyfi_lite.loaders import choice as loading
+from storyfi_lite.placement import memory, weights
+from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
+from storyfi_lite.placement.ladder import step_down
+from storyfi_lite.placement.plan import AIM_S, MIN_CONTEXT, Placement, Wish, place
+from storyfi_lite.placement.shelf import EmptyShelf
+from storyfi_lite.registry import load_registry
+
+GIB = 2**30
+REGISTRY = load_registry()
+ROOT = Path(__file__).parent.parent
+
+
+def machine(*gpus_gb: float, held_gb: float = 0, ram_gb: int = 64, names: tuple[str, ...] = ()) -> Hardware:
+    gpus = tuple(
+        Gpu(names[i] if names else "RTX 3090", int(gb * GIB), int((gb - held_gb) * GIB), 936.0 - i, index=i)
+        for i, gb in enumerate(gpus_gb)
+    )
+    return Hardware(gpus, ram_gb * GIB, ram_gb * GIB, 8, 10**12, cpu_bandwidth_gb_s=40.0)
+
+
+def placed(hardware: Hardware, **wish: object) -> Placement:
+    return place(REGISTRY, hardware, Wish(**wish), EmptyShelf())  # type: ignore[arg-type]
+
+
+# --- predicted and reported ------------------------------------------------------------------------------------
+
+
+def reported_bytes(path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture) -> float:
+    """The sum of the buffers that llama.cpp's log names."""
+    from storyfi_lite.engine.model import Context, Model
+
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger="storyfi_lite.llama"):
+        model = Model(path, settings)
+        Context(model, settings).close()
+        model.close()
+    sizes = re.findall(r"(?:model|KV|compute|output) buffer size =\s+([\d.]+) MiB", caplog.text)
+    assert len(sizes) >= 4
+    return sum(map(float, sizes)) * 2**20
+
+
+def predicted_bytes(path: Path, settings: EngineSettings) -> int:
+    header = read_local(path)
+    arch = architecture(header, path.name)
+    return memory.demand(arch, weights.from_header(header, arch.block_count), settings, 0)[-1].buffer_bytes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EngineSettings(),
+        EngineSettings(n_ctx=8192, kv_type="q8_0"),
+        EngineSettings(n_ctx=1000, n_slots=4, kv_type="q4_0"),
+        EngineSettings(n_batch=128),
+        EngineSettings(n_batch=2048, n_ubatch=1024),
+        EngineSettings(flash_attn=False),
+    ],
+    ids=str,
+)
+def test_the_real_model_takes_what_was_predicted(
+    small_model_path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    reported = reported_bytes(small_model_path, settings, caplog)
+    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.005)
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("synthetic")
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_gguf.py", directory], check=True, stdout=subprocess.DEVNULL
+    )
+    return directory
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen", "phi3"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_each_architecture_takes_what_was_predicted(
+    synthetic: Path, name: str, kv_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = EngineSettings(kv_type=kv_type)  # type: ignore[arg-type]
+    path = synthetic / f"{name}-small.gguf"
+    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.005)
+
+
+def test_one_gpu_layer_is_the_output_layer_alone() -> None:
+    assert memory.layer_devices(4, 1, (), 1) == [-1, -1, -1, -1, 0]
+    assert memory.layer_devices(4, 99, (3.0, 2.0), 2) == [0, 0, 0, 1, 1]
+    assert memory.layer_devices(4, 0, (), 1) == [-1] * 5
+
+
+# --- the five pains --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gb", [4, 6, 8, 10, 12, 16, 24, 32, 48, 80])
+def test_pain_1_out_of_memory_after_the_load(gb: int) -> None:
+    """Every device's whole demand is inside what is free there."""
+    hardware = machine(gb)
+    best = placed(hardware)
+    for gpu, need in zip(hardware.gpus, best.demands[:-1], strict=True):
+        assert need.total_bytes + GPU_MARGIN_BYTES <= gpu.free_bytes
+    assert best.demands[-1].total_bytes < hardware.ram_available_bytes
+
+
+@pytest.mark.parametrize("gb", [10, 12, 16, 24, 32])
+def test_pain_2_memory_left_idle(gb: int) -> None:
+    """A model larger than the card fills it to within one more layer."""
+    hardware = machine(gb)
+    best = placed(hardware, model="llama-3-70b", quant="Q4_K_M")
+    assert 0 < best.n_on_gpu < best.n_layers
+    layer = best.file.size_bytes / best.n_layers
+    idle = hardware.gpus[0].free_bytes - best.demands[0].total_bytes
+    assert idle < layer * 1.1 + GPU_MARGIN_BYTES + best.file.size_bytes // 50
+
+
+def test_pain_3_other_processes() -> None:
+    alone, shared = placed(machine(24)), placed(machine(24, held_gb=14))
+    assert shared.demands[0].total_bytes <= 10 * GIB < alone.demands[0].total_bytes
+    gpu = replace(machine(8).gpus[0], free_bytes=GIB, holders=("other-miner (pid 7, 7.0 GiB)",))
+    full = replace(machine(8, ram_gb=4), gpus=(gpu,))
+    with pytest.raises(DoesNotFit, match="held by other-miner"):
+        placed(full, model="llama-3-8b")
+
+
+def test_pain_4_several_gpus_and_experts() -> None:
+    two = placed(machine(24, 24))
+    assert two.spec.key == "llama-3-70b" and two.n_on_gpu == two.n_layers
+    assert all(need.weights_bytes > 15 * GIB for need in two.demands[:-1])
+    fits_one = placed(machine(24, 12), model="llama-3-8b")
+    assert [need.weights_bytes > 0 for need in fits_one.demands[:-1]] == [True, False]  # the faster card alone
+    mixtral = placed(machine(12), model="mixtral-8x7b", quant="Q4_K_M")
+    assert mixtral.n_on_gpu == mixtral.n_layers and mixtral.settings.experts_in_ram > 0
+
+
+def test_pain_5_an_answer_before_the_download_with_reasons() -> None:
+    best = placed(machine(24))
+    assert not best.exact and best.spec.multiplier > 1
+    for spec in REGISTRY.local:
+        if spec.multiplier > best.spec.multiplier:
+            assert any(reason.startswith(f"not {spec.key}:") for reason in best.reasons)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_are_quantized_before_layers_are_dropped() -> None:
+    for tenth in range(60, 120):
+        best = placed(machine(tenth / 10), model="llama-3-8b", quant="Q6_K")
+        if best.n_on_gpu < best.n_layers:
+            assert best.settings.kv_type != "f16"
+        assert best.settings.n_ctx >= MIN_CONTEXT
+
+
+def test_policies_and_limits() -> None:
+    assert placed(machine(24)).speed.blueprint_s <= AIM_S
+    assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
+    assert placed(machine(24), policy="largest").file.size_bytes >= placed(machine(24)).file.size_bytes
+    assert placed(machine(24), model="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
+    with pytest.raises(BadInput, match="API model"):
+        placed(machine(24), model="gpt-4-turbo")
+    with pytest.raises(BadInput, match="did you mean"):
+        placed(machine(24), model="llama-3-8")
+    with pytest.raises(BadInput, match="no quantization"):
+        placed(machine(24), min_quant="Q9")
+
+
+def test_the_ladder_goes_down_and_ends() -> None:
+    hardware = machine(12)
+    current = placed(hardware, model="llama-3-8b", n_ctx=8192)
+    words = []
+    while step := step_down(current, hardware, EmptyShelf()):
+        current, said = step
+        words.append(said)
+        assert current.spec.key == "llama-3-8b" and len(words) < 30
+    assert words[:3] == ["one request at a time", "keys and values as q8_0", "keys and values as q4_0"]
+    assert current.settings.n_gpu_layers == 0 and current.settings.n_ctx == MIN_CONTEXT
+
+
+# --- loading ---------------------------------------------------------------------------------------------------
+
+
+def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
+    small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storyfi_lite.loaders import local
+
+    class Cramped(local.LocalModelLoader):
+        def __init__(self, model: local.LocalModel, settings: EngineSettings, gpu_memory_gb: float = 0.0) -> None:
+            if settings.kv_type == "f16":
+                raise DoesNotFit("another program took the memory")
+            super().__init__(model, settings, gpu_memory_gb)
+
+    monkeypatch.setattr(local, "LocalModelLoader", Cramped)
+    notes: list[str] = []
+    wanted = loading.ModelChoice(name="smollm2-135m")
+    loader, facts = loading.open_loader(wanted, loading.Notices(lambda *_: None, notes.append))
+    try:
+        assert notes == ["another program took the memory; trying again with keys and values as q8_0"]
+        assert loader.claim.model_name == facts["model"] == "smollm2-135m"
+        assert "q8_0" in facts["context"] and loader.claim.gpu_memory_gb == 0
+    finally:
+        loader.close()
+
+
+def test_which_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = loading.ModelChoice()
+    for variable in loading.API_KEYS.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert loading.choose_api(machine(), wish) is None
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    assert loading.choose_api(machine(), wish) == "openai"
+    assert loading.choose_api(machine(8), wish) is None
+    with pytest.raises(ConfigError, match="GGML_CUDA"):
+        loading.choose_api(replace(machine(8), fault="build it again: GGML_CUDA"), wish)
+
+
+def test_too_slow_a_machine_is_told_the_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = replace(machine(), cpu_bandwidth_gb_s=0.1)
+    monkeypatch.setattr(loading, "probe", lambda: slow)
+    for variable in loading.API_KEYS.values():
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(DoesNotFit, match="three ways out"):
+        loading.open_loader(loading.ModelChoice(), loading.Notices(lambda *_: None, print))
+
+
+def test_gpu_memory_of_the_claim_is_that_of_the_gpus_used() -> None:
+    hardware = machine(24, 12)
+    best = placed(hardware, model="llama-3-8b")
+    assert loading.gpu_memory_gb(best, hardware) == 24.0

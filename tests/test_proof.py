@@ -1,0 +1,148 @@
+"""A validator that has the file tells its answers from all others; what is claimed wrongly is refuted before a replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storyfi_lite.engine.replay import Replay
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.errors import BadInput
+from storyfi_lite.loaders.base import Job
+from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+from storyfi_lite.miner.service import to_response
+from storyfi_lite.validator.proof import (
+    MIN_POSITIONS,
+    UNCALIBRATED,
+    Calibration,
+    Prover,
+    calibrate,
+    calibration_of,
+    judge,
+    save_calibration,
+)
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+
+REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
+SEED = 77
+
+
+@pytest.fixture(scope="module")
+def honest(small_model_path: Path) -> StoryResponse:
+    """One answer, as a miner with the file gives it."""
+    model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "someone", 0.5)
+    loader = LocalModelLoader(model, EngineSettings(n_ctx=2048, n_threads=1))
+    try:
+        return to_response(loader.submit(Job(REQUEST, SEED, time.monotonic() + 300)).result())
+    finally:
+        loader.close()
+
+
+@pytest.fixture(scope="module")
+def prover(small_model_path: Path) -> Iterator[Prover]:
+    with Prover(small_model_path, n_threads=1) as prover:
+        yield prover
+
+
+def changed(response: StoryResponse, proof: dict[str, Any] | None = None, **fields: Any) -> StoryResponse:
+    assert response.proof is not None
+    header = response.proof.model_copy(update=proof or {})
+    return response.model_copy(update={"proof": header, **fields})
+
+
+def test_an_honest_answer_is_proven(prover: Prover, honest: StoryResponse) -> None:
+    verdict = prover.prove(REQUEST, honest, SEED)
+    assert verdict.status == "proven", verdict
+    assert verdict.positions >= MIN_POSITIONS and verdict.match_rate > 0.9
+
+
+@pytest.mark.parametrize(
+    ("proof", "says"),
+    [
+        ({"seed": SEED + 1}, "the seed"),
+        ({"model_sha256": "0" * 64}, "the file's sha256"),
+        ({"prompt_sha256": "0" * 64}, "the prompt"),
+        ({"grammar_sha256": "0" * 64}, "the grammar"),
+        ({"sampler": "top-k/1"}, "the sampler"),
+        ({"max_tokens": 10}, "budget"),
+    ],
+)
+def test_a_wrong_claim_is_refuted_without_a_replay(
+    prover: Prover, honest: StoryResponse, proof: Any, says: str
+) -> None:
+    verdict = prover.prove(REQUEST, changed(honest, proof), SEED)
+    assert verdict.status == "refuted" and says in verdict.reason and verdict.positions == 0
+
+
+def test_an_answer_to_another_request_is_refuted(prover: Prover, honest: StoryResponse) -> None:
+    other = REQUEST.model_copy(update={"user_input": "a lighthouse keeper who hears the sea sing"})
+    assert prover.prove(other, honest, SEED).status == "refuted"
+
+
+def test_text_that_the_tokens_do_not_spell_is_refuted(prover: Prover, honest: StoryResponse) -> None:
+    assert honest.output_text is not None
+    pasted = changed(honest, output_text=honest.output_text.replace("e", "a", 1))
+    assert "do not spell" in prover.prove(REQUEST, pasted, SEED).reason
+
+
+def test_another_seed_claimed_and_asked_for_is_refuted_by_the_replay(prover: Prover, honest: StoryResponse) -> None:
+    """As if a text made under one seed were passed off under the one that was asked for."""
+    verdict = prover.prove(REQUEST, changed(honest, {"seed": SEED + 1}), SEED + 1)
+    assert verdict.status == "refuted" and verdict.mean_margin > 0.3
+
+
+def test_an_edited_token_is_refuted(prover: Prover, honest: StoryResponse) -> None:
+    """A word put in place of the chosen one, all claims made to fit."""
+    assert honest.tokens is not None
+    words = prover.model.vocabulary
+    tokens = words.tokenize(words.text_of(honest.tokens).replace(" the ", " thy "), special=False)
+    edited = changed(honest, tokens=tokens, output_text=words.text_of(tokens))
+    assert prover.prove(REQUEST, edited, SEED).status == "refuted"
+
+
+def test_without_a_header_nothing_is_proven(prover: Prover, honest: StoryResponse) -> None:
+    verdict = prover.prove(REQUEST, honest.model_copy(update={"proof": None}), SEED)
+    assert verdict.status == "inconclusive" and "carries no proof" in verdict.reason
+
+
+def test_parameters_that_leave_no_choice_prove_nothing(prover: Prover, honest: StoryResponse) -> None:
+    assert prover.prove(REQUEST, changed(honest, {"temperature": 0.0}), SEED).status == "inconclusive"
+
+
+# --- judging -------------------------------------------------------------------------------------------------------
+
+
+def of(margin: float, count: int, refuted: str | None = None) -> Replay:
+    return Replay((margin,) * count, count, count, refuted)
+
+
+def test_the_verdict_follows_the_mean_and_the_number_of_positions() -> None:
+    low, high = UNCALIBRATED.limit(200, 3.1), UNCALIBRATED.limit(200, 4.5)
+    assert judge(of(low * 0.99, 200), UNCALIBRATED).status == "proven"
+    assert judge(of((low + high) / 2, 200), UNCALIBRATED).status == "inconclusive"
+    assert judge(of(high * 1.01, 200), UNCALIBRATED).status == "refuted"
+    assert judge(of(0.0, MIN_POSITIONS - 1), UNCALIBRATED).status == "inconclusive"
+    assert judge(of(0.0, 200, "token 3"), UNCALIBRATED).status == "refuted"
+    assert UNCALIBRATED.limit(100, 3.1) > UNCALIBRATED.limit(400, 3.1)
+
+
+def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> None:
+    replays = [of(0.004 + 0.001 * (number % 3), 100 + number) for number in range(9)]
+    made = calibrate("ab" * 32, replays, "llama-cpp-python 1")
+    assert made.mean == pytest.approx(0.005, abs=1e-4) and made.answers == 9 and made.positions == 936
+    path = save_calibration(made, tmp_path / "calibrations.yaml")
+    assert calibration_of("ab" * 32, path) == made
+    assert calibration_of("cd" * 32, path).model_sha256 == ""
+    path.write_text("ab: {mean: 1}")
+    with pytest.raises(BadInput, match="storyfi-lite calibrate"):
+        calibration_of("ab", path)
+
+
+def test_too_few_answers_make_no_calibration() -> None:
+    with pytest.raises(BadInput, match="at least 5"):
+        calibrate("ab", [of(0.005, 100)] * 4, "x")
+    assert isinstance(calibrate("ab", [of(0.005, 100)] * 5, "x"), Calibration)

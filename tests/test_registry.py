@@ -1,0 +1,86 @@
+"""models.yaml: the shipped one is right, and a wrong one is refused with the line to mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storyfi_lite.errors import BadInput, RegistryError
+from storyfi_lite.registry import ApiModel, ModelSpec, load_registry
+
+TEXT = (Path(__file__).parent.parent / "models.yaml").read_text()
+MULTIPLIERS = {
+    "llama-3-70b": 1.5, "mixtral-8x7b": 1.3, "qwen-72b": 1.4, "llama-3-8b": 1.0, "mistral-7b": 1.0, "yi-34b": 1.2,
+    "phi-3-medium": 0.8, "gemma-7b": 0.9, "smollm2-135m": 0.5, "gemini-2.5-flash": 0.5, "gpt-4-turbo": 0.5,
+}  # fmt: skip
+
+
+def test_the_shipped_registry_holds_the_subnets_table() -> None:
+    registry = load_registry()
+    assert {model.key: model.multiplier for model in (*registry.local, *registry.api)} == MULTIPLIERS
+    for spec in registry.local:
+        sizes = [file.size_bytes for file in spec.files]
+        assert sizes == sorted(sizes), spec.key  # coarse to fine, as the placement reads them
+        assert all(file.hub or file.package for file in spec.files)
+        for file in spec.files:
+            assert len(file.parts) == 1 or all("-of-" in part.path for part in file.parts)
+
+
+@pytest.mark.parametrize("name", ["llama-3-70b", "Llama-3-70B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"])
+def test_a_model_is_found_by_key_alias_and_repository(name: str) -> None:
+    found = load_registry().find(name)
+    assert isinstance(found, ModelSpec) and found.key == "llama-3-70b"
+
+
+def test_an_unknown_name_gets_the_nearest_ones() -> None:
+    with pytest.raises(BadInput, match="did you mean gemma-7b"):
+        load_registry().find("gema-7b")
+    assert isinstance(load_registry().find("gpt-4-turbo"), ApiModel)
+    with pytest.raises(BadInput, match="there are Q2_K, Q3_K_M"):
+        spec = load_registry().find("gemma-7b")
+        assert isinstance(spec, ModelSpec)
+        spec.file("Q1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("    multiplier: 1.5", "    multiplyer: 1.5", "multiplyer is not a key"),
+        ("    multiplier: 1.3", "    multiplier: -1.3", "multiplier: Input should be greater than 0"),
+        ("    multiplier: 1.4", "    multiplier: lots", "multiplier: Input should be a valid number"),
+        ("    tier: 1", "    tier: 9", "tier: Input should be 1, 2, 3 or 'cpu'"),
+        ("  yi-34b:", "  qwen-72b:", "qwen-72b stands twice"),
+        ("aliases: [yi-34b-chat]", "aliases: [gemma-7b]", "the name gemma-7b stands for two models"),
+        ("size_bytes: 4920734272", "size_bytes: 0", "size_bytes: Input should be greater than 0"),
+        ("sha256: 8ba9baf3", "sha256: xxxx8ba9baf3", "sha256: String should match pattern"),
+        ("block_count: 80", "block_count: many", "block_count: Input should be a valid integer"),
+        ("{provider: gemini,", "{provider: acme,", "provider: Input should be 'gemini' or 'openai'"),
+        ("    repository: google/gemma-7b-it\n", "", "repository: Field required"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in TEXT
+    path = tmp_path / "models.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    line = TEXT[: TEXT.index(old)].count("\n") + 1
+    with pytest.raises(RegistryError) as refused:
+        load_registry(path)
+    message = str(refused.value)
+    assert says in message, message
+    named = int(message.split("line ")[1].split(":")[0])
+    if new and "stands for two" not in says:
+        assert abs(named - line) <= 1, (message, line)
+
+
+@pytest.mark.parametrize("text", ["", "local: [", "[]", "local: {}\n", "local: {}\napi: {}\nmore: 1\n"])
+def test_a_file_that_is_no_registry_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(text)
+    with pytest.raises(RegistryError):
+        load_registry(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="cannot read"):
+        load_registry(tmp_path / "nothing.yaml")
