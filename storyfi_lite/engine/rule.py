@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.vocabulary import Vocabulary
     from storyfi_lite.grammar import Constraint
 
+_LOOK_TOKENS, _LOOK_NATS = 24, 12.0  # asking for so many tokens costs less than one mask
 _SAFE_RISE = 8  # no token raises need_tokens above the start's by more: an opened array item is less than the whole
 
 
@@ -108,15 +109,25 @@ class ChoiceRule:
     # --- which token -------------------------------------------------------------------------------------------
 
     def _select(self, logits: Floats) -> int:
-        """Most tokens that a model likes are allowed, so first look whether the best one is: then the cut is known
-        without a mask, and only candidates are asked for, best score first."""
+        """What the full mask would choose, mostly without it: where the best allowed token is among the likeliest, it is
+        known without a mask what can win, and only that is asked for, best score first."""
+        best = self._best_allowed(logits)
+        if best is None:
+            return int(self._by_score(logits, *self._candidates(logits))[0])
+        best_allowed = float(logits[best])
+        near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
+        near = near[logits[near] <= best_allowed]  # what is higher was refused
+        order = self._by_score(logits, near, best_allowed)
+        return next(int(token) for token in order if token == best or self._allowed(int(token)))
+
+    def _best_allowed(self, logits: Floats) -> int | None:
+        """The allowed token of the highest logit, if a few questions to the grammar find it."""
         top = int(logits.argmax())
         if self._allowed(top):
-            best_allowed = float(logits[top])
-            near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
-            order = self._by_score(logits, near, best_allowed)
-            return next(int(token) for token in order if token == top or self._allowed(int(token)))
-        return int(self._by_score(logits, *self._candidates(logits))[0])
+            return top
+        near = np.flatnonzero(logits >= logits[top] - _LOOK_NATS)
+        likeliest = near[np.argsort(-logits[near], kind="stable")][1:_LOOK_TOKENS]
+        return next((int(token) for token in likeliest if self._allowed(int(token))), None)
 
     def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Ids:
         """Best first; the lower id on a tie."""
