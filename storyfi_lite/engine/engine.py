@@ -299,12 +299,13 @@ class Engine:
         """Which tokens go into the next batch. Slots that write come first; joining prompts, the oldest first, share what
         room is left, and no more than a chunk of it while others write."""
         busy = self._busy()
-        writing = [slot for slot in busy if len(slot.feed) <= PROMPT_CHUNK_TOKENS and not slot.untouched]
+        writing = [slot for slot in busy if slot.request.first_token_s and len(slot.feed) <= PROMPT_CHUNK_TOKENS]  # type: ignore[union-attr]
         joining = sorted((slot for slot in busy if slot not in writing), key=lambda slot: slot.request.started_s)  # type: ignore[union-attr]
-        plan = [(slot, slot.feed) for slot in writing]
-        room = self._context.n_batch - sum(len(slot.feed) for slot in writing)
-        if room < 0:
-            return self._squeezed(writing)
+        # Equally many tokens of each: llama.cpp takes a batch of unequal sequences in several passes over the weights, which
+        # costs more than forced tokens save. Alone, a slot feeds a forced run at once.
+        width = min([self._context.n_batch // max(1, len(writing)), *(len(slot.feed) for slot in writing)])
+        plan = [(slot, slot.feed[:width]) for slot in writing]
+        room = self._context.n_batch - width * len(writing)
         if writing:
             room = min(room, PROMPT_CHUNK_TOKENS)
         for index, slot in enumerate(joining):
@@ -313,11 +314,6 @@ class Engine:
                 plan.append((slot, slot.feed[:room]))
                 room -= len(plan[-1][1])
         return plan
-
-    def _squeezed(self, writing: list[_Slot]) -> list[tuple[_Slot, list[int]]]:
-        """Runs of forced tokens that are too much for one batch: an equal part of each."""
-        share = max(1, self._context.n_batch // len(writing))
-        return [(slot, slot.feed[:share]) for slot in writing[: self._context.n_batch]]
 
     def _must_wait(self, slot: _Slot, older: list[_Slot]) -> bool:
         """Copies the beginning of the prompt from the slot that holds most of it. True if an older one is just computing

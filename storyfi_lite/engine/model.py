@@ -159,13 +159,13 @@ class Context:
         threads = settings.n_threads or psutil.cpu_count(logical=False) or 1
         params.n_ctx = settings.n_ctx * settings.n_slots
         params.n_seq_max = settings.n_slots
-        params.n_batch, params.n_ubatch = settings.n_batch, min(settings.n_ubatch, settings.n_batch)
+        self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least
+        params.n_batch, params.n_ubatch = self.n_batch, min(settings.n_ubatch, self.n_batch)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = GGML_TYPES[settings.kv_type]
         params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
         params.kv_unified = False  # a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True
-        self.n_batch = settings.n_batch
         self._vocabulary_size = model.vocabulary.size
         self._handles = ExitStack()
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -173,7 +173,7 @@ class Context:
             raise DoesNotFit("llama.cpp could not make a context: not enough memory for the KV cache")
         self._handles.callback(llama_cpp.llama_free, self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._make_batch(settings.n_batch)
+        self._make_batch(self.n_batch)
 
     def _make_batch(self, size: int) -> None:
         """The batch's arrays, ours and reused, so that a step fills them by slices instead of item by item."""
