@@ -146,7 +146,7 @@ class CopyIndex:
             self._shelves = (self._shelves[0], _shelves(self._recent))
 
     def _settle(self) -> None:
-        """Sorts everything anew, about 2 s for 100,000 answers; once in many rounds."""
+        """Sorts everything anew, about 4 s for 100,000 answers; once in many rounds."""
         self._settled = (self._settled + self._recent)[-self._max_answers :]
         self._recent = []
         self._shelves = (_shelves(self._settled),)
