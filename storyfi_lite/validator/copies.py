@@ -48,7 +48,7 @@ Uint32s = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What the index keeps of an answer: about 3 kB for a blueprint. `keys` ascending, `counts` their repeats."""
+    """What the index keeps of an answer: about 4 kB for a blueprint. `keys` ascending, `counts` their repeats."""
 
     task: str
     hotkey: str
