@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -27,10 +28,11 @@ def remember(path: Path, sha256: str) -> None:
     """Notes a digest that was computed elsewhere, of the file as it is now."""
     known = _read() | {_key(path): sha256}
     memory = _memory()
-    memory.parent.mkdir(parents=True, exist_ok=True)
     part = memory.with_suffix(f".{path.name}.part")
-    part.write_text(json.dumps(known))
-    part.replace(memory)
+    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the answer
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(known))
+        part.replace(memory)
 
 
 def _memory() -> Path:

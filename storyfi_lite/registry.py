@@ -21,14 +21,15 @@ _SHA256 = r"^[0-9a-f]{64}$"
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class HubSource(_Entry):
-    """A repository on the hub; `revision` is a commit, or `main` where none is known."""
+    """A repository on the hub; `revision` is a commit, or `main` where none is known. The hub's documentation wants
+    a commit's full 40 digits."""
 
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str
+    revision: str = Field(pattern=r"^([0-9a-f]{40}|main)$")
 
 
 class PackageSource(_Entry):
@@ -71,9 +72,17 @@ class GGUFFile(_Entry):
     """One quantization of a model: one part, or the parts of a gguf-split. `hub` before `package`."""
 
     quant: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = Field(min_length=1)
     hub: HubSource | None
     package: PackageSource | None = None
+
+    @model_validator(mode="after")
+    def _comes_from_somewhere(self) -> GGUFFile:
+        if self.hub is None and self.package is None:
+            raise ValueError("it has neither a hub nor a package to come from")
+        if self.package and len(self.parts) > 1:
+            raise ValueError("a package carries one file, not parts")
+        return self
 
     @property
     def size_bytes(self) -> int:
@@ -81,7 +90,7 @@ class GGUFFile(_Entry):
 
 
 class ModelSpec(_Entry):
-    key: str
+    key: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # names the directory of its files
     repository: str
     aliases: tuple[str, ...]
     tier: Literal[1, 2, 3, "cpu"]
@@ -89,7 +98,16 @@ class ModelSpec(_Entry):
     licence: str
     architecture: Architecture
     chat_template: str | None = None
-    files: tuple[GGUFFile, ...]
+    files: tuple[GGUFFile, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _files_do_not_collide(self) -> ModelSpec:
+        seen: set[str] = set()
+        for name in (Path(part.path).name for file in self.files for part in file.parts):
+            if name in seen:
+                raise ValueError(f"two of its files are named {name}; they are stored in one directory")
+            seen.add(name)
+        return self
 
     def file(self, quant: str) -> GGUFFile:
         """Raises BadInput with the quantizations that there are."""
@@ -154,8 +172,12 @@ def load_registry(path: Path | None = None) -> Registry:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise RegistryError(f"{path}, line {line}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} is no text that YAML allows: {error}") from None
+    except RecursionError:
+        raise RegistryError(f"{path} is nested too deeply") from None
     try:
-        return Registry.model_validate_json(_as_json(data))
+        return Registry.model_validate_json(_as_json(data, path))
     except ValidationError as error:
         # a misspelled key also makes the right one missing: name the one that stands in the file
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
@@ -167,21 +189,33 @@ def _plain(node: yaml.Node | None, path: Path) -> Any:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise RegistryError(f"{path}, line {key.start_mark.line + 1}: a key must be a plain name")
             if key.value in seen:
                 raise RegistryError(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
             seen.add(key.value)
         return {key.value: _plain(value, path) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path) for item in node.value]
-    return None if node is None else yaml.SafeLoader("").construct_object(node)
+    return None if node is None else _scalar(node, path)
 
 
-def _as_json(data: Any) -> str:
+def _scalar(node: yaml.Node, path: Path) -> str | int | float | bool | None:
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except ValueError:  # such as a number of thousands of digits, or `!!int x`
+        value = ...
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise RegistryError(f"{path}, line {node.start_mark.line + 1}: {node.value[:40]} must be in quotes, or is no value")
+
+
+def _as_json(data: Any, path: Path) -> str:
     """The file's short form, spelled out: keys become fields, a file without parts has one, the model's hub is its files'."""
     import json
 
     if not isinstance(data, dict) or not isinstance(data.get("local"), dict) or not isinstance(data.get("api"), dict):
-        raise RegistryError("models.yaml must hold the two mappings `local` and `api`")
+        raise RegistryError(f"{path}, line 1: it must hold the two mappings `local` and `api`")
     local = {key: _spelled_model(key, model) for key, model in data["local"].items()}
     api = {key: {"key": key, **model} if isinstance(model, dict) else model for key, model in data["api"].items()}
     rest = {key: value for key, value in data.items() if key not in ("local", "api")}
@@ -206,22 +240,28 @@ def _spelled_file(quant: str, file: Any, hub: Any) -> Any:
     return {"quant": quant, "hub": hub, **({"parts": [rest]} if "parts" not in own else rest), **own}
 
 
-def _line(node: yaml.Node | None, where: tuple[int | str, ...]) -> int:
-    """The line of the deepest node that an error's path leads to; places that exist only spelled out are skipped."""
+def _line(root: yaml.Node | None, where: tuple[int | str, ...]) -> int:
+    """The line of the deepest node that an error's path leads to. Places that exist only spelled out are skipped; what a
+    file has from its model (hub) is looked up there."""
+    trail = [root] if root else []  # from the root inwards
+    spelled_out = False
     for step in where:
-        if isinstance(node, yaml.MappingNode):
-            children = {key.value: value for key, value in node.value}
-            if isinstance(step, int):
-                node = node.value[step][1] if step < len(node.value) else node
-            elif step in children:
-                node = children[step]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-    return node.start_mark.line + 1 if node else 1
+        if isinstance(step, str):
+            found = [value for node in reversed(trail) for key, value in _pairs(node) if key.value == step]
+            spelled_out = not found
+            trail += found[:1]
+        elif not spelled_out and trail:
+            items = trail[-1].value if isinstance(trail[-1], yaml.SequenceNode) else [v for _, v in _pairs(trail[-1])]
+            trail += items[step : step + 1]
+    return trail[-1].start_mark.line + 1 if trail else 1
+
+
+def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    return node.value if isinstance(node, yaml.MappingNode) else []
 
 
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"] if not isinstance(part, int)) or "models.yaml"
     if error["type"] == "extra_forbidden":
         return f"{name} is not a key of models.yaml"
-    return f"{name}: {error['msg']}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"

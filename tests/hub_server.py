@@ -1,7 +1,7 @@
 """A loopback server that speaks the hub's download protocol and a package index's, with faults on demand.
 
 /<repo>/resolve/<revision>/<path>   HEAD and GET: size, hash and commit in headers, then a redirect to the storage
-/storage/<path>                     the bytes, by range
+/storage/<path>?ticket=<n>          the bytes, by range; an address that is good once, as the hub's storage signs it
 /simple/<package>/                  the package index, PEP 691 JSON or PEP 503 HTML
 """
 
@@ -32,12 +32,21 @@ class Hub:
     bytes_per_s: float | None = None
     ranges: bool = True
     gated: bool = False
+    bad_token: bool = False
     html_index: bool = False
     wrong_bytes: bool = False
+    tickets: set[str] = field(default_factory=set)
     log: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent: list[tuple[str, int, int]] = field(default_factory=list)
     url: str = ""
     storage_url: str = ""
+
+    def starts(self, name: str) -> list[int]:
+        """Where each transfer of `name` was asked to begin."""
+        gets = [
+            headers for method, path, headers in self.log if method == "GET" and path.startswith(f"/storage/{name}")
+        ]
+        return [int(headers.get("range", "bytes=0-")[6:-1]) for headers in gets]
 
 
 @contextmanager
@@ -68,26 +77,35 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             hub.log.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+            path, _, ticket = self.path.partition("?ticket=")
             for suffix, statuses in hub.status.items():
-                if self.path.endswith(suffix) and statuses:
+                if path.endswith(suffix) and statuses:
                     return self.reply(statuses.pop(0), {"Retry-After": "0"})
             if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
                 return self.resolve(match[1])
             if match := re.fullmatch(r"/simple/([^/]+)/", self.path):
                 return self.index(match[1])
-            name = self.path.rpartition("/")[2]
+            if path.startswith("/storage/"):
+                if ticket not in hub.tickets:
+                    return self.reply(403, {})
+                hub.tickets.remove(ticket)
+            name = path.rpartition("/")[2]
             found = hub.files.get(name) or next((data for file, data in hub.wheels.values() if file == name), None)
             return self.reply(404, {}) if found is None else self.storage(name, found)
 
         def resolve(self, name: str) -> None:
             if hub.gated:
                 return self.reply(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+            if hub.bad_token:
+                return self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
             if name not in hub.files:
                 return self.reply(404, {"X-Error-Code": "EntryNotFound"})
             data = hub.files[name]
             etag = hashlib.sha256(data).hexdigest()
             linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            self.reply(302, {**linked, "Location": f"{hub.storage_url}/storage/{name}"})
+            ticket = str(len(hub.log))
+            hub.tickets.add(ticket)
+            self.reply(302, {**linked, "Location": f"{hub.storage_url}/storage/{name}?ticket={ticket}"})
 
         def index(self, package: str) -> None:
             if package not in hub.wheels:

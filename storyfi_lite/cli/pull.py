@@ -35,7 +35,8 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     if dry_run:
         path = store.path(spec, file)
         click.echo(
-            f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}",
+            f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}; "
+            f"{store.free_bytes / 1e9:.2f} GB are free there",
             err=True,
         )
     else:
@@ -43,14 +44,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
             path = store.pull(spec, file, progress.update, progress.note)
     if as_json:
         facts = {"model": spec.key, "quant": file.quant, "path": str(path), "size_bytes": file.size_bytes}
-        click.echo(
-            json.dumps(
-                {
-                    **facts,
-                    "fetched_bytes": 0 if dry_run else missing,
-                    "complete": store.is_complete(spec, file),
-                }
-            )
-        )
+        left = {"missing_bytes": store.missing_bytes(spec, file), "complete": store.is_complete(spec, file)}
+        click.echo(json.dumps(facts | left))
     else:
         click.echo(path)

@@ -19,7 +19,7 @@ MAX_MARGIN = 5.0  # nats; one position must not decide a mean
 
 @dataclass(frozen=True)
 class Replay:
-    """`margins` in nats, clipped at MAX_MARGIN, one for each free position: one where min-p left more than one candidate.
+    """`margins` in nats, clipped at MAX_MARGIN, one for each free position: one where more than one token could win.
     `refuted` says why the tokens cannot come from this rule at all, if so."""
 
     margins: tuple[float, ...]
@@ -77,7 +77,7 @@ class _Judge:
             return
         if scored.margin is None:
             self.refuted = f"token {position} is not allowed by the grammar or the budget"
-        elif scored.choices > 1 or not scored.match:
+        elif scored.free or not scored.match:
             self._margins.append(min(scored.margin, MAX_MARGIN))
             self._matches += scored.match
 

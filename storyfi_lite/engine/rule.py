@@ -13,6 +13,7 @@ At position i of an answer with a budget of B tokens, in this order:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,11 @@ _SAFE_RISE = 8  # no token raises need_tokens above the start's by more: an open
 @dataclass(frozen=True)
 class Scored:
     """A given token against the rule. `margin`: best score minus the given one's, in nats; None if the token is not
-    allowed at all. `choices`: how many candidates there were."""
+    allowed at all. `free`: whether another token could have won."""
 
     margin: float | None
     match: bool
-    choices: int
+    free: bool
 
 
 class ChoiceRule:
@@ -88,12 +89,14 @@ class ChoiceRule:
     def score(self, logits: Floats, given: int) -> Scored:
         """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
         self._repetition.apply(logits)
-        kept, best_allowed = self._candidates(logits)
-        result = Scored(None, False, len(kept))
+        ranked, best_allowed = self._ranked(logits)
+        best = next(ranked)
+        free = next(ranked, None) is not None
+        result = Scored(None, False, free)
         if self._allowed(given):
-            both = scores(logits, np.append(kept, given), best_allowed, len(self.tokens), self._params)
-            best = int(np.argmax(both[:-1]))
-            result = Scored(max(0.0, float(both[best] - both[-1])), int(kept[best]) == given, len(kept))
+            pair = np.array([best, given])
+            both = scores(logits, pair, best_allowed, len(self.tokens), self._params)
+            result = Scored(max(0.0, float(both[0] - both[1])), best == given, free)
         self.sampled_positions.append(len(self.tokens))
         if result.margin is not None:
             self._take(given)
@@ -109,16 +112,21 @@ class ChoiceRule:
     # --- which token -------------------------------------------------------------------------------------------
 
     def _select(self, logits: Floats) -> int:
-        """What the full mask would choose, mostly without it: where the best allowed token is among the likeliest, it is
-        known without a mask what can win, and only that is asked for, best score first."""
+        return next(self._ranked(logits)[0])
+
+    def _ranked(self, logits: Floats) -> tuple[Iterator[int], float]:
+        """The allowed tokens that can win, best score first, and the best allowed logit. What the full mask would give,
+        mostly without it: where the best allowed token is among the likeliest, it is known without a mask what can win,
+        and only that is asked for, as far as the caller reads."""
         best = self._best_allowed(logits)
         if best is None:
-            return int(self._by_score(logits, *self._candidates(logits))[0])
+            kept, best_allowed = self._candidates(logits)
+            return map(int, self._by_score(logits, kept, best_allowed)), best_allowed
         best_allowed = float(logits[best])
         near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
         near = near[logits[near] <= best_allowed]  # what is higher was refused
-        order = self._by_score(logits, near, best_allowed)
-        return next(int(token) for token in order if token == best or self._allowed(int(token)))
+        order = map(int, self._by_score(logits, near, best_allowed))
+        return (token for token in order if token == best or self._allowed(token)), best_allowed
 
     def _best_allowed(self, logits: Floats) -> int | None:
         """The allowed token of the highest logit, if a few questions to the grammar find it."""

@@ -22,6 +22,7 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, O
 MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
 MAX_PROBLEMS = 20
 MAX_NUMBER_CHARS = 40
+MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for millions; token ids are 65,536 at most
 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.
 _HIDDEN = re.compile("[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]")
@@ -117,7 +118,9 @@ def _too_large(size: int) -> str:
 
 def parse_json(raw: bytes) -> Any:
     """Strict JSON: one value, nothing after it, no key twice, no NaN or Infinity, no lone surrogate, numbers of a sane
-    length, bounded nesting. Raises BadInput. The caller bounds the size."""
+    length, bounded nesting and number of values. Raises BadInput. The caller bounds the size."""
+    if raw.count(b"[") + raw.count(b"{") > MAX_VALUES or raw.count(b",") > MAX_VALUES:
+        raise BadInput(f"more than {MAX_VALUES:,} values")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

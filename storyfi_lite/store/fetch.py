@@ -1,8 +1,9 @@
 """One URL -> one file: ranges, resume, hash by chunk. Knows nothing of models, hubs or packages.
 
 Beside `<name>.part` lies `<name>.journal`: a line that says what is being fetched, then the sha256 of each whole chunk
-that is safely on disk. After a kill only the chunk in progress is fetched again; a chunk that went bad on disk, and what
-follows it, is found by its hash and fetched again. The hub's own client deletes its partial files instead.
+that is safely on disk. After a kill only the chunk in progress is fetched again, after a cut connection not even that; a
+chunk that went bad on disk, and what follows it, is found by its hash and fetched again. The hub's own client deletes its
+partial files instead.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -23,16 +25,17 @@ CHUNK_BYTES = 4 << 20
 MAX_ATTEMPTS = 6  # without a byte between them
 STALL_S = 30.0
 MAX_WAIT_S = 60.0
-_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What is to be fetched. `identity` changes with the content: its sha256, or an etag. `headers` may hold a token."""
+    """What is to be fetched. `identity` changes with the content: its sha256, or an etag. `url` may hold a password,
+    `headers` a token: neither is shown. The token goes to the url's own host; httpx drops it on a redirect to another."""
 
-    url: str
+    url: str = field(repr=False)
     size_bytes: int
     identity: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
@@ -41,39 +44,53 @@ class Remote:
 class Fetch:
     """`sleep` is a seam for tests."""
 
-    def __init__(self, remote: Remote, part: Path, progress: Progress, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self,
+        remote: Remote,
+        part: Path,
+        progress: Progress,
+        note: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._remote = remote
         self._part = part
         self._journal = part.with_suffix(".journal")
         self._progress = progress
+        self._note = note
         self._sleep = sleep
         self._digest = hashlib.sha256()
-        self._done = 0
+        self._done = 0  # bytes in whole chunks: on disk and journalled
+        self._tail = bytearray()  # what came after them
 
     def run(self) -> str:
         """Fetches what is missing; returns the whole file's sha256, hex. Raises Unavailable, or BadInput for a server
         whose bytes are not what was announced."""
         self._resume()
-        failures = 0
+        failures, farthest = 0, self._done
         with self._part.open("r+b") as file, httpx.Client(follow_redirects=True, timeout=STALL_S) as client:
             while self._done < self._remote.size_bytes:
-                before = self._done
                 try:
-                    self._stream(client, file.fileno())
-                    failures = 0 if self._done > before else failures + 1
+                    self._stream(client, file)
                 except (httpx.HTTPError, _TryAgain) as error:
-                    failures = 1 if self._done > before else failures + 1
+                    failures = 1 if self._received > farthest else failures + 1
+                    farthest = max(farthest, self._received)
                     if failures >= MAX_ATTEMPTS:
                         raise Unavailable(
-                            f"the download stopped at {self._done:,} of {self._remote.size_bytes:,} bytes "
+                            f"the download stopped at {self._received:,} of {self._remote.size_bytes:,} bytes "
                             f"({_reason(error)}); run the same command again to go on from there"
                         ) from None
-                    self._sleep(getattr(error, "wait_s", None) or min(2.0**failures, MAX_WAIT_S))
+                    wait_s = getattr(error, "wait_s", None) or min(2.0**failures, MAX_WAIT_S)
+                    self._note(f"{_reason(error)}; trying again in {wait_s:.0f} s")
+                    self._sleep(wait_s)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
         self._part.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
+
+    @property
+    def _received(self) -> int:
+        return self._done + len(self._tail)
 
     # --- resume ------------------------------------------------------------------------------------------------
 
@@ -111,50 +128,52 @@ class Fetch:
 
     # --- transfer ----------------------------------------------------------------------------------------------
 
-    def _stream(self, client: httpx.Client, file: int) -> None:
+    def _stream(self, client: httpx.Client, file: BinaryIO) -> None:
         headers = {**self._remote.headers, "Accept-Encoding": "identity"}
-        if self._done:
-            headers["Range"] = f"bytes={self._done}-"
+        if self._received:
+            headers["Range"] = f"bytes={self._received}-"
         with client.stream("GET", self._remote.url, headers=headers) as response:
             self._check(response)
-            for chunk in self._chunks(response.iter_raw()):
-                os.pwrite(file, chunk, self._done)
-                os.fsync(file)
-                with self._journal.open("a") as journal:
-                    journal.write(hashlib.sha256(chunk).hexdigest() + "\n")
-                self._digest.update(chunk)
-                self._done += len(chunk)
+            for piece in response.iter_raw():
+                self._tail += piece
+                self._progress(min(self._received, self._remote.size_bytes), self._remote.size_bytes)
+                while len(self._tail) >= (size := self._chunk_size(self._done)) > 0:
+                    self._save(file, bytes(self._tail[:size]))
+                    del self._tail[:size]
+                if self._done == self._remote.size_bytes:
+                    return
+        raise _TryAgain("the connection closed early")
+
+    def _save(self, file: BinaryIO, chunk: bytes) -> None:
+        """The chunk is on disk before the journal says so."""
+        file.seek(self._done)
+        file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        with self._journal.open("a") as journal:
+            journal.write(hashlib.sha256(chunk).hexdigest() + "\n")
+        self._digest.update(chunk)
+        self._done += len(chunk)
 
     def _check(self, response: httpx.Response) -> None:
         """Raises _TryAgain for a passing fault, BadInput or Unavailable for a lasting one."""
-        status = response.status_code
-        if status in _RETRY_STATUS:
-            raise _TryAgain(f"HTTP {status}", _retry_after_s(response))
+        status, host = response.status_code, response.url.host
+        if status in RETRY_STATUS:
+            raise _TryAgain(f"{host} answered HTTP {status}", _retry_after_s(response))
         if status not in (200, 206):
-            raise Unavailable(f"{response.url.host} answered HTTP {status}")
-        if status == 200 and self._done:  # no ranges here: all of it comes again
-            self._digest, self._done = hashlib.sha256(), 0
-            _write(self._journal, self._head() + "\n")
-        total = response.headers.get("Content-Range", "").rpartition("/")[2] if status == 206 else None
-        total = total or (str(response.headers.get("Content-Length", "")) if status == 200 else None)
-        if total and total.isdigit() and int(total) != self._remote.size_bytes:
-            raise BadInput(
-                f"{response.url.host} has {int(total):,} bytes where {self._remote.size_bytes:,} were announced"
-            )
-
-    def _chunks(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Whole chunks of the stream, the last one shorter."""
-        buffer = bytearray()
-        for piece in pieces:
-            buffer += piece
-            self._progress(self._done + len(buffer), self._remote.size_bytes)
-            while len(buffer) >= (size := self._chunk_size(self._done)) > 0:
-                yield bytes(buffer[:size])
-                del buffer[:size]
-            if not self._chunk_size(self._done):
-                break
-        if self._done < self._remote.size_bytes:
-            raise _TryAgain("the connection closed early")
+            raise Unavailable(f"{host} answered HTTP {status}")
+        if status == 200:
+            total = response.headers.get("Content-Length", "")
+            if self._received:  # no ranges here: all of it comes again
+                self._digest, self._done = hashlib.sha256(), 0
+                self._tail.clear()
+                _write(self._journal, self._head() + "\n")
+        else:
+            span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+            if span.partition("-")[0] != str(self._received):
+                raise Unavailable(f"{host} sent the range {span!r}, asked for from {self._received}")
+        if total.isdigit() and int(total) != self._remote.size_bytes:
+            raise BadInput(f"{host} has {int(total):,} bytes where {self._remote.size_bytes:,} were announced")
 
 
 class _TryAgain(Exception):

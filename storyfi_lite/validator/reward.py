@@ -1,0 +1,247 @@
+"""From score to reward: what a claim is worth, pooled evidence, moving averages, weights. Pure; the policy is a file.
+
+    mission   0.5 for an API; else the registry's figure, 1.0 for a model that it does not know; times 1.1 with 80 GB of
+              GPU memory or more. Believes every claim.
+    proof     the default. Refuted: 0. Not proven: 0.5. Proven: the registry's figure for the model that the replay proved.
+              The 1.1 is not paid, because no replay shows how much memory a card has.
+
+Knows neither llama.cpp nor the chain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.registry import ApiModel, ModelSpec, Registry, load_registry
+from storyfi_lite.validator.proof import Status
+from storyfi_lite.validator.score import Score
+
+DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
+
+
+class Claim(Protocol):
+    """What a response says of its model; a StoryResponse is one."""
+
+    @property
+    def miner_mode(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def gpu_memory_gb(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The status of a Verdict, or of several (`standing`). `model`: the registry key of the file that was replayed, which
+    whoever replayed it knows; never the claimed name."""
+
+    status: Status
+    model: str
+
+
+@dataclass(frozen=True)
+class Reward:
+    """`final` = `base` times `multiplier`; `reason` says what the multiplier rests on."""
+
+    base: float
+    multiplier: float
+    final: float
+    reason: str
+
+    def log_line(self, hotkey: str) -> str:
+        """The mission's one line.
+
+        >>> Reward(81.2, 1.32, 81.2 * 1.32, "").log_line("5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX")
+        'Miner 5F3sa2TJ: Base=81.2, Multiplier=1.32x, Final=107.2'
+        """
+        return f"Miner {hotkey[:8]}: Base={self.base:.1f}, Multiplier={self.multiplier:.2f}x, Final={self.final:.1f}"
+
+
+# --- the policy --------------------------------------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LargeGpu(_Section):
+    min_gb: float = Field(gt=0)
+    factor: float = Field(ge=0)
+
+
+class ProofPolicy(_Section):
+    refuted_multiplier: float = Field(ge=0)
+    unproven_multiplier: float = Field(ge=0)
+    pay_large_gpu: bool
+    window: int = Field(ge=1)
+    proven_needed: int = Field(ge=1)
+    refuted_needed: int = Field(ge=1)
+
+
+class Policy(_Section):
+    """reward_policy.yaml, which says what each key means."""
+
+    rule: Literal["proof", "mission"]
+    api_multiplier: float = Field(ge=0)
+    unknown_model_multiplier: float = Field(ge=0)
+    large_gpu: LargeGpu
+    proof: ProofPolicy
+    average_alpha: float = Field(gt=0, le=1)
+    models: dict[str, float]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_policy(path: Path = DEFAULT_POLICY, registry: Registry | None = None) -> Policy:
+    """Raises BadInput with the file, the key and what is wrong; a key or model that does not exist is refused."""
+    try:
+        policy = Policy.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        extra = first["type"] == "extra_forbidden"
+        raise BadInput(f"{path}: {key}{' is not a key of a reward policy' if extra else ': ' + first['msg']}") from None
+    registry = registry or _default_registry()
+    for name, multiplier in policy.models.items():
+        if name not in registry.keys or multiplier < 0:
+            raise BadInput(f"{path}: models.{name}: not a key of models.yaml, or below 0")
+    return policy
+
+
+@lru_cache(maxsize=1)
+def _default_registry() -> Registry:
+    return load_registry()
+
+
+@lru_cache(maxsize=1)
+def _default_policy() -> Policy:
+    return load_policy()
+
+
+# --- the reward --------------------------------------------------------------------------------------------------
+
+
+def reward(
+    score: Score,
+    claim: Claim,
+    proof: Proof | None = None,
+    policy: Policy | None = None,
+    registry: Registry | None = None,
+) -> Reward:
+    """What one answer earns. `proof`: of this answer, or the miner's `standing`; None if nothing was replayed. Without
+    a policy and a registry, the packaged ones hold.
+
+    >>> from types import SimpleNamespace
+    >>> claim = SimpleNamespace(miner_mode="LocalModelLoader", model_name="yi-34b", gpu_memory_gb=80.0)
+    >>> reward(Score(80.0, ()), claim)
+    Reward(base=80.0, multiplier=0.5, final=40.0, reason='yi-34b is not proven')
+    >>> reward(Score(80.0, ()), claim, Proof("proven", "yi-34b"))
+    Reward(base=80.0, multiplier=1.2, final=96.0, reason='yi-34b is proven')
+    """
+    policy, registry = policy or _default_policy(), registry or _default_registry()
+    rule = _by_mission if policy.rule == "mission" else _by_proof
+    multiplier, reason = rule(claim, proof, policy, registry)
+    return Reward(score.total, multiplier, score.total * multiplier, reason)
+
+
+def _by_mission(claim: Claim, proof: Proof | None, policy: Policy, registry: Registry) -> tuple[float, str]:
+    if claim.miner_mode != "LocalModelLoader":
+        return policy.api_multiplier, "API mode"
+    model = _find(registry, claim.model_name)
+    figure = policy.unknown_model_multiplier if model is None else policy.models.get(model.key, model.multiplier)
+    name = f"{claim.model_name:.60} claimed{'' if model else ', not in the registry'}"
+    if isinstance(model, ApiModel) or not _is_large(claim, policy):
+        return figure, name
+    return figure * policy.large_gpu.factor, f"{name}, with {claim.gpu_memory_gb:g} GB"
+
+
+def _by_proof(claim: Claim, proof: Proof | None, policy: Policy, registry: Registry) -> tuple[float, str]:
+    if claim.miner_mode != "LocalModelLoader":
+        return policy.api_multiplier, "API mode"
+    model, name = _find(registry, claim.model_name), f"{claim.model_name:.60}"
+    if proof is not None and proof.status == "refuted":
+        return policy.proof.refuted_multiplier, f"{name} is refuted"
+    if proof is None or proof.status == "inconclusive" or not isinstance(model, ModelSpec):
+        return policy.proof.unproven_multiplier, f"{name} is not proven"
+    if _find(registry, proof.model) is not model:
+        return policy.proof.refuted_multiplier, f"{name} is claimed, the replay proves {proof.model:.60}"
+    figure = policy.models.get(model.key, model.multiplier)
+    if policy.proof.pay_large_gpu and _is_large(claim, policy):
+        return figure * policy.large_gpu.factor, f"{name} is proven; {claim.gpu_memory_gb:g} GB are believed"
+    return figure, f"{name} is proven"
+
+
+def _find(registry: Registry, name: str) -> ModelSpec | ApiModel | None:
+    try:
+        return registry.find(name[:200])
+    except BadInput:
+        return None
+
+
+def _is_large(claim: Claim, policy: Policy) -> bool:
+    return math.isfinite(claim.gpu_memory_gb) and claim.gpu_memory_gb >= policy.large_gpu.min_gb
+
+
+# --- over time ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The newest verdicts of one miner's replays, oldest first, and the model that they were about."""
+
+    model: str = ""
+    statuses: tuple[Status, ...] = ()
+
+
+def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
+    """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
+    new name would wash a miner clean."""
+    kept = tuple(one for one in evidence.statuses if proof.model == evidence.model or one == "refuted")
+    return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
+
+
+def standing(evidence: Evidence, model: str, policy: Policy) -> Proof:
+    """What the pooled verdicts say of a miner that now claims `model` (a registry key). Several are needed either way;
+    refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
+    if evidence.statuses.count("refuted") >= policy.proof.refuted_needed:
+        return Proof("refuted", model)
+    proven = evidence.statuses.count("proven") >= policy.proof.proven_needed
+    return Proof("proven" if proven and model == evidence.model else "inconclusive", model)
+
+
+def moving_average(average: float, final: float, policy: Policy) -> float:
+    """After one more round. A miner that did not answer has `final` 0; a new one starts from `average` 0, so that a
+    fresh hotkey gains nothing."""
+    return average + policy.average_alpha * (final - average)
+
+
+def weights(averages: Mapping[int, float]) -> dict[int, float]:
+    """uid -> share of 1; uids without a share are left out. Empty if nobody earned anything: then set no weights.
+    Raises BadInput for a number that is negative or not finite."""
+    for uid, average in averages.items():
+        if not math.isfinite(average) or average < 0:
+            raise BadInput(f"the average of uid {uid} is {average}")
+    total = math.fsum(averages.values())
+    return {uid: average / total for uid, average in averages.items() if average > 0}
