@@ -37,6 +37,7 @@ from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.wire.messages import StoryRequest
 
 N_CTX = 1024
+clock = time.perf_counter
 FAR_S = 3600.0
 TASK = tasks.get("blueprint")
 REQUEST = StoryRequest(task_type="blueprint", user_input="A lighthouse keeper hears the sea answer.")
@@ -76,11 +77,11 @@ class Stock:
     def speed(self, grammar: bool, seed: int) -> float:
         """Tokens a second. The prompt is cached from the call before."""
         limit = llama_cpp.LlamaGrammar.from_string(CONSTRAINT.gbnf, verbose=False) if grammar else None
-        start = time.perf_counter()
+        start = clock()
         answer = self._llama.create_completion(
             self._prompt, max_tokens=self._n_tokens, temperature=0.7, min_p=0.1, seed=seed, grammar=limit
         )
-        return int(answer["usage"]["completion_tokens"]) / (time.perf_counter() - start)
+        return int(answer["usage"]["completion_tokens"]) / (clock() - start)
 
 
 def our_speed(engine: Engine, n_slots: int, n_tokens: int, seed: int) -> float:
@@ -90,9 +91,9 @@ def our_speed(engine: Engine, n_slots: int, n_tokens: int, seed: int) -> float:
     futures = [engine.submit(job(seed + slot)) for slot in range(n_slots)]
     try:
         wait_until(lambda: engine.health().tokens_written >= before + 8 * n_slots)
-        start, first = time.perf_counter(), engine.health().tokens_written
+        start, first = clock(), engine.health().tokens_written
         wait_until(lambda: engine.health().tokens_written >= first + n_tokens * n_slots)
-        return (engine.health().tokens_written - first) / (time.perf_counter() - start)
+        return (engine.health().tokens_written - first) / (clock() - start)
     finally:
         for future in futures:
             future.cancel()
@@ -109,11 +110,11 @@ def bare_speed(context: Context, prompt: list[int], n_slots: int, n_tokens: int)
     for sequence in range(n_slots):
         context.forget(sequence)
         context.decode([Feed(sequence, 0, prompt, [])])
-    start = time.perf_counter()
+    start = clock()
     for step in range(n_tokens):
         token = prompt[step % len(prompt)]
         context.decode([Feed(sequence, len(prompt) + step, [token], [0]) for sequence in range(n_slots)])
-    return n_tokens * n_slots / (time.perf_counter() - start)
+    return n_tokens * n_slots / (clock() - start)
 
 
 def choice_ms(engine: Engine, n_tokens: int = 120) -> tuple[float, int]:
@@ -131,12 +132,12 @@ def choice_ms(engine: Engine, n_tokens: int = 120) -> tuple[float, int]:
         logits[script[step % len(script)]] = 25
         if step % 20 == 7:
             logits[brace] = 26
-        start = time.perf_counter()
+        start = clock()
         forced += len(rule.force())
         if rule.done:
             break
         rule.choose(logits)
-        taken_s += time.perf_counter() - start
+        taken_s += clock() - start
     return 1000 * taken_s / (len(rule.tokens) - forced), forced
 
 
@@ -150,9 +151,9 @@ def first_token_ms(engine: Engine, context: Context, seed: int) -> tuple[float, 
     rest = [*other, *engine.model.vocabulary.tokenize('{"title":"', special=False)]
     context.forget(0)
     context.decode([Feed(0, 0, rest[:shared], [])])
-    start = time.perf_counter()
+    start = clock()
     context.decode([Feed(0, shared, rest[shared:], [len(rest) - shared - 1])])
-    bare_s = time.perf_counter() - start
+    bare_s = clock() - start
     engine.submit(job(seed, constraint=Constraint(Object((("title", Text(2, 12)),))))).result()
     return 1000 * generation.first_token_s, 1000 * bare_s, len(rest) - shared
 
@@ -172,7 +173,7 @@ def memory_growth(engine: Engine, requests: int) -> dict[str, float]:
 
 
 def threads() -> int:
-    return psutil.cpu_count(logical=False) or 1
+    return 1 if clock is time.process_time else psutil.cpu_count(logical=False) or 1
 
 
 def gpu_layers() -> int:
@@ -181,8 +182,8 @@ def gpu_layers() -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     counts = [int(count) for count in arguments.slots.split(",")]
-    settings = EngineSettings(n_ctx=N_CTX, n_gpu_layers=gpu_layers())
-    many = EngineSettings(n_ctx=N_CTX, n_slots=max(counts), n_gpu_layers=gpu_layers())
+    settings = EngineSettings(n_ctx=N_CTX, n_threads=threads(), n_gpu_layers=gpu_layers())
+    many = EngineSettings(n_ctx=N_CTX, n_slots=max(counts), n_threads=threads(), n_gpu_layers=gpu_layers())
     template = None if has_template(arguments.model) else PLAIN_TEMPLATE
     with Engine(arguments.model, settings, template) as one, Engine(arguments.model, many, template) as engine:
         bare = Context(engine.model, many)
@@ -204,7 +205,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
                 if round_number:  # the first round warms up
                     found[name].append(speed)
                 note(f"round {round_number}: ({name}) {speed:.1f} tokens/s")
-            first.append(first_token_ms(one, bare, round_number))
+            if clock is time.perf_counter:
+                first.append(first_token_ms(one, bare, round_number))
         chosen_ms, forced = min(choice_ms(engine) for _ in range(5))  # the best: a neighbour's load is no cost of ours
         growth = memory_growth(engine, arguments.requests) if arguments.requests else None
         vocabulary = engine.model.vocabulary.size
@@ -215,16 +217,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "engine": ENGINE_NAME,
         "vocabulary_tokens": vocabulary,
         "threads": threads(),
+        "clock": clock.__name__,
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
         "tokens_per_s": middle,
         "choice_ms": chosen_ms,
         "forced_tokens": forced,
-        "first_token_ms": statistics.median(ours for ours, _, _ in first[1:]),
-        "bare_first_token_ms": statistics.median(alone for _, alone, _ in first[1:]),
-        "uncached_tokens": first[-1][2],
+        "first_token": first_token(first[1:]),
         "memory": growth,
     }
+
+
+def first_token(found: list[tuple[float, float, int]]) -> dict[str, float] | None:
+    if not found:
+        return None
+    ours, bare, tokens = (statistics.median(column) for column in zip(*found, strict=True))
+    return {"ours_ms": ours, "bare_ms": bare, "uncached_tokens": tokens}
 
 
 def has_template(path: Path) -> bool:
@@ -250,10 +258,11 @@ def show(result: dict[str, object]) -> None:
                 f"(d) ours, {name[1:]:>2} slots         {ours:8.1f} tokens/s   {ours / bare:5.2f} × (e), bare: {bare:.1f}"
             )
     print(f"choosing and masking       {result['choice_ms']:8.3f} ms a token and slot")
-    ratio = result["first_token_ms"] / result["bare_first_token_ms"]  # type: ignore[operator]
-    print(
-        f"first token, cached prefix {result['first_token_ms']:8.1f} ms   {ratio:5.2f} × bare decode of the {result['uncached_tokens']} tokens left"
-    )
+    if first := result["first_token"]:
+        ours, bare, tokens = (first[name] for name in ("ours_ms", "bare_ms", "uncached_tokens"))  # type: ignore[index]
+        print(
+            f"first token, cached prefix {ours:8.1f} ms   {ours / bare:5.2f} × bare decode of the {tokens} tokens left"
+        )
     if result["memory"]:
         print(f"memory over {result['memory']['requests']} requests   {100 * result['memory']['growth']:8.2f} % growth")  # type: ignore[index]
 
@@ -265,7 +274,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96, help="a slot and measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=0, help="short requests for the memory figure")
-    result = measure(parser.parse_args())
+    parser.add_argument(
+        "--cpu-seconds", action="store_true", help="one thread, CPU seconds: for a machine that is not idle"
+    )
+    arguments = parser.parse_args()
+    if arguments.cpu_seconds:
+        global clock
+        clock = time.process_time
+    result = measure(arguments)
     show(result)
     print(json.dumps(result))
 
