@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from storyfi_lite.errors import LiteError, Unavailable
+from storyfi_lite.hardware import MEND_BUILD
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import MetagraphSnapshot
@@ -267,7 +268,7 @@ def judge_build(gpus: tuple[str, ...], gpu_build: bool | None) -> Check:
             "llama.cpp",
             "mend",
             f"{machine} is there, but llama.cpp was built for the CPU only",
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python",
+            MEND_BUILD,
         )
     return Check("llama.cpp", "ok", f"{machine}; built for the {'GPU' if gpu_build else 'CPU'}")
 

@@ -30,7 +30,7 @@ GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
     ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
     ("GTX 1660", 192),
 )  # fmt: skip
-MEND_BUILD = 'pip install --force-reinstall --no-deps "$(CMAKE_ARGS="-DGGML_CUDA=on" scripts/build_llama_wheel)"'
+MEND_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python'
 
 
 @dataclass(frozen=True)
