@@ -167,7 +167,7 @@ def test_one_character_beyond_either_bound_is_refused_by_the_gbnf_of_long_texts(
 # --- the cursor ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(["small", *TASKS[:2]]))
 def test_random_walks_under_the_mask_never_surprise_the_cursor(
     small_model_path: Path, rng: random.Random, which: str
