@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     options = parser.parse_args()
     paths = [Path(name) for name in options.rest]
+    if not paths and options.what != "table":
+        parser.error(f"{options.what} needs a file")
     if options.what == "one":
         settings = json.loads(options.rest[1])
         settings["tensor_split"] = tuple(settings["tensor_split"])
