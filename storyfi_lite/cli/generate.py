@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, api_options, chapter_ids_option, placement_options, threads_option
+from storyfi_lite.cli.options import TASK_NAMES, api_options, chapter_ids_option, model_options, placement_options
 
 if TYPE_CHECKING:
     from storyfi_lite.placement.plan import Policy
@@ -34,16 +34,7 @@ TIMEOUT_S = 3600.0
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.7]")
-@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
-@click.option(
-    "--model.path",
-    "model_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Any GGUF file.",
-)
-@click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
-@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context.")
-@threads_option
+@model_options
 @placement_options
 @api_options
 @click.option(

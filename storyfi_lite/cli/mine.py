@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import api_options, placement_options, threads_option
+from storyfi_lite.cli.options import api_options, model_options, placement_options
 
 
 @click.command(name="mine")
@@ -32,21 +32,7 @@ from storyfi_lite.cli.options import api_options, placement_options, threads_opt
 )
 @click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
 @click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]")
-@click.option(
-    "--model.name",
-    "model_name",
-    envvar="MODEL_NAME",
-    help="A model of the registry.  [default: the best that fits]",
-)
-@click.option(
-    "--model.path",
-    "model_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Any GGUF file.",
-)
-@click.option("--quant", help="A quantization of --model.name, for example Q4_K_M.")
-@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.")
-@threads_option
+@model_options
 @placement_options
 @api_options
 @click.option("--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake.")

@@ -50,6 +50,23 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+model_options = _together(
+    click.option(
+        "--model.name",
+        "model_name",
+        envvar="MODEL_NAME",
+        help="A model of the registry.  [default: the best that fits]",
+    ),
+    click.option(
+        "--model.path",
+        "model_path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Any GGUF file.",
+    ),
+    click.option("--quant", help="A quantization of --model.name, for example Q4_K_M."),
+    click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer."),
+    threads_option,
+)
 placement_options = _together(
     click.option(
         "--policy",

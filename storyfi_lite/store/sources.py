@@ -20,7 +20,7 @@ from storyfi_lite.errors import BadInput, LiteError, Unavailable
 from storyfi_lite.registry import HubSource, PackageSource, Part
 from storyfi_lite.store.fetch import RETRY_STATUS, Remote
 
-DEFAULT_INDEX = "https://pypi.org/simple"
+_PIPS_DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 WAITS_S = (1.0, 3.0)  # before a question is asked again; a machine without network is told so in seconds
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _Answer = TypeVar("_Answer")
@@ -134,12 +134,14 @@ def package_remote(source: PackageSource) -> Remote:
 
 
 def index_url() -> str:
-    """As pip would take it: PIP_INDEX_URL, pip's configuration, PyPI."""
+    """As pip would take it: PIP_INDEX_URL, pip's configuration, pip's own default. Raises Unavailable without pip."""
     if url := os.environ.get("PIP_INDEX_URL"):
         return url
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or DEFAULT_INDEX
+    for question in (["-m", "pip", "config", "get", "global.index-url"], ["-c", _PIPS_DEFAULT]):
+        done = subprocess.run([sys.executable, *question], capture_output=True, text=True, check=False)
+        if url := done.stdout.strip():
+            return url
+    raise Unavailable("there is no pip here to tell the package index; name it: export PIP_INDEX_URL=https://…/simple")
 
 
 def _find_wheel(response: httpx.Response, source: PackageSource) -> tuple[str, str]:
