@@ -42,10 +42,14 @@ BAD = {
 }
 
 
+def open_loader(path: Path, n_slots: int, n_threads: int) -> LocalModelLoader:
+    model = LocalModel(path, "smollm2-135m", "Q4_1", "someone", 0.5)
+    return LocalModelLoader(model, EngineSettings(n_ctx=4096, n_slots=n_slots, n_threads=n_threads))
+
+
 @pytest.fixture(scope="module")
 def loader(small_model_path: Path) -> Iterator[LocalModelLoader]:
-    model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "someone", 0.5)
-    loader = LocalModelLoader(model, EngineSettings(n_ctx=4096, n_slots=SLOTS, n_threads=1))
+    loader = open_loader(small_model_path, SLOTS, n_threads=1)
     yield loader
     loader.close()
 
@@ -83,10 +87,15 @@ def test_what_is_no_story_is_refused_in_words(loader: LocalModelLoader, why: str
 
 
 @pytest.mark.slow
-def test_200_made_up_inputs_each_give_a_valid_blueprint(loader: LocalModelLoader) -> None:
+def test_200_made_up_inputs_each_give_a_valid_blueprint(small_model_path: Path) -> None:
+    loader = open_loader(small_model_path, n_slots=8, n_threads=0)  # it takes minutes: the whole machine
     rng = random.Random(7)
     alphabets = ["abcdefghij klmnopqrstuvwxyz,.!?'\"", "灯塔守护人听见大海说话的故事，", "ابتثجحخدذرزسشصضطظعغ ", "кот и пёс в поезде ",
                  "😀🚀🌋🧵 ", "{}[]\":,\\/<>|\t\n ", "가나다라마바사 ", "ًٌٍَُِّْ ا"]  # fmt: skip
     texts = ["x" + "".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 400))) for _ in range(200)]
-    for start in range(0, 200, 40):
-        all_valid(loader, texts[start : start + 40])
+    try:
+        for start in range(0, 200, 40):
+            all_valid(loader, texts[start : start + 40])
+            print(start + 40, "of 200")
+    finally:
+        loader.close()
