@@ -87,15 +87,15 @@ def test_what_is_no_story_is_refused_in_words(loader: LocalModelLoader, why: str
 
 
 @pytest.mark.slow
-def test_200_made_up_inputs_each_give_a_valid_blueprint(small_model_path: Path) -> None:
-    loader = open_loader(small_model_path, n_slots=8, n_threads=0)  # it takes minutes: the whole machine
-    rng = random.Random(7)
+@pytest.mark.parametrize("group", range(5))
+def test_200_made_up_inputs_each_give_a_valid_blueprint(small_model_path: Path, group: int) -> None:
+    """40 in each group: characters that make sense together and such that do not."""
+    rng = random.Random(group)
     alphabets = ["abcdefghij klmnopqrstuvwxyz,.!?'\"", "灯塔守护人听见大海说话的故事，", "ابتثجحخدذرزسشصضطظعغ ", "кот и пёс в поезде ",
                  "😀🚀🌋🧵 ", "{}[]\":,\\/<>|\t\n ", "가나다라마바사 ", "ًٌٍَُِّْ ا"]  # fmt: skip
-    texts = ["x" + "".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 400))) for _ in range(200)]
+    texts = ["x" + "".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 400))) for _ in range(40)]
+    loader = open_loader(small_model_path, n_slots=8, n_threads=1)
     try:
-        for start in range(0, 200, 40):
-            all_valid(loader, texts[start : start + 40])
-            print(start + 40, "of 200")
+        all_valid(loader, texts)
     finally:
         loader.close()
