@@ -26,9 +26,10 @@ from rich.text import Text
 
 from storyfi_lite.chain import connect
 from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.rounds.query import Reply, ask
 from storyfi_lite.seed import challenge_seed
-from storyfi_lite.validator.query import PATH, Reply, ask
 from storyfi_lite.validator.verify import verify
+from storyfi_lite.wire.btauth import PATH
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_response
 
 MODEL, QUANT = "smollm2-135m", "Q4_1"  # the file that a Python package carries: no hub is needed

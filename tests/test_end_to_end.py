@@ -21,8 +21,8 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.chain.dev import DevNetwork, dev_network
 from storyfi_lite.errors import Unavailable
+from storyfi_lite.rounds.query import ask
 from storyfi_lite.seed import challenge_seed
-from storyfi_lite.validator.query import ask
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.messages import StoryRequest, parse_response
 from tests.stories import request_for

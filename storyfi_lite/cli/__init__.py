@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "doctor",
     "prove": "prove",
     "calibrate": "calibrate",
+    "validate": "validate",
     "completion": "completion",
 }
 
