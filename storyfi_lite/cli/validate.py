@@ -67,9 +67,12 @@ def _print_table(report: Report) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("s", "base", "x", "final", "average"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("what was wrong", overflow="fold")
     for row in sorted(report.rows, key=lambda row: -row.final):
         seconds = "" if row.elapsed_s is None else f"{row.elapsed_s:.1f}"
         figures = (seconds, f"{row.base:.1f}", f"{row.multiplier:.2f}", f"{row.final:.1f}", f"{row.average:.2f}")
-        table.add_row(row.hotkey[:8], Text(row.model[:20]), row.proof, *figures, Text(row.problem[:200]))
-    Console(highlight=False).print(table)
+        table.add_row(row.hotkey[:8], Text(row.model[:20]), row.proof, *figures)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in report.rows:
+        if row.problem:
+            console.print(Text(f"  {row.hotkey[:8]}  {row.problem[:300]}"))
