@@ -70,13 +70,16 @@ def test_the_same_seed_gives_the_same_story_on_stdout(envelope: bytes, small_mod
     assert b"tokens/s" in done.stderr
 
 
-def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(small_model_path: Path, tmp_path: Path) -> None:
-    path = tmp_path / "my-tune.gguf"
+@pytest.mark.parametrize(("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")])
+def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
+    name: str, claims: str, small_model_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.gguf"
     path.write_bytes(small_model_path.read_bytes().replace(b"Smollm2 135M", b"My Own Story", 1))
     done = run("generate", SEA, "--json", "--max-tokens", "650", "--threads", "1", "--model.path", str(path))
     assert done.returncode == 0, done.stderr.decode()
     response = parse_response(done.stdout)
-    assert (response.model_name, response.model_info.provider) == ("my-tune", "unlisted")
+    assert (response.model_name, response.model_info.provider) == (claims, "unlisted")
     assert response.proof is not None and not response.proof.model_sha256.startswith("b179c952")
 
 
