@@ -70,7 +70,9 @@ def test_the_same_seed_gives_the_same_story_on_stdout(envelope: bytes, small_mod
     assert b"tokens/s" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")])
+@pytest.mark.parametrize(
+    ("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")]
+)
 def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
     name: str, claims: str, small_model_path: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +219,18 @@ def test_a_request_that_cannot_work_is_refused_and_the_next_is_answered(miner: R
         miner.ask(StoryRequest(task_type="characters", user_input="no blueprint given"))
     short = StoryRequest(task_type="blueprint", user_input=SEA, max_tokens=700)
     assert parse_response(miner.ask(short).body).output_text
+
+
+def test_a_validator_asks_it_proves_it_and_sets_weights(miner: RunningMiner, tmp_path: Path) -> None:
+    (tmp_path / "inputs").write_text(f"{SEA}\n")
+    flags = ["--network", miner.net.name, "--threads", "1", "--timeout", "200", "--inputs", str(tmp_path / "inputs")]
+    done = run("validate", "--json", "--rounds", "1", "--state-dir", str(tmp_path), *flags)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    [row] = report["rows"]
+    assert (row["hotkey"], row["wire"], row["valid"], row["proof"]) == (miner.hotkey, "btauth", True, "proven")
+    assert row["multiplier"] == 0.5 and row["average"] == pytest.approx(0.2 * row["final"])
+    assert "weights set for 1 miners" in done.stderr.decode()
 
 
 def test_sigterm_finishes_the_answer_in_hand_and_exits_0(miner: RunningMiner) -> None:
