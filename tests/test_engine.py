@@ -16,7 +16,7 @@ import pytest
 from storyfi_lite.engine.engine import PROMPT_CHUNK_TOKENS, Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.prompt import ChatTemplate
-from storyfi_lite.engine.replay import Replay, replay
+from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, DoesNotFit, EngineError, GrammarError
@@ -347,7 +347,7 @@ def replayed(
     context = Context(model, SETTINGS)
     try:
         rule = ChoiceRule(model.vocabulary, LONGER, SamplingParams(seed, **params), generation.max_tokens)
-        return replay(context, rule, list(generation.prompt), tokens or list(generation.tokens))
+        return Replayer(context).replay(rule, list(generation.prompt), tokens or list(generation.tokens))
     finally:
         context.close()
         model.close()
@@ -366,6 +366,21 @@ def test_an_honest_answer_replays(engine: Engine, generation: Generation) -> Non
     assert result.refuted is None
     assert result.match_rate > 0.9 and result.mean_margin < 0.02
     assert len(result.margins) > 20
+
+
+def test_answers_replayed_one_after_the_other_are_judged_as_if_alone(engine: Engine, generation: Generation) -> None:
+    """What the prompts share is computed once; a refuted answer between them leaves nothing behind."""
+    heist = Messages("You write stories.", "a heist on the moon")
+    other = engine.submit(job(22, LONGER, heist)).result()
+    replayer = Replayer(Context(engine.model, SETTINGS))
+    found = []
+    for one, seed in ((generation, 21), (generation, 99), (other, 22), (generation, 21)):
+        rule = ChoiceRule(engine.model.vocabulary, LONGER, SamplingParams(seed), one.max_tokens)
+        found.append(replayer.replay(rule, list(one.prompt), list(one.tokens)).mean_margin)
+    assert found[1] > 0.3
+    alone = replayed(engine, generation).mean_margin, replayed(engine, other, seed=22).mean_margin
+    assert found[0] == pytest.approx(alone[0], abs=0.01) == found[3]
+    assert found[2] == pytest.approx(alone[1], abs=0.01)
 
 
 def test_another_seed_or_temperature_does_not_replay(engine: Engine, generation: Generation) -> None:

@@ -19,7 +19,7 @@ from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
-    from storyfi_lite.engine.replay import Replay
+    from storyfi_lite.engine.replay import Replay, Replayer
 
 Status = Literal["proven", "refuted", "inconclusive"]
 
@@ -93,7 +93,7 @@ class Prover:
         self._settings = EngineSettings(n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         self._path = path
         self.model: Model = Model(path, self._settings, chat_template)
-        self._contexts: dict[tuple[str, int], Context] = {}
+        self._contexts: dict[tuple[str, int], tuple[Context, Replayer]] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -110,7 +110,6 @@ class Prover:
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
-        from storyfi_lite.engine.replay import replay
         from storyfi_lite.engine.rule import ChoiceRule
         from storyfi_lite.engine.settings import SamplingParams
 
@@ -127,21 +126,24 @@ class Prover:
         constraint = _task(request).constraint(request)
         rule = ChoiceRule(self.model.vocabulary, constraint, params, header.max_tokens)
         prompt = self._prompt(request)
-        return replay(self._context(header.kv_type, len(prompt) + len(response.tokens)), rule, prompt, response.tokens)
+        replayer = self._replayer(header.kv_type, len(prompt) + len(response.tokens))
+        return replayer.replay(rule, prompt, response.tokens)
 
     def _prompt(self, request: StoryRequest) -> list[int]:
         return self.model.chat_template.tokens(self.model.vocabulary, _task(request).messages(request))
 
-    def _context(self, kv_type: Any, tokens: int) -> Context:
-        """A context of the claimed KV type that holds so many tokens, kept for the next answer."""
+    def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
+        """On a context of the claimed KV type that holds so many tokens, kept for the next answer."""
         from dataclasses import replace
 
         from storyfi_lite.engine.model import Context
+        from storyfi_lite.engine.replay import Replayer
 
         key = (kv_type, 1 << max(11, (tokens + 8).bit_length()))
         if key not in self._contexts:
-            self._contexts[key] = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
-        return self._contexts[key]
+            context = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
+            self._contexts[key] = (context, Replayer(context))
+        return self._contexts[key][1]
 
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
@@ -176,7 +178,7 @@ class Prover:
         return None
 
     def close(self) -> None:
-        for context in self._contexts.values():
+        for context, _ in self._contexts.values():
             context.close()
         self._contexts.clear()
         self.model.close()
