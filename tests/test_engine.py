@@ -179,12 +179,20 @@ def test_a_deadline_ends_a_request_waiting_or_running(own_engine: Engine) -> Non
 
 def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Engine) -> None:
     own_engine.submit(job()).result()
-    own_engine._mean_job_s = 10.0
+    own_engine._s_per_need = 10.0 / SHORT.min_tokens_bound
     running = own_engine.submit(job(constraint=LONG))
     with pytest.raises(Busy) as refused:
         own_engine.submit(job(within_s=15))
     assert refused.value.retry_after_s is not None
     running.cancel()
+
+
+def test_a_long_tasks_deadline_is_judged_by_its_own_length(own_engine: Engine) -> None:
+    """What short answers took says how long a long one takes; neither's time stands for the other's."""
+    own_engine._s_per_need = 10.0 / LONG.min_tokens_bound
+    with pytest.raises(Busy):
+        own_engine.submit(job(constraint=LONG, within_s=9))
+    own_engine.submit(job(within_s=9)).result()
 
 
 def test_a_full_queue_refuses_and_higher_stakes_go_first(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

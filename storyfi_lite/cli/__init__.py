@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": "probe",
     "place": "place",
     "models": "models",
+    "bench": "bench",
     "doctor": "doctor",
     "prove": "prove",
     "calibrate": "calibrate",
