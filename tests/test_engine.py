@@ -17,7 +17,7 @@ from storyfi_lite.engine.engine import PROMPT_CHUNK_TOKENS, Engine, EngineJob, G
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.replay import Replay, Replayer
-from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.rule import ChoiceRule, _best_first
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, DoesNotFit, EngineError, GrammarError
 from storyfi_lite.grammar import Constraint
@@ -96,6 +96,13 @@ def test_the_aim_shortens_an_answer_to_what_the_engine_can_write_in_time(engine:
     assert SHORT.check(generation.text).canonical
 
 
+def test_the_best_are_found_in_order_without_sorting_all() -> None:
+    rng = np.random.default_rng(5)
+    for size in (1, 30, 97, 5000):
+        values = rng.integers(0, 40, size).astype(np.float32)  # many ties
+        assert list(_best_first(values)) == sorted(range(size), key=lambda at: (-values[at], at))
+
+
 # --- the choice rule -----------------------------------------------------------------------------------------------
 
 
@@ -108,7 +115,7 @@ def test_looking_only_at_likely_tokens_chooses_what_the_full_mask_would(engine: 
         if rule.done:
             break
         logits = rng.normal(0, 3, words.size).astype(np.float32)
-        everything = rule._by_score(logits, *rule._candidates(logits))[0]
+        everything = next(rule._by_score(logits, *rule._candidates(logits)))
         assert rule._select(logits) == everything
         rule.choose(logits)
     assert SHORT.check(rule.text).canonical
