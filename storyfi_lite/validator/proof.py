@@ -25,8 +25,6 @@ Status = Literal["proven", "refuted", "inconclusive"]
 
 MIN_POSITIONS = 50  # fewer free positions carry too little evidence either way
 PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
-TEMPERATURES = (0.3, 1.5)  # outside of these a seed chooses too little, or nearly everything is likely
-MAX_MIN_P = 0.3
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
 
@@ -148,7 +146,7 @@ class Prover:
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
         from storyfi_lite.engine.prompt import prompt_sha256
-        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER
+        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER, SamplingParams
 
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
@@ -164,8 +162,8 @@ class Prover:
         for name, (claimed, ours) in claims.items():
             if claimed != ours:
                 return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed} against {ours}")
-        if not TEMPERATURES[0] <= header.temperature <= TEMPERATURES[1] or not 0 <= header.min_p <= MAX_MIN_P:
-            return Verdict("inconclusive", "the sampling parameters choose too little for a proof")
+        if _sampling(header) != _sampling(SamplingParams(0)):
+            return Verdict("inconclusive", "the sampling parameters are not those that the limits were measured with")
         if header.kv_type not in GGML_TYPES:
             return Verdict("refuted", f"there is no KV cache type {header.kv_type:.20}")
         size = self.model.vocabulary.size
@@ -188,6 +186,17 @@ class Prover:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _sampling(numbers: Any) -> tuple[float, ...]:
+    """Whoever may choose these may make an unlikely token look likely: a proof is for the published ones only."""
+    return (
+        numbers.temperature,
+        numbers.min_p,
+        numbers.dry_multiplier,
+        numbers.dry_base,
+        float(numbers.dry_allowed_length),
+    )
 
 
 def _task(request: StoryRequest) -> Any:
