@@ -64,9 +64,12 @@ def is_valid(request: StoryRequest, answer: httpx.Response) -> bool:
 @contextmanager
 def scene(think_s: float = 0.3) -> Iterator[tuple[DevNetwork, ScriptedModel, Path]]:
     """A chain, a model and a directory; no miner yet."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name, dev_network(Path(name) / "chain") as net:
-        with scripted_model(think_s) as model:
-            yield net, model, Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as name,
+        dev_network(Path(name) / "chain") as net,
+        scripted_model(think_s) as model,
+    ):
+        yield net, model, Path(name)
 
 
 # --- the chain -----------------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
     while time.monotonic() < end_s:
         if condition():
             return True
-        time.sleep(0.05)
+        time.sleep(0.005)
     return False
 
 
