@@ -31,15 +31,14 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from storyfi_lite.chain.dev import DevNetwork, dev_network
-from storyfi_lite.registry import load_registry
-from storyfi_lite.store import Store
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.messages import StoryRequest
 from tests import openai_server
 from tests.api_server import Step
 from tests.chain_faults import FaultyLine
-from tests.mine_process import MAIN, OFTEN, MineProcess, Sent, start
+from tests.mine_process import MAIN, OFTEN, MineProcess, Sent, small_model_flags, start
 from tests.scripted_model import ScriptedModel, scripted_model
+from tests.small_model import small_model
 
 MAX_SECONDS = 3_600
 MAX_CUTS = 1_000
@@ -241,10 +240,9 @@ def kill_while_starting(victim: Victim) -> None:
 
 def kill_while_loading(victim: Victim) -> None:
     """A real file, as soon as llama.cpp has it open."""
-    path = small_model()
-    miner = victim.start(flags=["--model.path", str(path), "--threads", "1"])
+    miner = victim.start(flags=small_model_flags())
     maps = Path(f"/proc/{miner.process.pid}/maps")
-    if not wait_for(lambda: path.name in maps.read_text(), 60):
+    if not wait_for(lambda: small_model().name in maps.read_text(), 60):
         raise RuntimeError(f"the model was never loaded:\n{miner.log}")
     miner.kill()
 
@@ -321,11 +319,6 @@ PHASES: dict[str, Callable[[Victim], None]] = {
     "commit": kill_after_the_commit,
     "stopping": kill_while_stopping,
 }
-
-
-def small_model() -> Path:
-    spec = load_registry().find("smollm2-135m")
-    return Store().pull(spec, spec.file("Q4_1"), lambda name, done, total: None)
 
 
 def after_the_kill(victim: Victim) -> Figures:

@@ -9,7 +9,8 @@ It starts `storyfi-lite mine --network dev` and asks for whole stories, task aft
 before it: over btauth/1 one after the other, and over the dendrite wire every --dendrite-every seconds with the
 real client of bittensor 10.5.0 (scripts/make_dendrite_venv.sh). Each answer goes through the validator's verify.
 It prints a table and one JSON line; Ctrl-C ends it early and prints what was seen. Exit 1 if an answer was not
-valid, one was lost, or memory grew by more than --growth percent in the second half."""
+valid, one was lost, or memory grew by more than --growth percent in the second half. Requests that the miner turned
+away as busy or late (503, 408) are counted apart: that is what it should say on a machine too slow for them."""
 
 from __future__ import annotations
 
@@ -32,12 +33,10 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from storyfi_lite.chain.dev import DevNetwork, dev_network
-from storyfi_lite.registry import load_registry
-from storyfi_lite.store import Store
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.messages import ModelInfo, StoryRequest, StoryResponse, TaskName
 from tests.dendrite_process import MISSING, PYTHON, DendriteProcess, dendrite_process
-from tests.mine_process import MineProcess, start
+from tests.mine_process import MineProcess, small_model_flags, start
 from tests.scripted_model import scripted_model
 
 MAX_MINUTES = 7 * 24 * 60.0
@@ -48,7 +47,17 @@ KEPT_SAMPLES = 20_000
 STORIES = ("a lighthouse keeper who hears the sea speak", "一个关于灯塔守护人的故事，他能听见大海说话")
 TASKS: tuple[TaskName, ...] = ("blueprint", "characters", "story_arc", "chapters")
 
+TURNED_AWAY = (408, 503)
+
 Send = Callable[[StoryRequest], StoryResponse]
+
+
+class NoAnswer(Exception):
+    """A status other than 200, in whichever way the wire says it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class Record:
     answers: list[Seen] = field(default_factory=list)
     invalid: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    turned_away: Counter[str] = field(default_factory=Counter)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
 
     def now_s(self) -> float:
@@ -132,9 +142,10 @@ class Soak:
         for task in TASKS:
             if self.over.is_set():
                 return
-            ids = {"chapter_ids": [1]} if task == "chapters" else {}
+            if task == "chapters":
+                stages["chapter_ids"] = [1]
             start_s = time.monotonic()
-            answer = self._ask(wire, send, StoryRequest(task_type=task, user_input=text, **stages, **ids))
+            answer = self._ask(wire, send, StoryRequest(task_type=task, user_input=text, **stages))
             if answer is None:
                 self.over.wait(1.0)
                 return
@@ -145,8 +156,10 @@ class Soak:
         start_s = time.monotonic()
         try:
             response = send(request)
-        except (httpx.HTTPError, LookupError) as error:
-            self.record.lost[f"{wire} {request.task_type}: {error or type(error).__name__}"] += 1
+        except (httpx.HTTPError, NoAnswer) as error:
+            polite = isinstance(error, NoAnswer) and error.status in TURNED_AWAY
+            counts = self.record.turned_away if polite else self.record.lost
+            counts[f"{wire} {request.task_type}: {error or type(error).__name__}"] += 1
             return None
         seconds = time.monotonic() - start_s
         found = verify(request, response)
@@ -161,7 +174,7 @@ def btauth(miner: MineProcess) -> Send:
     def send(request: StoryRequest) -> StoryResponse:
         answer = miner.post(miner.sign(request))
         if answer.status_code != 200:
-            raise LookupError(f"HTTP {answer.status_code}")
+            raise NoAnswer(answer.status_code)
         return StoryResponse.model_validate_json(answer.content)
 
     return send
@@ -176,7 +189,7 @@ def dendrite(miner: MineProcess, net: DevNetwork, client: DendriteProcess) -> Se
         answer = client.ask(miner.port, miner.hotkey, fields, key=key, timeout=60.0)
         synapse = answer["synapse"]
         if not answer["success"] or synapse["output_data"] is None:
-            raise LookupError(f"{answer['status']} {answer['message']}")
+            raise NoAnswer(int(answer["status"] or 0))
         return StoryResponse(
             output_data=synapse["output_data"],
             generation_time=synapse["generation_time"],
@@ -194,8 +207,8 @@ def dendrite(miner: MineProcess, net: DevNetwork, client: DendriteProcess) -> Se
 
 
 def figures(record: Record) -> dict[str, Any]:
-    """Halves are halves of the time that was used."""
-    end_s = record.now_s()
+    """Halves are halves of the time in which requests were sent."""
+    end_s = record.samples[-1].at_s
     halves = [[seen for seen in record.answers if (seen.at_s > end_s / 2) == later] for later in (False, True)]
     middle, last = around(record, end_s / 2, end_s), around(record, end_s, end_s)
     first, second = (medians_s(half) for half in halves)
@@ -205,6 +218,7 @@ def figures(record: Record) -> dict[str, Any]:
         "by_wire": dict(Counter(seen.wire for seen in record.answers)),
         "invalid": sum(record.invalid.values()),
         "lost": sum(record.lost.values()),
+        "turned_away": sum(record.turned_away.values()),
         "median_s_first_half": first,
         "median_s_second_half": second,
         "slowest_s": round(max((seen.seconds for seen in record.answers), default=0.0), 2),
@@ -234,17 +248,19 @@ def medians_s(answers: list[Seen]) -> dict[str, float]:
 
 
 def show(record: Record, seen: dict[str, Any]) -> None:
-    end_s = record.now_s()
-    print(f"{'until minute':>12} {'answers':>8} {'median s':>9} {'slowest s':>10} {'RSS MB':>8} {'threads':>8} {'files':>6}")
+    end_s = record.samples[-1].at_s
+    print(
+        f"{'until minute':>12} {'answers':>8} {'median s':>9} {'slowest s':>10} {'RSS MB':>8} {'threads':>8} {'files':>6}"
+    )
     for tenth in range(1, 11):
         until_s = end_s * tenth / 10
-        part = [answer.seconds for answer in record.answers if until_s - end_s / 10 < answer.at_s <= until_s]
+        part = [answer.seconds for answer in record.answers if min(9, int(answer.at_s / end_s * 10)) == tenth - 1]
         sample = around(record, until_s, end_s)
         times = f"{statistics.median(part):9.2f} {max(part):10.2f}" if part else f"{'':9} {'':10}"
         print(
             f"{until_s / 60:12.1f} {len(part):8} {times} {sample.rss_bytes / 1e6:8.1f} {sample.threads:8} {sample.files:6}"
         )
-    for name, counts in (("not valid", record.invalid), ("lost", record.lost)):
+    for name, counts in (("not valid", record.invalid), ("lost", record.lost), ("turned away", record.turned_away)):
         for what, count in counts.items():
             print(f"{name}: {count} x {what}")
     print(json.dumps(seen))
@@ -273,9 +289,7 @@ def model_flags(given: argparse.Namespace) -> Iterator[list[str]]:
         with scripted_model(given.scripted) as model:
             yield model.flags
         return
-    spec = load_registry().find("smollm2-135m")
-    path = Store().pull(spec, spec.file("Q4_1"), lambda name, done, total: None)
-    yield ["--model.path", str(path), "--threads", str(given.threads)]
+    yield small_model_flags(given.threads)
 
 
 def main() -> int:

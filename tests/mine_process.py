@@ -26,6 +26,7 @@ from storyfi_lite.validator.query import PATH
 from storyfi_lite.wire.claim import Claim
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, NAME, signed_message
 from storyfi_lite.wire.messages import StoryRequest
+from tests.small_model import small_model
 
 ROOT = Path(__file__).parent.parent
 MAIN = "from storyfi_lite.cli import main; main()"
@@ -120,6 +121,10 @@ class MineProcess:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=90)
+
+
+def small_model_flags(n_threads: int = 1) -> list[str]:
+    return ["--model.path", str(small_model()), "--threads", str(n_threads)]
 
 
 def start(net: DevNetwork, scratch: Path, flags: Sequence[str], program: str = MAIN) -> MineProcess:
