@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -422,6 +423,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the miner is not left behind
     if given.kind == "cut":
         figures, good = cut(given.times)
     elif given.kind == "freeze":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -294,6 +295,7 @@ def model_flags(given: argparse.Namespace) -> Iterator[list[str]]:
 
 def main() -> int:
     given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the miner is not left behind
     with ExitStack() as opened:
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         net = opened.enter_context(dev_network(scratch / "chain", validators=2))

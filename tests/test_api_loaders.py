@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import threading
 import time
 import traceback
@@ -251,6 +252,18 @@ def test_a_refusal_is_an_error_at_once(kind, says, serve, load):
 def test_hostile_json_is_refused_in_words(text):
     answer, problems = read_answer(text, tasks.get("blueprint").constraint(REQUEST))
     assert answer is None and problems
+
+
+def test_certificates_are_read_once_and_not_for_each_call(vendor, serve, load, monkeypatch):
+    """Each reading takes a megabyte that Python frees late: a miner's memory would grow for hours."""
+    loader = load(serve(WHOLE[vendor]))
+    read = []
+    real = ssl.create_default_context
+    monkeypatch.setattr(
+        ssl, "create_default_context", lambda *args, **options: read.append(1) or real(*args, **options)
+    )
+    assert [outcome(loader).text for _ in range(2)] == [CANONICAL] * 2
+    assert read == []
 
 
 # --- servers that fail ---
