@@ -44,7 +44,8 @@ from tests.small_model import small_model
 MAX_SECONDS = 3_600
 MAX_CUTS = 1_000
 DEADLINE_S = 57.0  # the miner's own, and its grace
-LATE_S = 2.0  # an answer that waited for the chain would be late by 10 s, the shortest of its time-outs
+QUIET_S = 5.0
+LATE_S = 5.0  # an answer that waited for the chain would be late by 10 s, the shortest of its time-outs
 
 Figures = dict[str, Any]
 
@@ -107,8 +108,8 @@ class Streams:
             self.lost += not good
 
 
-def during_fault(fault: Callable[[FaultyLine, MineProcess], Figures]) -> Figures:
-    """Honest streams for 5 s of quiet, then while `fault` runs, then until the chain is seen again."""
+def during_fault(fault: Callable[[FaultyLine, MineProcess], Figures], quiet_s: float) -> Figures:
+    """Honest streams for `quiet_s`, then while `fault` runs; then the chain has to be seen again."""
     with scene() as (net, model, scratch):
         line = FaultyLine(net.directory)
         miner = start(net, scratch, model.flags, OFTEN)
@@ -117,7 +118,7 @@ def during_fault(fault: Callable[[FaultyLine, MineProcess], Figures]) -> Figures
             with Streams(miner) as warm_up:
                 time.sleep(1)
             with Streams(miner) as quiet:
-                time.sleep(5)
+                time.sleep(quiet_s)
             with Streams(miner) as busy:
                 seen = fault(line, miner)
             recovered = wait_for(lambda: miner.metrics()["storyfi_chain_connected"] == 1.0, 60)
@@ -152,7 +153,7 @@ def on_time(figures: Figures) -> bool:
     return figures["lost"] == 0 and figures["answers"] > 0 and figures["chain_seen_again"] and not late
 
 
-def cut(times: int) -> tuple[Figures, bool]:
+def cut(times: int, quiet_s: float = QUIET_S) -> tuple[Figures, bool]:
     """Each cut waits until the miner has connected again, so that each one hits."""
 
     def fault(line: FaultyLine, miner: MineProcess) -> Figures:
@@ -163,11 +164,11 @@ def cut(times: int) -> tuple[Figures, bool]:
             hit += wait_for(lambda before=before: line.connections > before, 30)  # type: ignore[misc]
         return {"cuts": times, "connected_again": hit}
 
-    figures = during_fault(fault)
+    figures = during_fault(fault, quiet_s)
     return figures, on_time(figures) and figures["connected_again"] == times
 
 
-def freeze(seconds: float) -> tuple[Figures, bool]:
+def freeze(seconds: float, quiet_s: float = QUIET_S) -> tuple[Figures, bool]:
     def fault(line: FaultyLine, miner: MineProcess) -> Figures:
         time.sleep(0.5)
         before = miner.usage().num_threads(), miner.usage().memory_info().rss
@@ -183,7 +184,7 @@ def freeze(seconds: float) -> tuple[Figures, bool]:
             "grown_bytes": rss - before[1],
         }
 
-    figures = during_fault(fault)
+    figures = during_fault(fault, quiet_s)
     return figures, on_time(figures)
 
 
