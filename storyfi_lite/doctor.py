@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from storyfi_lite.errors import LiteError, Unavailable
 from storyfi_lite.hardware import MEND_BUILD
+from storyfi_lite.secrets import load_key
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import MetagraphSnapshot
@@ -47,6 +48,7 @@ class Setup:
     port: int
     external_ip: str | None
     model: str | None
+    api_key_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run(setup: Setup) -> Iterator[Check]:
     yield check_wallet(setup)
     yield from check_chain(setup)
     yield check_port(setup)
-    yield check_build()
+    yield check_build(setup)
     yield check_model(setup)
     yield check_api_keys(setup)
     yield check_disk()
@@ -252,15 +254,15 @@ def built_for_gpu() -> bool | None:
     return bool(llama_cpp.llama_supports_gpu_offload())
 
 
-def check_build() -> Check:
+def check_build(setup: Setup) -> Check:
     """llama.cpp is installed, and uses the GPU that is there."""
-    return judge_build(gpu_names(), built_for_gpu())
+    return judge_build(gpu_names(), built_for_gpu(), has_api_key(setup))
 
 
-def judge_build(gpus: tuple[str, ...], gpu_build: bool | None) -> Check:
+def judge_build(gpus: tuple[str, ...], gpu_build: bool | None, has_key: bool) -> Check:
     machine = ", ".join(gpus) or "no NVIDIA GPU"
     if gpu_build is None:
-        if has_api_key():
+        if has_key:
             return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
         return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install 'storyfi-lite[local]'")
     if gpus and not gpu_build:
@@ -273,8 +275,12 @@ def judge_build(gpus: tuple[str, ...], gpu_build: bool | None) -> Check:
     return Check("llama.cpp", "ok", f"{machine}; built for the {'GPU' if gpu_build else 'CPU'}")
 
 
-def has_api_key() -> bool:
-    return any(os.environ.get(name) for name in API_KEYS)
+def has_api_key(setup: Setup) -> bool:
+    """False also where the key file cannot be used; check_api_keys says so."""
+    try:
+        return any(load_key(name, setup.api_key_file) for name in API_KEYS)
+    except LiteError:
+        return False
 
 
 def check_model(setup: Setup) -> Check:
@@ -293,7 +299,7 @@ def check_model(setup: Setup) -> Check:
     if found:
         key, path = found[0]
         return Check("model file", "ok", f"{key}: {path}" + (f", and {len(found) - 1} more" if found[1:] else ""))
-    if wanted is None and has_api_key():
+    if wanted is None and has_api_key(setup):
         return Check("model file", "skip", "no model file; the API key will be used, at half the reward")
     name = setup.model or "a model"
     return Check("model file", "mend", f"no file of {name} is here", f"storyfi-lite pull {setup.model or ''}".strip())
@@ -301,9 +307,15 @@ def check_model(setup: Setup) -> Check:
 
 def check_api_keys(setup: Setup) -> Check:
     """Which keys are set. A key is needed only for an API model."""
-    present = [name for name in API_KEYS if os.environ.get(name)]
+    try:
+        present = [name for name in API_KEYS if load_key(name, setup.api_key_file)]
+    except LiteError as error:
+        return _mend("API key", error)
     if present:
         return Check("API key", "ok", f"{' and '.join(present)} set")
+    if setup.api_key_file is not None:
+        fix = f"echo 'GEMINI_API_KEY=…' >> {setup.api_key_file}"
+        return Check("API key", "mend", f"{setup.api_key_file} has no key; known: {', '.join(API_KEYS)}", fix)
     needed = {"gemini": "GEMINI_API_KEY", "gpt": "OPENAI_API_KEY"}.get((setup.model or "").split("-")[0])
     if needed:
         return Check("API key", "mend", f"{setup.model} needs a key", f"export {needed}=…")

@@ -73,7 +73,7 @@ def _read_key_file(path: Path) -> dict[str, str]:
             raise ConfigError(f"the key file {path} is not a plain file")
         mode = stat.S_IMODE(status.st_mode)
         if mode != 0o600:
-            raise ConfigError(f"the key file {path} has mode {mode:o}, it must be 600: chmod 600 {path}")
+            raise ConfigError(f"the key file {path} has mode {mode:o}, it must be 600\nchmod 600 {path}")
         text = os.read(descriptor, MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
     finally:
         os.close(descriptor)

@@ -1,10 +1,16 @@
-"""A bittensor Substrate that misbehaves on demand, around a working one: what a bad subtensor does."""
+"""What a bad subtensor does, on demand: a bittensor Substrate that misbehaves around a working one, for a session
+in this process, and a line to the dev chain that can be cut and frozen, for a miner in another process."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import socket
+import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,3 +88,64 @@ class FaultySubstrate:
             self._frozen_graph = self._frozen_graph or graph
             return self._frozen_graph
         return graph
+
+
+class FaultyLine:
+    """TCP between the dev chain's host and everybody who connects from now on. Frozen, it neither answers nor
+    closes. `watch` sees each piece on its way to the chain, before it goes on."""
+
+    def __init__(self, directory: Path, watch: Callable[[bytes], None] = lambda piece: None) -> None:
+        self._host = directory / "chain.json"
+        self._said = self._host.read_text()
+        self._port = json.loads(self._said)["port"]
+        self._watch = watch
+        self._flows = threading.Event()
+        self._flows.set()
+        self._open: set[socket.socket] = set()
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+        self._host.write_text(json.dumps({"port": self._listener.getsockname()[1]}))
+
+    def cut(self) -> None:
+        """Resets every connection; new ones work."""
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RDWR)
+
+    def freeze(self) -> None:
+        self._flows.clear()
+
+    def thaw(self) -> None:
+        self._flows.set()
+
+    def close(self) -> None:
+        self._host.write_text(self._said)
+        self._listener.close()
+        self.thaw()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+                chain = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                return
+            self.connections += 1
+            self._open |= {caller, chain}
+            threading.Thread(target=self._pump, args=(caller, chain, self._watch), daemon=True).start()
+            threading.Thread(target=self._pump, args=(chain, caller, lambda piece: None), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, watch: Callable[[bytes], None]) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65_536):
+                watch(piece)
+                self._flows.wait()
+                sink.sendall(piece)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.discard(source)
+        source.close()

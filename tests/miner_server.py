@@ -23,6 +23,7 @@ from bittensor.sp_core import Keypair
 
 from storyfi_lite.errors import BadInput, Busy, EngineError
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner.admission import Gate, Policy
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.lifecycle import StoryServer, bind, serve
@@ -97,6 +98,7 @@ class ScriptedLoader:
     futures: list[Future[Answer]] = field(default_factory=list)
     alive: bool = True
     claim: ModelClaim = CLAIM
+    usage: Usage | None = None
 
     def submit(self, job: Job) -> Future[Answer]:
         self.jobs.append(job)
@@ -118,11 +120,11 @@ class ScriptedLoader:
     def _finish(self, future: Future[Answer], job: Job) -> None:
         if future.set_running_or_notify_cancel():
             text = json.dumps(BLUEPRINT, ensure_ascii=False, separators=(",", ":"))
-            future.set_result(Answer(text, CLAIM, 0.25, 40, 3, tokens=(5, 6, 7)))
+            future.set_result(Answer(text, CLAIM, 0.25, 40, 3, tokens=(5, 6, 7), first_token_s=0.2))
 
     def health(self) -> LoaderHealth:
         running = sum(not future.done() for future in self.futures)
-        return LoaderHealth(self.alive, "scripted", running=running)
+        return LoaderHealth(self.alive, "scripted", running=running, usage=self.usage)
 
     def close(self) -> None:
         for future in self.futures:

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from storyfi_lite import tasks
+from storyfi_lite.cli import cli
 from storyfi_lite.errors import (
     BadInput,
     Busy,
@@ -29,6 +33,7 @@ from storyfi_lite.errors import (
 from storyfi_lite.loaders.answers import read_answer, simple_schema
 from storyfi_lite.loaders.api import ApiLoader, ApiSettings
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_loader_class, open_api
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
 from storyfi_lite.secrets import Secret, load_key
@@ -49,6 +54,7 @@ STORY = {
 }
 CANONICAL = json.dumps(STORY, ensure_ascii=False, separators=(",", ":"))
 SHORT = json.dumps({**STORY, "setting": "too short"})
+QUIET = Notices(lambda name, done, total: None, lambda text: None)
 SERVERS = {"gemini": gemini_server, "openai": openai_server}
 
 Serve = Callable[..., Script]
@@ -251,6 +257,18 @@ def test_a_refusal_is_an_error_at_once(kind, says, serve, load):
 def test_hostile_json_is_refused_in_words(text):
     answer, problems = read_answer(text, tasks.get("blueprint").constraint(REQUEST))
     assert answer is None and problems
+
+
+def test_certificates_are_read_once_and_not_for_each_call(vendor, serve, load, monkeypatch):
+    """Each reading takes a megabyte that Python frees late: a miner's memory would grow for hours."""
+    loader = load(serve(WHOLE[vendor]))
+    read = []
+    real = ssl.create_default_context
+    monkeypatch.setattr(
+        ssl, "create_default_context", lambda *args, **options: read.append(1) or real(*args, **options)
+    )
+    assert [outcome(loader).text for _ in range(2)] == [CANONICAL] * 2
+    assert read == []
 
 
 # --- servers that fail ---
@@ -485,7 +503,7 @@ def test_a_key_comes_from_the_environment_then_from_the_file(tmp_path):
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o400, 0o700])
 def test_a_key_file_with_another_mode_is_refused_with_the_command(mode, tmp_path):
     path = key_file(tmp_path, mode=mode)
-    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+    with pytest.raises(ConfigError, match=f"\nchmod 600 {path}"):
         load_key("GEMINI_API_KEY", path, {})
 
 
@@ -536,6 +554,28 @@ def test_money_is_counted_with_the_operator_s_prices(tmp_path):
         meter.charge(100_000, 50_000, prices)
     with pytest.raises(ConfigError, match="prices"):
         meter.check_prices(None)
+
+
+def test_the_operator_gives_prices_by_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    capped = ModelChoice(name="gpt-4-turbo", daily_usd=2.0)
+    with pytest.raises(ConfigError, match=r"--api\.price"):
+        open_loader(capped, QUIET)
+    with pytest.raises(BadInput, match="API models"):
+        open_loader(replace(capped, api_prices=(("llama-3-8b", 1.0, 2.0),)), QUIET)
+    loader, _ = open_loader(replace(capped, api_prices=(("gpt-4-turbo", 10.0, 30.0),)), QUIET)
+    assert loader.health().usage.usd == 0.0
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    "given", ["gpt-4-turbo", "gpt-4-turbo=1", "gpt-4-turbo=1,x", "=1,2", "gpt-4-turbo=-1,2", "m=nan,1"]
+)
+def test_a_price_that_is_none_is_refused_at_the_command_line(given):
+    done = CliRunner().invoke(cli, ["generate", "a tale", "--api.price", given])
+    assert done.exit_code == 2
+    assert "gpt-4-turbo=10,30" in done.output
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"day":1,"prompt_tokens":-5,"completion_tokens":0,"usd":0}'])

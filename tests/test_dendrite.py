@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import socket
 import socketserver
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +13,9 @@ from typing import Any
 import pytest
 
 from storyfi_lite.wire.http_status import PUBLIC_TEXT
+from tests.dendrite_process import MISSING, PYTHON, DendriteProcess, dendrite_process
 from tests.miner_server import BLUEPRINT, MINER, STRANGER, VALIDATOR, Running, make_miner, running, until
 
-CACHE = Path(os.environ.get("STORYFI_LITE_CACHE", Path.home() / ".cache" / "storyfi-lite"))
-PYTHON = CACHE / "dendrite-10.5" / "bin" / "python"
 CHARACTERS = [{"id": "protagonist", "name": "林", "archetype": "守望者"}]
 TASKS: dict[str, dict[str, Any]] = {
     "blueprint": {},
@@ -35,36 +31,23 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 class Client:
-    """The program tests/dendrite_client.py; `ask` returns what the real dendrite made of the answer."""
+    """The real dendrite, calling one of the tests' miners."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.version = self._read()["bittensor"]
+    def __init__(self, process: DendriteProcess) -> None:
+        self._process = process
+        self.version = process.version
 
     def ask(self, port: int, task: str = "blueprint", text: str = "a tale", **command: Any) -> dict[str, Any]:
         fields = {"task_type": task, "user_input": text, **TASKS.get(task, {}), **command.pop("fields", {})}
-        line = {"port": port, "miner": MINER.ss58_address, "fields": fields, **command}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return self._process.ask(port, command.pop("miner", MINER.ss58_address), fields, **command)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     if not PYTHON.exists():
-        pytest.skip("no bittensor 10.5.0: run scripts/make_dendrite_venv.sh")
-    command = [str(PYTHON), str(Path(__file__).with_name("dendrite_client.py"))]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+        pytest.skip(MISSING)
+    with dendrite_process() as process:
         yield Client(process)
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @pytest.fixture

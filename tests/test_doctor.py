@@ -106,26 +106,17 @@ def test_a_running_miner_on_the_port_is_fine(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gpu_build", "key", "status", "fix"),
+    ("gpus", "gpu_build", "has_key", "status", "fix"),
     [
-        (("NVIDIA H100",), True, "", "ok", ""),
-        (("NVIDIA H100",), False, "", "mend", "GGML_CUDA=on"),
-        ((), False, "", "ok", ""),
-        ((), None, "", "mend", "pip install"),
-        ((), None, "secret-value", "skip", ""),
+        (("NVIDIA H100",), True, False, "ok", ""),
+        (("NVIDIA H100",), False, False, "mend", "GGML_CUDA=on"),
+        ((), False, False, "ok", ""),
+        ((), None, False, "mend", "pip install"),
+        ((), None, True, "skip", ""),
     ],
 )
-def test_build(
-    monkeypatch: pytest.MonkeyPatch,
-    gpus: tuple[str, ...],
-    gpu_build: bool | None,
-    key: str,
-    status: str,
-    fix: str,
-) -> None:
-    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    check = doctor.judge_build(gpus, gpu_build)
+def test_build(gpus: tuple[str, ...], gpu_build: bool | None, has_key: bool, status: str, fix: str) -> None:
+    check = doctor.judge_build(gpus, gpu_build, has_key)
     assert check.status == status and fix in check.fix
 
 
@@ -139,6 +130,24 @@ def test_keys_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch, setup: 
     check = doctor.check_api_keys(setup)
     assert check.status == "ok" and "GEMINI_API_KEY" in check.detail
     assert "secret-value" not in json.dumps(check.as_dict())
+
+
+def test_a_key_file_must_be_the_owners_alone(monkeypatch: pytest.MonkeyPatch, setup: Setup, tmp_path: Path) -> None:
+    for name in doctor.API_KEYS:
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "keys"
+    path.write_text("GEMINI_API_KEY=secret-value\n")
+    path.chmod(0o644)
+    with_file = replace(setup, api_key_file=path)
+    check = doctor.check_api_keys(with_file)
+    assert (check.status, check.fix) == ("mend", f"chmod 600 {path}")
+    assert not doctor.has_api_key(with_file)
+    path.chmod(0o600)
+    check = doctor.check_api_keys(with_file)
+    assert (check.status, check.detail) == ("ok", "GEMINI_API_KEY set")
+    assert doctor.has_api_key(with_file)
+    path.write_text("# none yet\n")
+    assert doctor.check_api_keys(with_file).status == "mend"
 
 
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

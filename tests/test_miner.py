@@ -25,6 +25,7 @@ from bittensor.sp_core import Keypair
 from prometheus_client import CollectorRegistry, generate_latest
 
 from storyfi_lite.errors import ConfigError, Unavailable
+from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.gpus import GpuCollector
@@ -421,6 +422,15 @@ def test_metrics_count_by_task_outcome_and_reason(server: Running) -> None:
     assert 'storyfi_refusals_total{reason="unregistered"} 1.0' in text
     assert "storyfi_caller_stake_tao_total 5000.0" in text
     assert 'storyfi_answer_seconds_bucket{le="30.0",task="blueprint"} 1.0' in text
+    assert 'storyfi_first_token_seconds_bucket{le="0.25",task="blueprint"} 1.0' in text
+    assert "storyfi_api_usd_today NaN" in text  # a local model costs no money
+
+
+def test_metrics_tell_what_the_api_cost_today(server: Running) -> None:
+    server.loader.usage = Usage(day=20_000, prompt_tokens=1_000, completion_tokens=500, usd=0.025)
+    text = server.get("/metrics").text
+    assert "storyfi_api_tokens_today 1500.0" in text
+    assert "storyfi_api_usd_today 0.025" in text
 
 
 def test_the_status_page_shows_what_happened_and_escapes_it(server: Running) -> None:
@@ -431,6 +441,15 @@ def test_the_status_page_shows_what_happened_and_escapes_it(server: Running) -> 
     assert "smollm2-135m" in page and VALIDATOR.ss58_address[:8] in page and "unregistered" in page
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=|url\(|@import", page)
+
+
+def test_the_status_page_says_what_a_validator_would(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.ask()
+    first = server.get("/").text
+    assert re.search(r'class="good">valid, base score \d+ of 100; relevance 0.0 of 15', first)
+    monkeypatch.setitem(BLUEPRINT, "setting", "海")
+    server.ask()
+    assert "not valid, base score" in server.get("/").text
 
 
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"x-forwarded-for": "10.0.0.1"}])

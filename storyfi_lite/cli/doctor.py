@@ -20,6 +20,7 @@ MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")
 @click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True)
 @click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
 @click.option("--model.name", "model", envvar="MODEL_NAME", default=None)
+@click.option("--api.key-file", "api_key_file", type=click.Path(path_type=Path), default=None)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool, **options: object) -> None:
     """Check wallet, chain, clock, port, build, model, key and disk, and say how to mend what is wrong.

@@ -62,6 +62,8 @@ def command(
     api_base_url: str | None,
     api_key_file: Path | None,
     daily_tokens: int | None,
+    api_prices: tuple[tuple[str, float, float], ...],
+    daily_usd: float | None,
     as_json: bool,
 ) -> None:
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
@@ -94,6 +96,8 @@ def command(
                 api_base_url,
                 api_key_file,
                 daily_tokens,
+                api_prices,
+                daily_usd,
             ),
             Notices(progress.update, progress.note),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ class _Ids(click.ParamType):
 chapter_ids_option = click.option(
     "--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]"
 )
+
+
+class _Price(click.ParamType):
+    name = "price"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
+        model, _, figures = value.partition("=")
+        try:
+            prompt_usd, completion_usd = (float(figure) for figure in figures.split(","))
+        except ValueError:
+            prompt_usd = completion_usd = -1.0
+        if not (model and 0 <= prompt_usd < math.inf and 0 <= completion_usd < math.inf):
+            self.fail(f"{value!r} is not a model and two prices, such as gpt-4-turbo=10,30")
+        return model, prompt_usd, completion_usd
+
+
 threads_option = click.option(
     "--threads",
     "n_threads",
@@ -114,5 +131,19 @@ api_options = _together(
     ),
     click.option(
         "--api.daily-tokens", "daily_tokens", type=click.IntRange(min=1), help="Use no more API tokens than this a day."
+    ),
+    click.option(
+        "--api.price",
+        "api_prices",
+        type=_Price(),
+        multiple=True,
+        metavar="MODEL=PROMPT,COMPLETION",
+        help="The vendor's price of an API model: US dollars for a million tokens. May be repeated.",
+    ),
+    click.option(
+        "--api.daily-usd",
+        "daily_usd",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Spend no more US dollars than this a day; needs --api.price.",
     ),
 )

@@ -232,12 +232,12 @@ class ApiLoader(ABC):
     def health(self) -> LoaderHealth:
         with self._ready:
             self._drop_ended()
-            if self._closed:
-                return LoaderHealth(False, "closed", len(self._running), 0)
             used = self._meter.usage
+            if self._closed:
+                return LoaderHealth(False, "closed", len(self._running), 0, used)
             spent = f"{used.tokens:,} tokens and ${used.usd:.4f} used today"
             detail = self._dead_because or f"{self.vendor} API, {self.settings.model_name}: {spent}"
-            return LoaderHealth(not self._dead_because, detail, len(self._running), len(self._queue))
+            return LoaderHealth(not self._dead_because, detail, len(self._running), len(self._queue), used)
 
     def close(self) -> None:
         """Waits for what runs, each to its deadline at most; refuses what waits."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.api import ApiSettings
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices
-from storyfi_lite.loaders.meter import Caps, Meter
-from storyfi_lite.registry import load_registry
+from storyfi_lite.loaders.meter import Caps, Meter, Prices
+from storyfi_lite.registry import ApiModel, load_registry
 
 if TYPE_CHECKING:
     from storyfi_lite.loaders.choice import ModelChoice
@@ -40,14 +41,32 @@ def open_with_fallback(provider: str, choice: ModelChoice, open_local: Callable[
 
 
 def _choices(provider: str, choice: ModelChoice) -> list[Choice]:
+    prices = _prices(choice)
     settings: dict[str, ApiSettings] = {
         model.provider: ApiSettings(
-            model.key, model.multiplier, choice.api_base_url if model.provider == "openai" else None
+            model.key,
+            model.multiplier,
+            choice.api_base_url if model.provider == "openai" else None,
+            prices.get(model.key),
         )
         for model in load_registry().api
     }
     usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
-    return api_choices(provider, settings, Meter(usage, Caps(tokens=choice.daily_tokens)), choice.api_key_file)
+    caps = Caps(choice.daily_tokens, choice.daily_usd)
+    return api_choices(provider, settings, Meter(usage, caps), choice.api_key_file)
+
+
+def _prices(choice: ModelChoice) -> dict[str, Prices]:
+    """By API model. Raises BadInput for a name that is none."""
+    registry = load_registry()
+    found = {}
+    for name, prompt_usd, completion_usd in choice.api_prices:
+        model = registry.find(name)
+        if not isinstance(model, ApiModel):
+            known = ", ".join(model.key for model in registry.api)
+            raise BadInput(f"{model.key} is no API model, it has no price; API models: {known}")
+        found[model.key] = Prices(prompt_usd, completion_usd)
+    return found
 
 
 def _facts(loader: Loader) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.wire.messages import MinerMode, ModelInfo, ProofHeader, StoryRequest
 
 
@@ -46,6 +47,7 @@ class Answer:
     completion_tokens: int
     tokens: tuple[int, ...] | None = None
     proof: ProofHeader | None = None
+    first_token_s: float | None = None  # from submit, the wait in the queue included; None where nobody sees it
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class LoaderHealth:
     detail: str  # for the operator
     running: int = 0
     queued: int = 0
+    usage: Usage | None = None  # what an API was used for today
 
 
 class Loader(Protocol):

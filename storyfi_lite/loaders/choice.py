@@ -38,7 +38,8 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user asked for; None leaves it to the machine. `daily_*`: caps on what the APIs may cost."""
+    """What the user asked for; None leaves it to the machine. `daily_*`: caps on what the APIs may cost. `api_prices`:
+    (model, prompt, completion), in US dollars for a million tokens."""
 
     name: str | None = None
     path: Path | None = None
@@ -51,6 +52,8 @@ class ModelChoice:
     api_base_url: str | None = None
     api_key_file: Path | None = None
     daily_tokens: int | None = None
+    api_prices: tuple[tuple[str, float, float], ...] = ()
+    daily_usd: float | None = None
 
     @property
     def wish(self) -> Wish:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
@@ -113,7 +113,7 @@ class FallbackLoader:
     def health(self) -> LoaderHealth:
         name, loader = self._current()
         health = loader.health()
-        return LoaderHealth(health.alive, f"{name}: {health.detail}", health.running, health.queued)
+        return replace(health, detail=f"{name}: {health.detail}")
 
     def close(self) -> None:
         for _, loader in self._loaders:

@@ -128,6 +128,7 @@ class LocalModelLoader:
             completion_tokens=len(generation.tokens),
             tokens=generation.tokens,
             proof=proof,
+            first_token_s=generation.queued_s + generation.first_token_s,
         )
 
     def health(self) -> LoaderHealth:

@@ -80,7 +80,10 @@ class Meter:
     def check_prices(self, prices: Prices | None) -> None:
         """Raises ConfigError where a cap in dollars could not be kept."""
         if self._caps.usd is not None and prices is None:
-            raise ConfigError("a daily cap in US dollars needs the vendor's prices for prompt and completion tokens")
+            raise ConfigError(
+                "a daily cap in US dollars needs the vendor's prices, in dollars for a million tokens\n"
+                "  --api.price MODEL=PROMPT,COMPLETION"
+            )
 
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
         """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be

@@ -6,6 +6,7 @@ Not here: retries, checks, money (api.py).
 
 from __future__ import annotations
 
+from ssl import SSLContext
 from typing import Any
 
 from storyfi_lite.errors import ConfigError
@@ -26,9 +27,12 @@ class OpenAILoader(ApiLoader):
     def _connect(self) -> None:
         self._takes_schema = True
         try:
+            import httpx  # the package's own HTTP library
             import openai  # noqa: F401
         except ImportError:
             raise ConfigError("OpenAI needs a package that is missing: pip install 'storyfi-lite[openai]'") from None
+        # once: a call's own would read all certificates again, 20 ms and a megabyte that is freed late
+        self._tls = httpx.create_ssl_context()
 
     def _call(self, prompt: Prompt, timeout_s: float, line: Line) -> Reply:
         from openai import BadRequestError
@@ -66,7 +70,7 @@ class OpenAILoader(ApiLoader):
             base_url=self.settings.base_url or VENDOR_URL,
             max_retries=0,
             timeout=timeout_s,
-            http_client=_http_client(line, timeout_s),
+            http_client=_http_client(line, timeout_s, self._tls),
         )
         with client, line.open():
             return _reply(
@@ -90,7 +94,7 @@ class OpenAILoader(ApiLoader):
         return failure
 
 
-def _http_client(line: Line, timeout_s: float) -> Any:
+def _http_client(line: Line, timeout_s: float, tls: SSLContext) -> Any:
     """The package's own HTTP client, which tells the line each socket that it opens, and follows no
     redirect."""
     from openai import DefaultHttpxClient
@@ -102,7 +106,7 @@ def _http_client(line: Line, timeout_s: float) -> Any:
     def watch(request: Any) -> None:
         request.extensions = {**request.extensions, "trace": trace}
 
-    return DefaultHttpxClient(timeout=timeout_s, follow_redirects=False, event_hooks={"request": [watch]})
+    return DefaultHttpxClient(verify=tls, timeout=timeout_s, follow_redirects=False, event_hooks={"request": [watch]})
 
 
 def _is_about_schema(error: Any) -> bool:

@@ -5,6 +5,7 @@ exactly one response, and an error's response is a status with a fixed text (wir
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -82,7 +83,7 @@ class Miner:
         except Exception as error:
             self._failed(admitted, transport, arrived_s, error)
             raise
-        self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer)
+        self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer, response)
         return Response(body, headers=headers)
 
     def _failed(self, admitted: Admitted, transport: Transport, arrived_s: float, error: Exception) -> None:
@@ -108,7 +109,8 @@ class Miner:
 
     async def status_page(self, request: Request) -> Response:
         self._operator_only(request)
-        page = render(self.facts(), self.metrics, self.loader, time.time(), self.stopping)
+        # in a thread: scoring the last answers takes longer than a request should wait
+        page = await asyncio.to_thread(render, self.facts(), self.metrics, self.loader, time.time(), self.stopping)
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
         return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
 

@@ -66,6 +66,8 @@ class MineOptions:
     api_base_url: str | None
     api_key_file: Path | None
     daily_tokens: int | None
+    api_prices: tuple[tuple[str, float, float], ...]
+    daily_usd: float | None
     min_stake_tao: float
     any_neuron: bool
     rate_per_minute: float
@@ -162,6 +164,8 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
         options.api_base_url,
         options.api_key_file,
         options.daily_tokens,
+        options.api_prices,
+        options.daily_usd,
     )
     return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
 

@@ -11,13 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from storyfi_lite.loaders.base import Answer, Loader
+from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner.admission import Admitted, Caller
 from storyfi_lite.wire.http_status import Refused
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+
+if TYPE_CHECKING:
+    from storyfi_lite.validator.score import Score
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +32,7 @@ LOG_LINES_PER_REASON = 5  # in each LOG_PERIOD_S; the rest is counted, and said 
 LOG_PERIOD_S = 10.0
 # 30 s: full marks for speed; 60 s: the validator has hung up
 SECONDS_BUCKETS = (0.5, 1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60)
+FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,18 @@ class Event:
     outcome: str
     seconds: float | None = None
     tokens: int | None = None
+    story: tuple[StoryRequest, StoryResponse] | None = None
+
+    @cached_property
+    def score(self) -> Score | None:
+        """What our own validator's verify and base score make of the answer; None where there is none. Some
+        milliseconds, once: when the page is first looked at."""
+        if self.story is None:
+            return None
+        from storyfi_lite.validator.score import Context, score
+
+        request, response = self.story
+        return score(response, Context(request, self.seconds or 0.0))
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -60,6 +79,13 @@ class Metrics:
         self._requests = Counter("requests", "admitted requests by outcome", ["task", "wire", "outcome"], **names)
         self._refusals = Counter("refusals", "requests that were refused", ["reason"], **names)
         self._seconds = Histogram("answer_seconds", "arrival to last byte", ["task"], buckets=SECONDS_BUCKETS, **names)
+        self._first_token = Histogram(
+            "first_token_seconds",
+            "arrival in the loader to the first token, where it is seen",
+            ["task"],
+            buckets=FIRST_TOKEN_BUCKETS,
+            **names,
+        )
         self._tokens = Counter("tokens", "tokens read and written", ["kind"], **names)
         self._speed = Histogram(
             "tokens_per_second",
@@ -74,20 +100,29 @@ class Metrics:
             lambda: float(loader.health().alive)
         )
 
+        def used(read: Callable[[Usage], float]) -> Callable[[], float]:
+            return lambda: float("nan") if (usage := loader.health().usage) is None else read(usage)
+
+        self.gauge("api_tokens_today", "tokens that the API was charged for, day of UTC", used(lambda use: use.tokens))
+        self.gauge("api_usd_today", "US dollars at the operator's --api.price, day of UTC", used(lambda use: use.usd))
+
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A figure that somebody else keeps, read at each scrape; NaN where it is not known."""
         Gauge(name, text, namespace="storyfi", registry=self.registry).set_function(read)
 
-    def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer) -> None:
+    def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer, response: StoryResponse) -> None:
         task, caller = admitted.request.task_type, admitted.caller
         self._count(task, wire, "answered")
         self._seconds.labels(task).observe(seconds)
+        if answer.first_token_s is not None:
+            self._first_token.labels(task).observe(answer.first_token_s)
         self._tokens.labels("prompt").inc(answer.prompt_tokens)
         self._tokens.labels("completion").inc(answer.completion_tokens)
         self._stake.inc(caller.stake_tao)
         if answer.generation_time_s > 0:
             self._speed.observe(answer.completion_tokens / answer.generation_time_s)
-        event = Event(time.time(), task, _name(caller), "answered", seconds, answer.completion_tokens)
+        story = admitted.request, response
+        event = Event(time.time(), task, _name(caller), "answered", seconds, answer.completion_tokens, story)
         self.answers.appendleft(event)
         facts = {"task": task, "wire": wire, "caller": event.who, "seconds": round(seconds, 2)}
         log.info("answered", extra={"facts": {**facts, "tokens": answer.completion_tokens}})

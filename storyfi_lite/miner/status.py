@@ -49,9 +49,9 @@ def render(
 <span>version {escape(__version__)}, up {_span(now_s - metrics.started_s)}</span></header>
 <div class="tiles">{"".join(_tile(name, count) for name, count in tiles.items())}</div>
 <div class="cards">{"".join(_card(name, rows) for name, rows in cards.items())}</div>
-<section><h2>Last answers</h2>{_answers(metrics.answers, now_s)}</section>
-<section><h2>Refusals by reason</h2>{_reasons(metrics.refused_by_reason)}</section>
-<section><h2>Last refusals</h2>{_refusals(metrics.refusals, now_s)}</section>
+<section><h2>Last answers</h2>{_answers(list(metrics.answers), now_s)}</section>
+<section><h2>Refusals by reason</h2>{_reasons(dict(metrics.refused_by_reason))}</section>
+<section><h2>Last refusals</h2>{_refusals(list(metrics.refusals), now_s)}</section>
 </main></body></html>
 """
 
@@ -77,7 +77,15 @@ def _card(name: str, rows: Mapping[str, str]) -> str:
 
 
 def _answers(events: Iterable[Event], now_s: float) -> str:
-    heads = ("when", "task", "caller", "seconds, of 30 for full marks", "tokens", "tokens/s", "outcome")
+    heads = (
+        "when",
+        "task",
+        "caller",
+        "seconds, of 30 for full marks",
+        "tokens",
+        "tokens/s",
+        "our own verify and score",
+    )
     return _table(heads, [_answer(event, now_s) for event in events])
 
 
@@ -85,14 +93,27 @@ def _answer(event: Event, now_s: float) -> str:
     seconds = event.seconds or 0.0
     colour = "" if seconds <= FULL_MARKS_S else "warn" if seconds < 2 * FULL_MARKS_S else "bad"
     width_px = round(min(1.0, seconds / FULL_MARKS_S) * 100)
-    mark = "good" if event.outcome == "answered" else "bad"
+    outcome, mark = _outcome(event)
     return (
         f"<tr><td>{_span(now_s - event.at_s)} ago</td><td>{escape(event.what)}</td>"
         f"<td>{escape(event.who)}</td>"
         f'<td><i class="bar {colour}" style="width:{width_px}px"></i>{seconds:.1f}</td>'
         f"<td>{event.tokens or ''}</td><td>{_rounded(event.tokens_per_s)}</td>"
-        f'<td class="{mark}">{escape(event.outcome)}</td></tr>'
+        f'<td class="{mark}">{escape(outcome)}</td></tr>'
     )
+
+
+def _outcome(event: Event) -> tuple[str, str]:
+    """Validity, and the base score by this machine's clock with the parts that cost points; a CSS class."""
+    score = event.score
+    if score is None:
+        return event.outcome, "bad"
+    if score.zeroed:
+        return f"not valid: {score.zeroed}", "bad"
+    lost = [f"{part.name} {part.points:.1f} of {part.of:g}" for part in score.parts if part.points < part.of - 0.05]
+    valid = all(part.points == part.of for part in score.parts if part.name in ("json", "schema"))
+    words = f"{'valid' if valid else 'not valid'}, base score {score.total:.0f} of 100"
+    return f"{words}; {', '.join(lost)}" if lost else words, "good" if valid else "bad"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
