@@ -8,8 +8,9 @@ prompt batch, logits for each of its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.registry import Architecture
@@ -21,8 +22,9 @@ FUSED_QKV = {"qwen", "phi3"}
 FUSED_GATE_UP = {"phi3"}
 SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3"}
 POST_NORMS = {"gemma2", "gemma3"}
+QUERY_KEY_NORMS = {"gemma3"}
 SOFT_CAP = {"gemma2"}
-WINDOW_OFF = {"phi3", "llama"}  # llama.cpp ignores it there
+WINDOW_PERIOD = {"gemma2": 2, "gemma3": 6}  # all but the last of so many layers are windowed; llama.cpp ignores phi3's
 SCALED_QUERY = {"gemma", "gemma2", "gemma3", "phi3"}
 
 
@@ -144,15 +146,11 @@ def peaks(graph: Graph, n_gpus: int) -> list[int]:
 
 def _place(node: Node, arenas: list[Arena]) -> None:
     for parent in node.reuse:
-        holder = parent.root or parent
-        alone = parent.children == 1 and parent.views == 0
-        if parent.root is not None:
-            alone = alone and holder.views == 1 and holder.children == 0
-        if alone and holder.offset >= 0:
-            node.offset, holder.offset = holder.offset, -1
+        if parent.root is None and parent.children == 1 and parent.views == 0 and parent.offset >= 0:
+            node.offset, parent.offset = parent.offset, -1
             arena = arenas[node.device]
-            if arena.padded(holder.size) > arena.padded(node.size):
-                arena.give(node.offset + arena.padded(node.size), holder.size - node.size)
+            if arena.padded(parent.size) > arena.padded(node.size):
+                arena.give(node.offset + arena.padded(node.size), parent.size - node.size)
             return
     node.offset = arenas[node.device].take(node.size)
 
@@ -171,6 +169,16 @@ def _release(node: Node, arenas: list[Arena]) -> None:
 # --- the models ------------------------------------------------------------------------------------------------
 
 
+class Cache(NamedTuple):
+    """What the layers of one kind, windowed or not, read beside the activations."""
+
+    key_turn: Node | None
+    value_turn: Node | None
+    key_rows: Node
+    value_rows: Node
+    mask: Node
+
+
 class Builder:
     """llama.cpp's graph of a decoder (src/models/llama.cpp and its likes), in its order."""
 
@@ -186,24 +194,28 @@ class Builder:
         self._inputs()
 
     def _inputs(self) -> None:
+        """In the order of their first readers. Windowed layers (build_attn_inp_kv_iswa) have caches and masks of their own."""
+        self.token_ids = self.graph.input(4 * self.tokens)
+        self.graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
+        self.positions: Node | None = None
+        period = WINDOW_PERIOD.get(self.arch.name, 1) if self.arch.sliding_window else 1
+        kinds = {number % period < period - 1: None for number in range(self.arch.block_count)}
+        self.caches = {windowed: self._cache() for windowed in kinds}
+        self.period = period
+        self.out_ids = self.graph.input(4 * self.tokens)
+
+    def _cache(self) -> Cache:
         graph, tokens, flash = self.graph, self.tokens, self.settings.flash_attn
-        self.windowed: list[Node] = []
-        self.token_ids = graph.input(4 * tokens)
-        graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
-        self.positions = graph.input(4 * tokens)
-        key_rows = graph.input(8 * tokens)
-        per_value = self.arch.attention_head_count_kv * self.arch.value_length
-        value_rows = graph.input(8 * tokens * (1 if flash else per_value))
-        mask = graph.input(self.cells * tokens * (2 if flash else 4))
-        self.whole = [key_rows, value_rows, mask]
-        if self.arch.sliding_window and self.arch.name not in WINDOW_OFF:  # a second set, for the windowed layers
-            self.windowed = [graph.input(node.size) for node in self.whole]
-        self.out_ids = graph.input(4 * tokens)
         quantized = self.settings.kv_type != "f16"  # then llama.cpp turns keys and values by Hadamard matrices
         key, value = self.arch.key_length, self.arch.value_length
         side = next(64 << i for i in range(20) if key % (128 << i))
-        self.key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
-        self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
+        key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
+        self.positions = self.positions or graph.input(4 * tokens)
+        value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
+        key_rows = graph.input(8 * tokens)
+        value_rows = graph.input(8 * tokens * (1 if flash else self.arch.attention_head_count_kv * value))
+        mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        return Cache(key_turn, value_turn, key_rows, value_rows, mask)
 
     def norm(self, source: Node, device: int) -> Node:
         # between GPUs only the weight's part moves on to the next one
@@ -227,53 +239,72 @@ class Builder:
         down = self._experts(normed, compute, experts) if arch.expert_count else self._feed_forward(normed, compute)
         if arch.name in POST_NORMS:
             down = self.norm(down, compute)
-        return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
+        terms = (middle, down) if arch.name == "phi3" else (down, middle)
+        return graph.op(self.hidden, compute, *terms, reuse=terms)
 
     def _attention(self, normed: Node, number: int, device: int, compute: int) -> Node:
         graph, arch = self.graph, self.arch
-        if arch.name in FUSED_QKV:
-            fused = graph.op(self.query + self.key + self.value, compute, normed)
+        windowed = number % self.period < self.period - 1
+        cache = self.caches[windowed]
+        fused = arch.name in FUSED_QKV
+        if fused:
+            normed = graph.op(self.query + self.key + self.value, compute, normed)
             if arch.name == "qwen":
-                fused = graph.op(fused.size, compute, fused, reuse=(fused,))
-            query = self._asked(graph.op(self.query, compute, graph.view(fused), self.positions), compute)
-            value = self._turned(graph.view(fused), self.value_turn, compute, self.value)
-            key = graph.op(self.key, compute, graph.view(fused), self.positions)
+                normed = graph.op(normed.size, compute, normed, reuse=(normed,))
+        query = self._rotated(normed, self.query, compute)
+        if arch.name in SCALED_QUERY:
+            query = graph.op(self.query, compute, query, reuse=(query,))
+        query = self._turned(query, cache.key_turn, compute)
+        if windowed or len(self.caches) > 1:  # with windows the key comes first (build_attn, llama-graph.cpp)
+            key = self._turned(self._rotated(normed, self.key, compute), cache.key_turn, compute)
+            value = self._value(normed, cache, compute)
         else:
-            query = self._asked(self._rotated(graph.op(self.query, compute, normed), compute), compute)
-            value = self._turned(graph.view(graph.op(self.value, compute, normed)), self.value_turn, compute)
-            key = self._rotated(graph.op(self.key, compute, normed), compute)
-        key = self._turned(key, self.key_turn, compute)
-        key_rows, value_rows, mask = self.windowed if self.windowed and number % 2 == 0 else self.whole
-        graph.store(device, graph.view(key), key_rows)
-        scattered = arch.name in FUSED_QKV and not self.settings.flash_attn
+            value = self._value(normed, cache, compute)
+            key = self._turned(self._rotated(normed, self.key, compute), cache.key_turn, compute)
+        graph.store(device, graph.view(key), cache.key_rows)
+        scattered = fused and not self.settings.flash_attn
         rows = graph.op(self.value, compute, value) if scattered else graph.view(value)
-        graph.store(device, rows, value_rows)
-        asked = graph.view(graph.view(query))
+        graph.store(device, rows, cache.value_rows)
+        return self._attended(graph.view(graph.view(query)), cache, compute)
+
+    def _attended(self, query: Node, cache: Cache, compute: int) -> Node:
+        graph, arch = self.graph, self.arch
         if self.settings.flash_attn:
-            found = graph.view(graph.op(self.query, compute, asked, mask))
-            return self._turned(found, self.value_turn, compute)
-        scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, asked)
+            found = graph.view(graph.op(self.query, compute, query, cache.mask))
+            return self._turned(found, cache.value_turn, compute)
+        scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, query)
         if arch.name in SOFT_CAP:
             for _ in range(3):
                 scores = graph.op(scores.size, compute, scores, reuse=(scores,))
-        scores = graph.op(scores.size, compute, scores, mask, reuse=(scores,))
+        scores = graph.op(scores.size, compute, scores, cache.mask, reuse=(scores,))
         summed = graph.op(self.query, compute, scores)
         return graph.op(self.query, compute, graph.view(summed))
 
-    def _asked(self, query: Node, compute: int) -> Node:
-        if self.arch.name in SCALED_QUERY:
-            query = self.graph.op(self.query, compute, query, reuse=(query,))
-        return self._turned(query, self.key_turn, compute)
+    def _projected(self, normed: Node, size: int, compute: int) -> Node:
+        """A part of the fused product, or a product of its own."""
+        fused = self.arch.name in FUSED_QKV
+        return self.graph.view(normed if fused else self.graph.op(size, compute, normed))
 
-    def _turned(self, source: Node, matrix: Node | None, compute: int, size: int = 0) -> Node:
+    def _rotated(self, normed: Node, size: int, compute: int) -> Node:
+        """A query or key at its position."""
+        assert self.positions is not None
+        projected = self._projected(normed, size, compute)
+        if self.arch.name in QUERY_KEY_NORMS:
+            projected = self.graph.op(size, compute, projected)
+            projected = self.graph.op(size, compute, projected, reuse=(projected,))
+        return self.graph.op(size, compute, projected, self.positions, reuse=(projected,))
+
+    def _value(self, normed: Node, cache: Cache, compute: int) -> Node:
+        value = self._projected(normed, self.value, compute)
+        if cache.value_turn and self.arch.name in FUSED_QKV:  # a part of a row has gaps (llama_mul_mat_hadamard)
+            value = self.graph.op(self.value, compute, value)
+        return self._turned(value, cache.value_turn, compute)
+
+    def _turned(self, source: Node, matrix: Node | None, compute: int) -> Node:
         if matrix is None:
             return source
-        size = size or (source.root or source).size
+        size = (source.root or source).size
         return self.graph.view(self.graph.op(size, compute, self.graph.view(source), matrix))
-
-    def _rotated(self, projected: Node, compute: int) -> Node:
-        shaped = self.graph.view(projected)
-        return self.graph.op(projected.size, compute, shaped, self.positions, reuse=(shaped,))
 
     def _feed_forward(self, normed: Node, compute: int) -> Node:
         graph, width = self.graph, 4 * self.arch.feed_forward_length * self.tokens
@@ -306,15 +337,15 @@ class Builder:
             out = graph.op(self.hidden, compute, out, view)
         return out
 
-    def build(self, devices: tuple[tuple[int, int], ...], output: int) -> Graph:
-        """`devices`: each layer's, and its experts'."""
+    def build(self, layers: Sequence[tuple[int, int, int]], output: int) -> Graph:
+        """`layers`: number, device and the experts' device of each."""
         graph = self.graph
-        first = devices[0][0]
+        first = layers[0][1]
         current = graph.op(self.hidden, HOST, self.token_ids)
         if self.arch.name in SCALED_EMBEDDING:
             current = graph.op(self.hidden, first, current, reuse=(current,))
-        for number, (device, experts) in enumerate(devices):
-            current = self.layer(current, number, device, experts, last=number == len(devices) - 1)
+        for number, device, experts in layers:
+            current = self.layer(current, number, device, experts, last=number == self.arch.block_count - 1)
         normed = self.norm(current, output)
         logits = graph.op(4 * self.arch.vocab_size * self.tokens, output, normed)
         if self.arch.name in SOFT_CAP:
@@ -326,11 +357,10 @@ class Builder:
 @lru_cache(maxsize=4096)
 def compute_bytes(arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int) -> list[int]:
     """For each GPU, and last for the host."""
-    layers = [(device, HOST if i < settings.experts_in_ram else device) for i, device in enumerate(devices[:-1])]
-    shortened = [
-        layer for i, layer in enumerate(layers) if i < 2 or i >= len(layers) - 2 or len(set(layers[i - 2 : i + 2])) > 1
-    ]
+    n = len(devices) - 1
+    places = [(device, HOST if i < settings.experts_in_ram else device) for i, device in enumerate(devices[:-1])]
+    layers = [(i, *places[i]) for i in range(n) if i < 2 or i >= n - 2 or len(set(places[i - 2 : i + 2])) > 1]
     # llama_context: several GPUs visible, everything on them, no tensor overrides: then GPUs work on several batches at once
     pipelined = n_gpus > 1 and settings.n_gpu_layers > arch.block_count and not settings.experts_in_ram
-    graph = Builder(arch, settings, PIPELINE_COPIES if pipelined else 1).build(tuple(shortened), devices[-1])
+    graph = Builder(arch, settings, PIPELINE_COPIES if pipelined else 1).build(layers, devices[-1])
     return peaks(graph, n_gpus)
