@@ -79,7 +79,7 @@ def test_the_real_model_takes_what_was_predicted(
     small_model_path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     reported = reported_bytes(small_model_path, settings, caplog)
-    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.005)
+    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.001)
 
 
 @pytest.fixture(scope="session")
@@ -91,14 +91,25 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen", "phi3"])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+ARCHITECTURES = ["llama", "mixtral", "qwen", "phi3", "gemma", "sliding"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EngineSettings(),
+        EngineSettings(kv_type="q8_0", n_batch=128),
+        EngineSettings(n_ctx=1000, n_slots=4),
+        EngineSettings(flash_attn=False),
+    ],
+    ids=["f16", "q8_0", "slots", "no-flash"],
+)
 def test_each_architecture_takes_what_was_predicted(
-    synthetic: Path, name: str, kv_type: str, caplog: pytest.LogCaptureFixture
+    synthetic: Path, name: str, settings: EngineSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = EngineSettings(kv_type=kv_type)  # type: ignore[arg-type]
     path = synthetic / f"{name}-small.gguf"
-    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.005)
+    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.001)
 
 
 def test_one_gpu_layer_is_the_output_layer_alone() -> None:
