@@ -228,8 +228,10 @@ class Builder:
         return out
 
     def _typical(self) -> list[int]:
-        """Layers between two like ones add nothing to a peak: a few stand for all."""
+        """Layers between two like ones add nothing to a peak: a few stand for all, where all are of one kind."""
         last = len(self.layers) - 1
+        if len(self.caches) > 1:
+            return list(range(last + 1))
         return [i for i in range(last + 1) if min(i, last - i) < 4 or len(set(self.layers[i - 3 : i + 3])) > 1]
 
     def build(self) -> Graph:
