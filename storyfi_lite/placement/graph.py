@@ -15,7 +15,9 @@ from storyfi_lite.placement.allocator import HOST, Graph, Node, peaks
 from storyfi_lite.registry import Architecture
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
-OFFLOADED_BATCH = 32  # tokens from which a GPU computes with weights that lie in RAM (ggml_backend_cuda_device_offload_op)
+OFFLOADED_BATCH = (
+    32  # tokens from which a GPU computes with weights that lie in RAM (ggml_backend_cuda_device_offload_op)
+)
 # bytes a KV value: f16, and ggml's blocks of 32
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 FUSED_QKV = {"qwen", "phi3"}
@@ -26,7 +28,6 @@ QUERY_KEY_NORMS = {"gemma3"}
 SOFT_CAP = {"gemma2"}
 WINDOW_PERIOD = {"gemma2": 2, "gemma3": 6}  # all but the last of so many layers are windowed; llama.cpp ignores phi3's
 SCALED_QUERY = {"gemma", "gemma2", "gemma3", "phi3"}
-
 
 
 class Cache(NamedTuple):
