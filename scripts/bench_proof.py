@@ -42,7 +42,7 @@ from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.rounds.draw import made_up
-from storyfi_lite.validator.proof import MIN_POSITIONS, REFUTED_Z, Calibration, calibrate, judge
+from storyfi_lite.validator.proof import MIN_POSITIONS, REFUTED_Z, Calibration, calibrate, judge, rate_bound
 from storyfi_lite.wire.messages import StoryRequest
 
 # llama_ftype of llama.h
@@ -274,7 +274,7 @@ def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: 
         for mean, positions, refuted in kept.values()
         if positions >= MIN_POSITIONS and not refuted
     ]
-    bound = upper_bound(counts["refuted"], len(verdicts))
+    bound = rate_bound(counts["refuted"], len(verdicts))
     table = Table("honest answers", "proven", "open", "refuted", "largest z", "refuted at most, 95 %")
     table.add_row(
         str(len(verdicts)), *map(str, counts.values()), f"{max(spread):.2f} (limit {REFUTED_Z})", f"{bound:.3%}"
@@ -286,16 +286,6 @@ def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: 
 
 def _summary(mean: float, positions: int, refuted: str | None) -> Replay:
     return Replay((mean,) * positions, 0, positions, refuted)
-
-
-def upper_bound(found: int, of: int) -> float:
-    """Clopper and Pearson's one-sided 95 % bound on a rate, by bisection of the binomial's lower tail."""
-    low, high = found / of, 1.0
-    for _ in range(60):
-        rate = (low + high) / 2
-        tail = sum(math.comb(of, k) * rate**k * (1 - rate) ** (of - k) for k in range(found + 1))
-        low, high = (rate, high) if tail > 0.05 else (low, rate)
-    return high
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ on which machine it ran, or that a miner without the file did not have it writte
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,7 @@ class Calibration:
     between_sd: float
     answers: int
     positions: int
+    refuted: int  # of the answers, each judged by the limits of all others
     made_with: str
 
     def limit(self, positions: int, z: float) -> float:
@@ -47,7 +49,7 @@ class Calibration:
 
 
 # Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
-UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, "defaults")
+UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, 0, "defaults")
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,6 @@ class Prover:
 
     def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
         """On a context of the claimed KV type that holds so many tokens, kept for the next answer."""
-        from dataclasses import replace
-
         from storyfi_lite.engine.model import Context
         from storyfi_lite.engine.replay import Replayer
 
@@ -243,21 +243,73 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def calibrate(sha256: str, replays: list[Replay], made_with: str) -> Calibration:
-    """From replays of honest answers. Raises BadInput if they are too few to tell a spread."""
-    means = [replay.mean_margin for replay in replays if len(replay.margins) >= MIN_POSITIONS]
-    margins = [margin for replay in replays for margin in replay.margins]
-    if len(means) < 5:
-        raise BadInput(f"{len(means)} answers with at least {MIN_POSITIONS} free positions; at least 5 are needed")
-    mean = sum(margins) / len(margins)
-    within = sum((margin - mean) ** 2 for margin in margins) / (len(margins) - 1)
-    spread = sum((one - mean) ** 2 for one in means) / (len(means) - 1)
-    between = max(0.0, spread - within * len(means) / len(margins))  # what the positions' own spread does not explain
-    return Calibration(
-        sha256,
-        round(mean, 6),
-        round(math.sqrt(within), 6),
-        round(math.sqrt(between), 6),
-        len(means),
-        len(margins),
-        made_with,
-    )
+    """From replays of honest answers; `refuted` counts those that the limits made from all others would refute. Raises
+    BadInput if they are too few to tell a spread."""
+    sums = [_Sums.of(replay.margins) for replay in replays if len(replay.margins) >= MIN_POSITIONS]
+    if len(sums) < 6:
+        raise BadInput(f"{len(sums)} answers with at least {MIN_POSITIONS} free positions; at least 6 are needed")
+    whole = _calibration(sha256, sums, made_with)
+    total = _Sums.together(sums)
+    means = _Sums.of([one.mean for one in sums])
+    refuted = 0
+    for one in sums:
+        others = _limits(total.less(one), means.less(_Sums.of([one.mean])))
+        refuted += one.mean > Calibration("", *others, 0, 0, 0, "").limit(one.count, REFUTED_Z)
+    return replace(whole, refuted=refuted)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of some numbers: how many, their sum, the sum of their squares."""
+
+    count: int
+    sum: float
+    squares: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> _Sums:
+        return cls(len(numbers), math.fsum(numbers), math.fsum(number * number for number in numbers))
+
+    @classmethod
+    def together(cls, parts: Sequence[_Sums]) -> _Sums:
+        return cls(
+            sum(one.count for one in parts),
+            math.fsum(one.sum for one in parts),
+            math.fsum(one.squares for one in parts),
+        )
+
+    def less(self, other: _Sums) -> _Sums:
+        return _Sums(self.count - other.count, self.sum - other.sum, self.squares - other.squares)
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count
+
+    @property
+    def variance(self) -> float:
+        return max(0.0, (self.squares - self.sum * self.mean) / (self.count - 1))
+
+
+def _calibration(sha256: str, sums: list[_Sums], made_with: str) -> Calibration:
+    total, means = _Sums.together(sums), _Sums.of([one.mean for one in sums])
+    mean, within, between = (round(one, 6) for one in _limits(total, means))
+    return Calibration(sha256, mean, within, between, len(sums), total.count, 0, made_with)
+
+
+def _limits(positions: _Sums, means: _Sums) -> tuple[float, float, float]:
+    """Mean, spread within answers, and the spread of answers' means that the positions' own does not explain."""
+    within = positions.variance
+    between = max(0.0, means.variance - within * means.count / positions.count)
+    return positions.mean, math.sqrt(within), math.sqrt(between)
+
+
+def rate_bound(found: int, of: int) -> float:
+    """Clopper and Pearson's one-sided 95 % upper bound on a rate of which `found` in `of` were seen."""
+    low, high = found / of, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        logs = [
+            math.log(math.comb(of, k)) + k * math.log(rate) + (of - k) * math.log1p(-rate) for k in range(found + 1)
+        ]
+        low, high = (rate, high) if math.fsum(map(math.exp, logs)) > 0.05 else (low, rate)
+    return high
