@@ -20,39 +20,29 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import psutil
 
-from storyfi_lite import tasks
-from storyfi_lite.engine.engine import Engine, EngineJob, Generation
+from storyfi_lite import bench
+from storyfi_lite.bench import CONSTRAINT, job
+from storyfi_lite.engine.engine import Engine
 from storyfi_lite.engine.model import ENGINE_NAME, Context, Feed
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
-from storyfi_lite.wire.messages import StoryRequest
 
 N_CTX = 1024
 clock = time.perf_counter
-FAR_S = 3600.0
-TASK = tasks.get("blueprint")
-REQUEST = StoryRequest(task_type="blueprint", user_input="A lighthouse keeper hears the sea answer.")
-CONSTRAINT = TASK.constraint(REQUEST)
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}assistant:\n"
 STORY = (
     "An old lighthouse stands on a cliff above a cold northern sea, where ships once passed each night and the keeper "
     "wrote down their names in a book that nobody reads any more. The village below has emptied, its boats are rotting, "
     "and the fog comes earlier every year. At night the light still turns, and something answers it from the water. "
 )
-
-
-def job(seed: int, user_input: str = REQUEST.user_input, constraint: Constraint = CONSTRAINT) -> EngineJob:
-    messages = TASK.messages(StoryRequest(task_type="blueprint", user_input=user_input))
-    return EngineJob(messages, constraint, SamplingParams(seed), time.monotonic() + FAR_S)
 
 
 def note(text: str) -> None:
@@ -86,35 +76,8 @@ class Stock:
 
 def our_speed(engine: Engine, n_slots: int, n_tokens: int, seed: int) -> float:
     """Tokens a second of `n_slots` answers together, from the time that all write until `n_tokens` more each."""
-    futures: list[Future[Generation]] = []
-    before = engine.health().tokens_written
-    futures = [engine.submit(job(seed + slot)) for slot in range(n_slots)]
-    try:
-        wait_until(lambda: engine.health().tokens_written >= before + 8 * n_slots)
-        start, first = clock(), engine.health().tokens_written
-        wait_until(lambda: engine.health().tokens_written >= first + n_tokens * n_slots)
-        return (engine.health().tokens_written - first) / (clock() - start)
-    finally:
-        for future in futures:
-            future.cancel()
-        wait_until(lambda: not engine.health().running)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.005)
-
-
-def bare_speed(context: Context, prompt: list[int], n_slots: int, n_tokens: int) -> float:
-    """Tokens a second of llama_decode alone: fixed tokens, logits asked for and not looked at."""
-    for sequence in range(n_slots):
-        context.forget(sequence)
-        context.decode([Feed(sequence, 0, prompt, [])])
-    start = clock()
-    for step in range(n_tokens):
-        token = prompt[step % len(prompt)]
-        context.decode([Feed(sequence, len(prompt) + step, [token], [0]) for sequence in range(n_slots)])
-    return n_tokens * n_slots / (clock() - start)
+    with bench.writing(engine, n_slots, seed) as futures:
+        return bench.speed(engine, futures, n_tokens, clock)
 
 
 def choice_ms(engine: Engine, n_tokens: int = 120) -> tuple[float, int]:

@@ -14,7 +14,9 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,6 +181,23 @@ class Engine:
             running = sum(slot.request is not None for slot in self._slots)
             alive = self._dead is None and not self._closing
             return EngineHealth(alive, self._dead or "ok", running, len(self._queue), self._tokens_written)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Context]:
+        """The context itself, empty, for measuring what llama.cpp does alone. Requests wait meanwhile, and find no prompt
+        cached afterwards. Raises EngineError while anything runs or waits."""
+        with self._wake:
+            if self._dead or self._closing or self._queue or self._busy():
+                raise EngineError("the engine's context is in use")
+            try:
+                self._forget_all()
+                yield self._context
+            finally:
+                self._forget_all()
+
+    def _forget_all(self) -> None:
+        for slot in self._slots:
+            self._keep(slot, [], 0)
 
     def close(self) -> None:
         """Finishes what runs, fails what waits, frees the model. Idempotent."""

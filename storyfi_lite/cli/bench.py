@@ -1,0 +1,96 @@
+"""`storyfi-lite bench`: how fast this machine writes with the model that `mine` would load. The table on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storyfi_lite.cli.options import json_option, model_options, placement_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storyfi_lite.engine.engine import Engine
+    from storyfi_lite.placement.plan import Policy
+
+
+@click.command()
+@model_options
+@placement_options
+@json_option
+def command(
+    model_name: str | None,
+    model_path: Path | None,
+    quant: str | None,
+    ctx: int | None,
+    n_threads: int | None,
+    policy: Policy,
+    min_quant: str | None,
+    as_json: bool,
+) -> None:
+    """Load the model that `mine` would load, write blueprints, one and then more at once, and say how fast.
+
+    "free" is llama.cpp alone, without a grammar. The seconds are of a whole blueprint, of the slowest where several are
+    written at once; `mine` shortens an answer that would take too long. Nothing else should run meanwhile. Ctrl-C shows what
+    was measured so far.
+
+    \b
+    storyfi-lite bench
+    storyfi-lite bench --model.path ./my-model.gguf --threads 4
+    storyfi-lite bench --model.name mistral-7b --json > speed.json
+    """
+    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_local
+
+    with DownloadProgress() as progress:
+        choice = ModelChoice(model_name, model_path, quant, ctx, n_threads, policy, min_quant)
+        loader, facts = open_local(choice, Notices(progress.update, progress.note))
+    try:
+        found = _measure(loader.engine)
+    finally:
+        loader.close()
+    found = {**facts, **found}
+    click.echo(json.dumps(found) if as_json else _table(found))
+    if not found["complete"]:
+        raise click.Abort
+
+
+def _measure(engine: Engine) -> dict[str, Any]:
+    """What there was time for: Ctrl-C ends it."""
+    from rich.console import Console
+
+    from storyfi_lite import bench
+
+    console = Console(stderr=True, highlight=False)
+    found: dict[str, Any] = {"free_tokens_per_s": None, "together": [], "complete": False}
+    try:
+        with console.status("free, without a grammar") as status:
+            found["free_tokens_per_s"] = bench.free_speed(engine)
+            console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
+            for count in bench.slot_counts(engine.settings.n_slots):
+                row = bench.together(
+                    engine, count, progress=lambda tokens: status.update(f"{count} at once: {tokens} tokens")
+                )
+                found["together"].append(vars(row))
+                console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
+        found["complete"] = True
+    except KeyboardInterrupt:
+        console.print("stopped; measured so far:")
+    return found
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}",
+        "at once  tokens/s  seconds a blueprint  network's points for time, of 10",
+    ]
+    if found["free_tokens_per_s"]:
+        lines.append(f"{'1, free':>7}  {found['free_tokens_per_s']:8.1f}")
+    for row in found["together"]:
+        lines.append(
+            f"{row['slots']:>7}  {row['tokens_per_s']:8.1f}  {row['blueprint_s']:19.1f}  {row['time_points']:32.1f}"
+        )
+    return "\n".join(lines)
