@@ -114,7 +114,9 @@ def speed(
     return written(engine, before) / (clock() - start)
 
 
-def together(engine: Engine, n_slots: int, seed: int = 0, progress: Callable[[int], None] = lambda tokens: None) -> Together:
+def together(
+    engine: Engine, n_slots: int, seed: int = 0, progress: Callable[[int], None] = lambda tokens: None
+) -> Together:
     """Whole blueprints, `n_slots` at once. `progress` hears how many tokens are written."""
     before = engine.health().tokens_written
     with writing(engine, n_slots, seed) as futures:

@@ -139,6 +139,8 @@ class ChoiceRule:
 
     def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Ids:
         """Best first; the lower id on a tie."""
+        if len(tokens) == 1:
+            return tokens
         values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
         return tokens[np.argsort(-values, kind="stable")]
 
