@@ -16,7 +16,7 @@ import llama_cpp
 
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
-from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.validator.score import time_points
@@ -77,18 +77,6 @@ def _own_sampler() -> Iterator[llama_cpp.llama_sampler_p]:
         yield chain
     finally:
         llama_cpp.llama_sampler_free(chain)
-
-
-def bare_speed(context: Context, prompt: list[int], n_slots: int, n_tokens: int, clock: Clock) -> float:
-    """Tokens a second of llama_decode alone: fixed tokens, logits asked for and not looked at."""
-    for sequence in range(n_slots):
-        context.forget(sequence)
-        context.decode([Feed(sequence, 0, prompt, [])])
-    start = clock()
-    for step in range(n_tokens):
-        token = prompt[step % len(prompt)]
-        context.decode([Feed(sequence, len(prompt) + step, [token], [0]) for sequence in range(n_slots)])
-    return n_tokens * n_slots / (clock() - start)
 
 
 @contextmanager

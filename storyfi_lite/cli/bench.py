@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,15 +72,17 @@ def _measure(engine: Engine) -> dict[str, Any]:
             found["free_tokens_per_s"] = bench.free_speed(engine)
             console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
             for count in bench.slot_counts(engine.settings.n_slots):
-                row = bench.together(
-                    engine, count, progress=lambda tokens: status.update(f"{count} at once: {tokens} tokens")
-                )
+                row = bench.together(engine, count, progress=partial(_tell, status, count))
                 found["together"].append(vars(row))
                 console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
         found["complete"] = True
     except KeyboardInterrupt:
         console.print("stopped; measured so far:")
     return found
+
+
+def _tell(status: Any, count: int, tokens: int) -> None:
+    status.update(f"{count} at once: {tokens} tokens")
 
 
 def _table(found: Mapping[str, Any]) -> str:
