@@ -27,6 +27,7 @@ COMMANDS = {
     "grammar": "grammar",
     "probe": "probe",
     "place": "place",
+    "bench": "bench",
     "models": "models",
     "bench": "bench",
     "doctor": "doctor",
