@@ -29,7 +29,6 @@ COMMANDS = {
     "place": "place",
     "bench": "bench",
     "models": "models",
-    "bench": "bench",
     "doctor": "doctor",
     "prove": "prove",
     "calibrate": "calibrate",
