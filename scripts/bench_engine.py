@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import llama_cpp
@@ -28,7 +27,8 @@ import numpy as np
 import psutil
 
 from storyfi_lite import tasks
-from storyfi_lite.engine.engine import Engine, EngineJob, Generation
+from storyfi_lite.engine.engine import Engine, EngineJob
+from storyfi_lite.engine.measure import bare_tokens_per_s, engine_tokens_per_s
 from storyfi_lite.engine.model import ENGINE_NAME, Context, Feed
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
@@ -82,39 +82,6 @@ class Stock:
             self._prompt, max_tokens=self._n_tokens, temperature=0.7, min_p=0.1, seed=seed, grammar=limit
         )
         return int(answer["usage"]["completion_tokens"]) / (clock() - start)
-
-
-def our_speed(engine: Engine, n_slots: int, n_tokens: int, seed: int) -> float:
-    """Tokens a second of `n_slots` answers together, from the time that all write until `n_tokens` more each."""
-    futures: list[Future[Generation]] = []
-    before = engine.health().tokens_written
-    futures = [engine.submit(job(seed + slot)) for slot in range(n_slots)]
-    try:
-        wait_until(lambda: engine.health().tokens_written >= before + 8 * n_slots)
-        start, first = clock(), engine.health().tokens_written
-        wait_until(lambda: engine.health().tokens_written >= first + n_tokens * n_slots)
-        return (engine.health().tokens_written - first) / (clock() - start)
-    finally:
-        for future in futures:
-            future.cancel()
-        wait_until(lambda: not engine.health().running)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.005)
-
-
-def bare_speed(context: Context, prompt: list[int], n_slots: int, n_tokens: int) -> float:
-    """Tokens a second of llama_decode alone: fixed tokens, logits asked for and not looked at."""
-    for sequence in range(n_slots):
-        context.forget(sequence)
-        context.decode([Feed(sequence, 0, prompt, [])])
-    start = clock()
-    for step in range(n_tokens):
-        token = prompt[step % len(prompt)]
-        context.decode([Feed(sequence, len(prompt) + step, [token], [0]) for sequence in range(n_slots)])
-    return n_tokens * n_slots / (clock() - start)
 
 
 def choice_ms(engine: Engine, n_tokens: int = 120) -> tuple[float, int]:
@@ -189,14 +156,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         bare = Context(engine.model, many)
         prompt = engine.prompt_tokens(job(0).messages)
         stock = Stock(arguments.model, prompt, arguments.tokens)
+
+        def ours(engine: Engine, n_slots: int, seed: int) -> float:
+            return engine_tokens_per_s(engine, lambda slot: job(seed + slot), n_slots, arguments.tokens, clock)
+
         rows: dict[str, Callable[[int], float]] = {
             "a": lambda seed: stock.speed(False, seed),
             "b": lambda seed: stock.speed(True, seed),
-            "c": lambda seed: our_speed(one, 1, arguments.tokens, seed),
+            "c": lambda seed: ours(one, 1, seed),
         }
         for count in counts:
-            rows[f"d{count}"] = lambda seed, count=count: our_speed(engine, count, arguments.tokens, seed)  # type: ignore[misc]
-            rows[f"e{count}"] = lambda seed, count=count: bare_speed(bare, prompt, count, arguments.tokens)  # type: ignore[misc]
+            rows[f"d{count}"] = lambda seed, count=count: ours(engine, count, seed)  # type: ignore[misc]
+            rows[f"e{count}"] = lambda seed, count=count: bare_tokens_per_s(
+                bare, prompt, count, arguments.tokens, clock
+            )  # type: ignore[misc]
         found: dict[str, list[float]] = {name: [] for name in rows}
         first: list[tuple[float, float, int]] = []
         for round_number in range(arguments.rounds + 1):

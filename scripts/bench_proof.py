@@ -1,9 +1,19 @@
-"""How well the proof tells a file from its impostors: the claimed file, and the same file requantized.
+"""How well the proof tells a file from its impostors, what honest settings shift, and how often honest answers are refuted.
 
-    python scripts/bench_proof.py --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 12 --threads 1
+    python scripts/bench_proof.py impostors --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 50 --threads 1
+    python scripts/bench_proof.py drift     --model SmolLM2-135M-Instruct.Q4_1.gguf
+    python scripts/bench_proof.py honest    --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 1000 --keep honest.jsonl
+    python scripts/bench_proof.py cost      --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Each impostor writes answers as a miner would and claims the given file; all are replayed with that file. Requantized
-copies of one file are the hardest case there is: the same model. Prints a table, then one JSON line.
+impostors  write answers as a miner would and claim the given file; all are replayed with that file. Requantized copies of one
+           file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
+           claimed file's tokens.
+drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
+honest     judged by the limits of a calibration made from answers that are not among them. `--keep` adds each margin to a
+           file, so that a run that was cut goes on.
+cost       seconds of replay over seconds of generation, one slot, the answers of one round.
+
+Each prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -11,8 +21,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
+import random
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -24,38 +38,85 @@ from storyfi_lite import tasks
 from storyfi_lite.cli.calibrate import STORIES
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
-from storyfi_lite.engine.replay import Replay, replay
+from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.validator.proof import Calibration, calibrate, judge
+from storyfi_lite.rounds.draw import made_up
+from storyfi_lite.validator.proof import MIN_POSITIONS, REFUTED_Z, Calibration, calibrate, judge, rate_bound
 from storyfi_lite.wire.messages import StoryRequest
 
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
-LENGTHS = (50, 100, 200)
-MAX_TOKENS = 700
+LENGTHS = (50, 100, 200, 300, 500)
+CALIBRATION_ANSWERS = 40  # their seeds are negative: none of them is judged
+# For a base model that carries no chat template: the texts one after the other.
+PLAIN = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("what", choices=list(BENCHES))
     options.add_argument("--model", type=Path, required=True)
-    options.add_argument("--answers", type=int, default=12)
+    options.add_argument("--other", type=Path, help="impostors: another model")
+    options.add_argument("--answers", type=int, default=50)
+    options.add_argument("--max-tokens", type=int, default=700)
     options.add_argument("--threads", type=int, default=0)
+    options.add_argument("--slots", type=int, default=8)
+    options.add_argument("--keep", type=Path, help="honest: margins so far, one line of JSON an answer")
     given = options.parse_args()
-    settings = EngineSettings(n_ctx=2048, n_threads=given.threads)
-    rows: dict[str, list[Replay]] = {}
-    seconds = {"generation": 0.0, "replay": 0.0}
-    model = Model(given.model, settings)
-    context = Context(model, settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in ("claimed file", *IMPOSTORS):
-            path = given.model if name not in IMPOSTORS else requantized(given.model, name, Path(scratch))
-            rows[name] = []
-            for number, generation in enumerate(generations(path, settings, given.answers, seconds)):
-                started_s = time.monotonic()
-                rows[name].append(replayed(model, context, number, generation))
-                seconds["replay"] += time.monotonic() - started_s
-    report(rows, seconds, given.answers)
+    BENCHES[given.what](Bench(given))
+
+
+class Bench:
+    """One file, loaded for replays, and how answers are made."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.settings = EngineSettings(n_ctx=2048, n_slots=given.slots, n_threads=given.threads)
+        alone = replace(self.settings, n_slots=1)
+        self.model = load(given.model, alone)
+        self.replayer = Replayer(Context(self.model, alone))
+
+    def write(self, path: Path, settings: EngineSettings, seeds: list[int]) -> Iterator[tuple[int, Generation]]:
+        """An honest answer of that file to each seed's request, as many at a time as there are slots."""
+        task = tasks.get("blueprint")
+        with Engine(path, settings, template_of(path)) as engine:
+            for start in range(0, len(seeds), 4 * settings.n_slots):
+                batch = seeds[start : start + 4 * settings.n_slots]
+                futures = []
+                for seed in batch:
+                    request, until_s = request_of(seed), time.monotonic() + 36_000
+                    job = EngineJob(
+                        task.messages(request), task.constraint(request), SamplingParams(seed % 2**64), until_s,
+                        max_tokens=self.given.max_tokens,
+                    )  # fmt: skip
+                    futures.append(engine.submit(job))
+                yield from zip(batch, (future.result() for future in futures), strict=True)
+
+    def replay(self, seed: int, generation: Generation, tokens: list[int] | None = None) -> Replay:
+        constraint = tasks.get("blueprint").constraint(request_of(seed))
+        rule = ChoiceRule(self.model.vocabulary, constraint, SamplingParams(seed % 2**64), generation.max_tokens)
+        prompt = self.model.chat_template.tokens(
+            self.model.vocabulary, tasks.get("blueprint").messages(request_of(seed))
+        )
+        return self.replayer.replay(rule, prompt, tokens or list(generation.tokens))
+
+    def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
+        return [self.replay(seed, generation) for seed, generation in self.write(path, settings, seeds)]
+
+    def calibration(self) -> Calibration:
+        seeds = [-1 - number for number in range(CALIBRATION_ANSWERS)]
+        return calibrate("bench", self.replays(self.given.model, self.settings, seeds), "bench")
+
+
+def load(path: Path, settings: EngineSettings) -> Model:
+    return Model(path, settings, template_of(path))
+
+
+def template_of(path: Path) -> str | None:
+    from storyfi_lite.gguf_header import read_local
+
+    return None if "tokenizer.chat_template" in read_local(path).metadata else PLAIN
 
 
 def requantized(source: Path, name: str, scratch: Path) -> Path:
@@ -67,37 +128,40 @@ def requantized(source: Path, name: str, scratch: Path) -> Path:
     return target
 
 
-def request_of(number: int) -> StoryRequest:
-    return StoryRequest(task_type="blueprint", user_input=STORIES[number % len(STORIES)])
+def request_of(seed: int) -> StoryRequest:
+    """Ten inputs in six languages, then made-up ones in two."""
+    text = STORIES[seed] if 0 <= seed < len(STORIES) else made_up(random.Random(seed))
+    return StoryRequest(task_type="blueprint", user_input=text)
 
 
-def generations(path: Path, settings: EngineSettings, answers: int, seconds: dict[str, float]) -> list[Generation]:
-    task = tasks.get("blueprint")
-    made = []
-    with Engine(path, settings) as engine:
-        for number in range(answers):
-            request, started_s = request_of(number), time.monotonic()
-            job = EngineJob(
-                task.messages(request),
-                task.constraint(request),
-                SamplingParams(number),
-                started_s + 3600,
-                max_tokens=MAX_TOKENS,
-            )
-            made.append(engine.submit(job).result())
-            seconds["generation"] += time.monotonic() - started_s
-    return made
+# --- impostors -------------------------------------------------------------------------------------------------------
 
 
-def replayed(model: Model, context: Context, number: int, generation: Generation) -> Replay:
-    constraint = tasks.get("blueprint").constraint(request_of(number))
-    rule = ChoiceRule(model.vocabulary, constraint, SamplingParams(number), generation.max_tokens)
-    return replay(context, rule, list(generation.prompt), list(generation.tokens))
+def impostors(bench: Bench) -> None:
+    seeds = list(range(bench.given.answers))
+    calibration = bench.calibration()
+    rows = {"the claimed file": bench.replays(bench.given.model, bench.settings, seeds)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in IMPOSTORS:
+            path = requantized(bench.given.model, name, Path(scratch))
+            rows[name] = bench.replays(path, bench.settings, seeds)
+            path.unlink()
+    if bench.given.other:
+        rows[bench.given.other.stem] = respelled(bench, seeds)
+    report(rows, calibration)
+
+
+def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
+    found = []
+    for seed, generation in bench.write(bench.given.other, bench.settings, seeds):
+        tokens = bench.model.vocabulary.tokenize(generation.text, special=False)
+        found.append(bench.replay(seed, generation, tokens))
+    return found
 
 
 def auc(honest: list[float], cheat: list[float]) -> float:
     """The chance that a cheat's figure is above an honest one's."""
-    return float(np.mean([(c > h) + 0.5 * (c == h) for c in cheat for h in honest]))
+    return float(np.mean([(c > h) + 0.5 * (c == h) for c in cheat for h in honest])) if honest and cheat else math.nan
 
 
 def windows(replays: list[Replay], length: int) -> list[float]:
@@ -109,37 +173,151 @@ def windows(replays: list[Replay], length: int) -> list[float]:
     ]
 
 
-def report(rows: dict[str, list[Replay]], seconds: dict[str, float], answers: int) -> None:
-    honest = rows["claimed file"]
-    calibration: Calibration = calibrate("bench", honest, "bench")
-    ratio = seconds["replay"] / seconds["generation"]
-    table = Table("what ran", "match rate", "mean margin", *(f"AUC {n}" for n in LENGTHS), "proven", "refuted", "open")
-    facts: dict[str, object] = {"answers": answers, "replay_over_generation": round(ratio, 3)}
+def report(rows: dict[str, list[Replay]], calibration: Calibration) -> None:
+    honest = rows["the claimed file"]
+    aucs = [f"AUC {length}" for length in LENGTHS]
+    table = Table("what ran", "match rate", "mean margin", *aucs, "proven", "refuted", "open")
+    facts: dict[str, object] = {"answers": len(honest), "positions": sum(len(one.margins) for one in honest)}
     for name, replays in rows.items():
-        means = [one.mean_margin for one in replays]
-        aucs = [auc(windows(honest, length), windows(replays, length)) for length in LENGTHS]
-        verdicts = [judge(one, calibration).status for one in replays]
-        counts = [verdicts.count(status) for status in ("proven", "refuted", "inconclusive")]
+        whole = [one for one in replays if not one.refuted]
+        rates, means = [one.match_rate for one in whole], [one.mean_margin for one in whole]
+        by_length = [auc(windows(honest, length), windows(whole, length)) for length in LENGTHS]
+        statuses = [judge(one, calibration).status for one in replays]
+        counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
         facts[name] = {
-            "match_rate": [round(min(one.match_rate for one in replays), 3), round(max(one.match_rate for one in replays), 3)],
-            "mean_margin": [round(min(means), 4), round(max(means), 4)],
-            "auc": dict(zip(map(str, LENGTHS), [round(one, 4) for one in aucs], strict=True)),
+            "match_rate": span(rates, 3), "mean_margin": span(means, 4),
+            "auc": dict(zip(map(str, LENGTHS), [round(one, 4) for one in by_length], strict=True)),
+            "cannot_be_written": len(replays) - len(whole),
             "verdicts": dict(zip(("proven", "refuted", "inconclusive"), counts, strict=True)),
         }  # fmt: skip
-        rates = [one.match_rate for one in replays]
-        shown = ["" if name == "claimed file" else f"{one:.3f}" for one in aucs]
-        table.add_row(
-            name,
-            f"{min(rates):.3f}–{max(rates):.3f}",
-            f"{min(means):.4f}–{max(means):.4f}",
-            *shown,
-            *map(str, counts),
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"replay over generation: {ratio:.2f} of the time")
+        shown = ["" if name == "the claimed file" or math.isnan(one) else f"{one:.4f}" for one in by_length]
+        table.add_row(name, shown_span(rates, 3), shown_span(means, 4), *shown, *map(str, counts))
+    show(table, facts)
+
+
+def span(values: list[float], digits: int) -> list[float]:
+    return [round(min(values), digits), round(max(values), digits)] if values else []
+
+
+def shown_span(values: list[float], digits: int) -> str:
+    return f"{min(values):.{digits}f}–{max(values):.{digits}f}" if values else "none replays"
+
+
+def show(table: Table, facts: dict[str, object]) -> None:
+    Console().print(table)
     print(json.dumps(facts))
 
+
+# --- drift -----------------------------------------------------------------------------------------------------------
+
+
+def drift(bench: Bench) -> None:
+    """Each row writes with one setting changed; the replay's settings stay."""
+    base = replace(bench.settings, n_slots=1)
+    other_threads = 1 if bench.given.threads != 1 else 2
+    rows = {
+        "as the replay, one slot": base,
+        "4 slots": replace(base, n_slots=4),
+        "16 slots": replace(base, n_slots=16),
+        "prompts in batches of 64": replace(base, n_batch=64, n_ubatch=64),
+        f"{other_threads} thread(s)": replace(base, n_threads=other_threads),
+        "no flash attention": replace(base, flash_attn=False),
+        "q8_0 keys and values": replace(base, kv_type="q8_0"),
+        "q4_0 keys and values": replace(base, kv_type="q4_0"),
+    }
+    table = Table("written with", "match rate", "mean margin", "largest of an answer", "positions")
+    facts: dict[str, object] = {}
+    for name, settings in rows.items():
+        replays = bench.replays(bench.given.model, settings, list(range(bench.given.answers)))
+        margins = [margin for one in replays for margin in one.margins]
+        matches = sum(one.matches for one in replays) / len(margins)
+        largest = max(one.mean_margin for one in replays)
+        facts[name] = {
+            "match_rate": round(matches, 4), "mean_margin": round(float(np.mean(margins)), 5),
+            "largest": round(largest, 5), "positions": len(margins), "refuted": sum(bool(one.refuted) for one in replays),
+        }  # fmt: skip
+        table.add_row(name, f"{matches:.4f}", f"{np.mean(margins):.4f}", f"{largest:.4f}", f"{len(margins):,}")
+    show(table, facts)
+
+
+# --- honest ----------------------------------------------------------------------------------------------------------
+
+
+def honest(bench: Bench) -> None:
+    kept = _kept(bench.given.keep)
+    calibration = bench.calibration()
+    seeds = [seed for seed in range(bench.given.answers) if seed not in kept]
+    started_s = time.monotonic()
+    for done, (seed, generation) in enumerate(bench.write(bench.given.model, bench.settings, seeds), 1):
+        one = bench.replay(seed, generation)
+        kept[seed] = (one.mean_margin, len(one.margins), one.refuted)
+        if bench.given.keep:
+            with bench.given.keep.open("a") as file:
+                file.write(json.dumps([seed, *kept[seed]]) + "\n")
+        if done % 50 == 0:
+            print(f"{len(kept)} answers, {(time.monotonic() - started_s) / done:.1f} s each", flush=True)
+    _report_honest(kept, calibration)
+
+
+def _kept(path: Path | None) -> dict[int, tuple[float, int, str | None]]:
+    if path is None or not path.exists():
+        return {}
+    rows = map(json.loads, path.read_text().splitlines())
+    return {seed: (mean, positions, refuted) for seed, mean, positions, refuted in rows}
+
+
+def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: Calibration) -> None:
+    verdicts = [judge(_summary(*one), calibration).status for one in kept.values()]
+    counts = {status: verdicts.count(status) for status in ("proven", "inconclusive", "refuted")}
+    spread = [
+        (mean - calibration.mean) / math.sqrt(calibration.between_sd**2 + calibration.within_sd**2 / positions)
+        for mean, positions, refuted in kept.values()
+        if positions >= MIN_POSITIONS and not refuted
+    ]
+    bound = rate_bound(counts["refuted"], len(verdicts))
+    table = Table("honest answers", "proven", "open", "refuted", "largest z", "refuted at most, 95 %")
+    table.add_row(
+        str(len(verdicts)), *map(str, counts.values()), f"{max(spread):.2f} (limit {REFUTED_Z})", f"{bound:.3%}"
+    )
+    facts = {"answers": len(verdicts), **counts, "largest_z": round(max(spread), 3), "upper_bound_95": round(bound, 6),
+             "z_quantiles": {str(q): round(float(np.quantile(spread, q)), 2) for q in (0.5, 0.9, 0.99, 0.999)}}  # fmt: skip
+    show(table, facts)
+
+
+def _summary(mean: float, positions: int, refuted: str | None) -> Replay:
+    return Replay((mean,) * positions, 0, positions, refuted)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def cost(bench: Bench) -> None:
+    """One request, as many miners as answers: what a validator replays after a round."""
+    task, request = tasks.get("blueprint"), request_of(0)
+    alone = replace(bench.settings, n_slots=1)
+    written_s = replayed_s = 0.0
+    tokens = 0
+    with Engine(bench.given.model, alone, template_of(bench.given.model)) as engine:
+        for seed in range(-1, bench.given.answers):
+            started_s = time.monotonic()
+            job = EngineJob(task.messages(request), task.constraint(request), SamplingParams(seed % 2**64),
+                            started_s + 3600, max_tokens=bench.given.max_tokens)  # fmt: skip
+            generation = engine.submit(job).result()
+            middle_s = time.monotonic()
+            rule = ChoiceRule(bench.model.vocabulary, task.constraint(request), SamplingParams(seed % 2**64),
+                              generation.max_tokens)  # fmt: skip
+            bench.replayer.replay(rule, list(generation.prompt), list(generation.tokens))
+            if seed >= 0:  # the first of all pays for the prompt, on both sides
+                written_s += middle_s - started_s
+                replayed_s += time.monotonic() - middle_s
+                tokens += len(generation.tokens)
+    table = Table("answers", "tokens", "generation, s", "replay, s", "ratio")
+    ratio = replayed_s / written_s
+    table.add_row(str(bench.given.answers), f"{tokens:,}", f"{written_s:.1f}", f"{replayed_s:.1f}", f"{ratio:.2f}")
+    show(table, {"answers": bench.given.answers, "tokens": tokens, "replay_over_generation": round(ratio, 3)})
+
+
+BENCHES = {"impostors": impostors, "drift": drift, "honest": honest, "cost": cost}
 
 if __name__ == "__main__":
     main()

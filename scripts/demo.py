@@ -1,4 +1,4 @@
-"""The demo that scripts/demo runs: one miner with a real model, one validator, the in-memory dev chain between them.
+"""The demo that scripts/demo runs: a miner with a real model, one that cheats, a validator, the in-memory dev chain between them.
 
 Everything is what runs on the real network but the chain's server, which lives in this process.
 """
@@ -6,6 +6,7 @@ Everything is what runs on the real network but the chain's server, which lives 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -26,14 +27,20 @@ from rich.text import Text
 
 from storyfi_lite.chain import connect
 from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.registry import ModelSpec, load_registry
+from storyfi_lite.rounds.query import Reply, ask
 from storyfi_lite.seed import challenge_seed
-from storyfi_lite.validator.query import PATH, Reply, ask
+from storyfi_lite.store import Store
+from storyfi_lite.validator.reward import DEFAULT_POLICY
 from storyfi_lite.validator.verify import verify
+from storyfi_lite.wire.btauth import PATH
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_response
 
 MODEL, QUANT = "smollm2-135m", "Q4_1"  # the file that a Python package carries: no hub is needed
 STORY = "a lighthouse keeper who hears the sea speak"
 PROGRAM = [sys.executable, "-c", "from storyfi_lite.cli import main; main()"]
+CHEATS = Path(__file__).with_name("cheats.py")
+THREADS = str(max(1, (os.cpu_count() or 2) // 2))  # two miners answer at once
 
 console = Console(highlight=False)
 
@@ -58,7 +65,13 @@ def main() -> None:
             show_checks(net, request, reply, response)
             step("5", "what the miner refused")
             show_refusals(net, endpoint, request, reply.nonce_ns)
-            step("6", f"stopped, exit code {stop(process)}")
+            step(
+                "6",
+                "a second miner joins: it runs a coarser file (Q2_K) and claims the same; the validator replays both",
+            )
+            with miner(net, Path(scratch), "cheat", [sys.executable, str(CHEATS), "impostor"]):
+                show_round(net, Path(scratch))
+            step("7", f"stopped, exit code {stop(process)}")
 
 
 def step(number: str, text: str) -> None:
@@ -66,25 +79,22 @@ def step(number: str, text: str) -> None:
 
 
 @contextmanager
-def miner(net: DevNetwork, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
+def miner(
+    net: DevNetwork, scratch: Path, name: str = "miner", program: list[str] = PROGRAM
+) -> Iterator[subprocess.Popen[bytes]]:
     """`storyfi-lite mine` as its own process, until its port answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        *PROGRAM,
-        "mine",
-        "--network",
-        net.name,
-        "--axon.port",
-        str(port),
-        "--model.name",
-        MODEL,
-        "--quant",
-        QUANT,
-    ]
-    log = (scratch / "miner.log").open("w+b")
-    process = subprocess.Popen([*command, "--state-dir", str(scratch / "state")], stdout=log, stderr=log)
+    spec = load_registry().find(MODEL)
+    assert isinstance(spec, ModelSpec)
+    flags = {
+        "--network": net.name, "--wallet": name, "--axon.port": str(port), "--state-dir": str(scratch / name),
+        "--model.path": str(Store().path(spec, spec.file(QUANT))), "--threads": THREADS,
+    }  # fmt: skip
+    log = (scratch / f"{name}.log").open("w+b")
+    command = [*program, "mine", *(word for pair in flags.items() for word in pair)]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_until_ready(process, port, log)
         yield process
@@ -183,6 +193,16 @@ def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequ
         line(status in (401, 403), name, f"refused with HTTP {status}")
         if status not in (401, 403):
             sys.exit(1)
+
+
+def show_round(net: DevNetwork, scratch: Path) -> None:
+    """One round of `storyfi-lite validate`. The packaged policy wants several replays before it pays or punishes; here one
+    decides."""
+    policy = DEFAULT_POLICY.read_text().replace("proven_needed: 3", "proven_needed: 1")
+    (scratch / "policy.yaml").write_text(policy.replace("refuted_needed: 2", "refuted_needed: 1"))
+    flags = ["--rounds", "1", "--threads", THREADS, "--timeout", "300", "--reward-policy", str(scratch / "policy.yaml")]
+    command = [*PROGRAM, "validate", "--network", net.name, "--state-dir", str(scratch), *flags]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
 def send(endpoint: tuple[str, int], headers: dict[str, str], body: bytes) -> int:

@@ -3,11 +3,18 @@
 
 scripts/make_gguf.py out/ --size small               every architecture of the registry, a few MB each
 scripts/make_gguf.py out/ --size full --only llama   real size; sparse, so that it takes no disk (weights are zeros)
+
+With --tokenizer the vocabulary is a real one, from a file of base64 tokens and ranks, such as Llama 3's, which the package
+llama-models carries (llama_models/llama3/tokenizer.model, 128,256 tokens). For measuring speed, at full size with random weights:
+
+pip download --no-deps llama-models && unzip llama_models-*.whl llama_models/llama3/tokenizer.model
+scripts/make_gguf.py out/ --size full --only llama --type Q4_K --random --tokenizer llama_models/llama3/tokenizer.model
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,20 +96,26 @@ def _feed_forward(shape: Shape) -> dict[str, tuple[int, ...]]:
     return {"ffn_gate.weight": (width, inner), "ffn_up.weight": (width, inner), "ffn_down.weight": (inner, width)}
 
 
-def write(path: Path, shape: Shape, sparse: bool) -> None:
-    """Q8_0 matrices, F32 vectors."""
+# weights a block, bytes a block, a block's scales as halves: such that logits spread by about 4 nats, like a real model's
+BLOCKS = {"Q8_0": (32, 34, (0.001,)), "Q4_K": (256, 144, (0.0004, 0.003))}
+
+
+def write(path: Path, shape: Shape, sparse: bool, kind_name: str, tokenizer: Path | None) -> None:
+    """Quantized matrices, F32 vectors."""
     import gguf
 
     writer = gguf.GGUFWriter(path, shape.arch)
     _metadata(writer, shape)
+    (_made_up_vocabulary if tokenizer is None else lambda *given: _real_vocabulary(*given, tokenizer))(writer, shape)
+    block_weights, block_bytes, _ = BLOCKS[kind_name]
     random = np.random.default_rng(0)
     plan = []
     for name, dimensions in tensors(shape).items():
         if len(dimensions) == 1 or "ffn_gate_inp" in name:
             dtype, kind, rows = np.float32, None, tuple(reversed(dimensions))
         else:
-            dtype, kind = np.uint8, gguf.GGMLQuantizationType.Q8_0
-            rows = (*reversed(dimensions[1:]), dimensions[0] // 32 * 34)
+            dtype, kind = np.uint8, gguf.GGMLQuantizationType[kind_name]
+            rows = (*reversed(dimensions[1:]), dimensions[0] // block_weights * block_bytes)
         size = int(np.prod(rows)) * np.dtype(dtype).itemsize
         writer.add_tensor_info(name, rows, np.dtype(dtype), size, kind)
         plan.append((rows, dtype, size))
@@ -115,16 +128,20 @@ def write(path: Path, shape: Shape, sparse: bool) -> None:
         if sparse:
             out.seek(size + -size % 32, 1)
         else:
-            out.write(_random(random, rows, dtype).tobytes() + b"\0" * (-size % 32))
+            out.write(_random(random, rows, dtype, kind_name).tobytes() + b"\0" * (-size % 32))
     out.truncate()
     writer.close()
 
 
-def _random(random: np.random.Generator, rows: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+def _random(
+    random: np.random.Generator, rows: tuple[int, ...], dtype: Any, kind_name: str
+) -> np.ndarray[Any, Any]:
     if dtype is np.float32:
         return random.normal(0, 0.05, rows).astype(np.float32)
-    blocks = random.integers(0, 256, (*rows[:-1], rows[-1] // 34, 34), dtype=np.uint8)
-    blocks[..., :2] = np.frombuffer(np.float16(0.001).tobytes(), dtype=np.uint8)  # each block's scale
+    _, block_bytes, scales = BLOCKS[kind_name]
+    blocks = random.integers(0, 256, (*rows[:-1], rows[-1] // block_bytes, block_bytes), dtype=np.uint8)
+    head = np.frombuffer(np.array(scales, np.float16).tobytes(), dtype=np.uint8)
+    blocks[..., : len(head)] = head
     return blocks
 
 
@@ -146,13 +163,56 @@ def _metadata(writer: Any, shape: Shape) -> None:
         writer.add_expert_used_count(shape.experts_used)
     if shape.window:
         writer.add_sliding_window(shape.window)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+
+
+def _made_up_vocabulary(writer: Any, shape: Shape) -> None:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"w{i}" for i in range(shape.vocabulary - len(tokens))]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * shape.vocabulary)
     writer.add_token_types([2, 3, 3, *([6] * 256), *([1] * (shape.vocabulary - 259))])
-    writer.add_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+
+
+def _real_vocabulary(writer: Any, shape: Shape, tokenizer: Path) -> None:
+    """A tiktoken file as GGUF spells it: bytes as GPT-2's printable characters, merges in order of rank."""
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, tokenizer.read_text().splitlines())}
+    letters = _printable_bytes()
+
+    def spelled(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    ordered = sorted(ranks, key=ranks.__getitem__)
+    halves = [_halves(ranks, token) for token in ordered if len(token) > 1]
+    merges = [" ".join(map(spelled, pair)) for pair in halves if pair]
+    special = [f"<|special_{number}|>" for number in range(shape.vocabulary - len(ordered))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([*map(spelled, ordered), *special])
+    writer.add_token_types([1] * len(ordered) + [3] * len(special))
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(ordered))
+    writer.add_eos_token_id(len(ordered) + 1)
+
+
+def _printable_bytes() -> list[str]:
+    """GPT-2's: printable Latin-1 bytes stand for themselves, the others for characters from U+0100 on."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    moved = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(moved)) for byte in range(256)]
+
+
+def _halves(ranks: dict[bytes, int], token: bytes) -> tuple[bytes, bytes] | None:
+    """The last merge that makes the token: byte pairs are merged by rank until two parts are left. None for the few tokens
+    that no merges lead to; llama.cpp looks whole words up first."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        rank, at = min((ranks.get(parts[at] + parts[at + 1], 1 << 30), at) for at in range(len(parts) - 1))
+        if rank >= ranks[token]:
+            return None
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
 
 
 def main() -> None:
@@ -161,13 +221,17 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "full"], default="small")
     parser.add_argument("--only", help="one architecture")
     parser.add_argument("--layers", type=int, help="so many layers in place of the shape's own")
+    parser.add_argument("--type", choices=BLOCKS, default="Q8_0")
+    parser.add_argument("--tokenizer", type=Path, help="a real vocabulary, not larger than the shape's")
+    parser.add_argument("--random", action="store_true", help="random weights at full size too")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     for name, shape in (SMALL if options.size == "small" else FULL).items():
         if options.only in (None, name):
             shape = replace(shape, layers=options.layers or shape.layers)
-            write(options.directory / f"{name}-{options.size}.gguf", shape, sparse=options.size == "full")
-            print(options.directory / f"{name}-{options.size}.gguf")
+            path = options.directory / f"{name}-{options.size}.gguf"
+            write(path, shape, options.size == "full" and not options.random, options.type, options.tokenizer)
+            print(path)
 
 
 if __name__ == "__main__":

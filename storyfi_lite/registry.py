@@ -69,7 +69,8 @@ class Architecture(_Entry):
 
 
 class GGUFFile(_Entry):
-    """One quantization of a model: one part, or the parts of a gguf-split. `hub` before `package`."""
+    """One quantization of a model: one part, or the parts of a gguf-split. `hub` before `package`; neither only for a file
+    that a user points at."""
 
     quant: str
     parts: tuple[Part, ...] = Field(min_length=1)
@@ -77,9 +78,7 @@ class GGUFFile(_Entry):
     package: PackageSource | None = None
 
     @model_validator(mode="after")
-    def _comes_from_somewhere(self) -> GGUFFile:
-        if self.hub is None and self.package is None:
-            raise ValueError("it has neither a hub nor a package to come from")
+    def _a_package_carries_one_file(self) -> GGUFFile:
         if self.package and len(self.parts) > 1:
             raise ValueError("a package carries one file, not parts")
         return self
@@ -177,11 +176,17 @@ def load_registry(path: Path | None = None) -> Registry:
     except RecursionError:
         raise RegistryError(f"{path} is nested too deeply") from None
     try:
-        return Registry.model_validate_json(_as_json(data, path))
+        registry = Registry.model_validate_json(_as_json(data, path))
     except ValidationError as error:
         # a misspelled key also makes the right one missing: name the one that stands in the file
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         raise RegistryError(f"{path}, line {_line(root, first['loc'])}: {_explain(first)}") from None
+    for number, spec in enumerate(registry.local):
+        for at, file in enumerate(spec.files):
+            if file.hub is None and file.package is None:
+                line = _line(root, ("local", number, "files", at))
+                raise RegistryError(f"{path}, line {line}: {file.quant} has neither a hub nor a package to come from")
+    return registry
 
 
 def _plain(node: yaml.Node | None, path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from storyfi_lite import tasks
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.wire.messages import StoryRequest
 
@@ -113,3 +114,26 @@ def envelope(data: Any, **changes: Any) -> dict[str, Any]:
 
 def as_bytes(data: Any, **changes: Any) -> bytes:
     return json.dumps(envelope(data, **changes), ensure_ascii=False).encode()
+
+
+def header(request: StoryRequest, **changes: Any) -> dict[str, Any]:
+    """A proof's header that fits the request; no replay would bear it out."""
+    task = tasks.get(request.task_type)
+    return {
+        "sampler": "s/1",
+        "seed": 7,
+        "temperature": 0.8,
+        "min_p": 0.05,
+        "dry_multiplier": 0.8,
+        "dry_base": 1.75,
+        "dry_allowed_length": 4,
+        "max_tokens": 900,
+        "model_sha256": "a" * 64,
+        "quantization": "Q4_1",
+        "kv_type": "f16",
+        "prompt_version": task.prompt_version,
+        "prompt_sha256": "b" * 64,
+        "grammar_sha256": task.constraint(request).sha256,
+        "engine": "e 1",
+        **changes,
+    }

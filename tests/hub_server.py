@@ -120,16 +120,18 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.reply(200, {"Content-Type": "application/vnd.pypi.simple.v1+json"}, json.dumps(page).encode())
 
         def storage(self, name: str, data: bytes) -> None:
-            start = 0
-            if hub.ranges and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
-                start = int(match[1])
-            body = data[start:]
+            start, end = 0, len(data)
+            match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if hub.ranges else None
+            if match:
+                start, end = int(match[1]), min(int(match[2] or len(data)) + 1, len(data))
+            body = data[start:end]
             if hub.wrong_bytes:
                 body = bytes(byte ^ 1 for byte in body)
             headers = {"Content-Length": str(len(body))}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.send_response(206 if start else 200)
+            partial = match is not None and (start > 0 or bool(match[2]))
+            if partial:
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            self.send_response(206 if partial else 200)
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()

@@ -23,7 +23,7 @@ import psutil
 from bittensor import Wallet, http_auth
 
 from storyfi_lite.chain.dev import DevNetwork
-from storyfi_lite.validator.query import PATH
+from storyfi_lite.wire.btauth import PATH
 from storyfi_lite.wire.claim import Claim
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, NAME, signed_message
 from storyfi_lite.wire.messages import StoryRequest

@@ -21,8 +21,8 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.chain.dev import DevNetwork, dev_network
 from storyfi_lite.errors import Unavailable
+from storyfi_lite.rounds.query import ask
 from storyfi_lite.seed import challenge_seed
-from storyfi_lite.validator.query import ask
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.messages import StoryRequest, parse_response
 from tests.stories import request_for
@@ -68,6 +68,32 @@ def test_the_same_seed_gives_the_same_story_on_stdout(envelope: bytes, small_mod
     done = run("generate", SEA, "--seed", "4", "--threads", "1", "--model.path", str(small_model_path))
     assert done.stdout.decode() == str(parse_response(envelope).output_text) + "\n"
     assert b"tokens/s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")]
+)
+def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
+    name: str, claims: str, small_model_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.gguf"
+    path.write_bytes(small_model_path.read_bytes().replace(b"Smollm2 135M", b"My Own Story", 1))
+    done = run("generate", SEA, "--json", "--max-tokens", "650", "--threads", "1", "--model.path", str(path))
+    assert done.returncode == 0, done.stderr.decode()
+    response = parse_response(done.stdout)
+    assert (response.model_name, response.model_info.provider) == (claims, "unlisted")
+    assert response.proof is not None and not response.proof.model_sha256.startswith("b179c952")
+
+
+def test_bench_measures_speed_and_what_the_networks_clock_makes_of_it(small_model_path: Path) -> None:
+    done = run("bench", "--json", "--tokens", "8", "--threads", "1", "--model.path", str(small_model_path))
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)
+    assert found["model"] == "smollm2-135m" and [row["slots"] for row in found["speeds"]] == [1]
+    assert all(row["free_tokens_per_s"] > 0 < row["constrained_tokens_per_s"] for row in found["speeds"])
+    [blueprint] = found["blueprints"]
+    assert blueprint["slowest_s"] > 0 and 0 <= blueprint["time_points"] <= 10
+    assert b"1 whole blueprint" in done.stderr
 
 
 def test_verify_tells_valid_from_invalid_by_its_exit_code(envelope: bytes, tmp_path: Path) -> None:
@@ -204,6 +230,18 @@ def test_a_request_that_cannot_work_is_refused_and_the_next_is_answered(miner: R
         miner.ask(StoryRequest(task_type="characters", user_input="no blueprint given"))
     short = StoryRequest(task_type="blueprint", user_input=SEA, max_tokens=700)
     assert parse_response(miner.ask(short).body).output_text
+
+
+def test_a_validator_asks_it_proves_it_and_sets_weights(miner: RunningMiner, tmp_path: Path) -> None:
+    (tmp_path / "inputs").write_text(f"{SEA}\n")
+    flags = ["--network", miner.net.name, "--threads", "1", "--timeout", "200", "--inputs", str(tmp_path / "inputs")]
+    done = run("validate", "--json", "--rounds", "1", "--state-dir", str(tmp_path), *flags)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    [row] = report["rows"]
+    assert (row["hotkey"], row["wire"], row["valid"], row["proof"]) == (miner.hotkey, "btauth", True, "proven")
+    assert row["multiplier"] == 0.5 and row["average"] == pytest.approx(0.2 * row["final"])
+    assert "weights set for 1 miners" in done.stderr.decode()
 
 
 def test_sigterm_finishes_the_answer_in_hand_and_exits_0(miner: RunningMiner) -> None:

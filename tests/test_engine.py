@@ -16,8 +16,8 @@ import pytest
 from storyfi_lite.engine.engine import PROMPT_CHUNK_TOKENS, Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.prompt import ChatTemplate
-from storyfi_lite.engine.replay import Replay, replay
-from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.replay import Replay, Replayer
+from storyfi_lite.engine.rule import ChoiceRule, _best_first
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, DoesNotFit, EngineError, GrammarError
 from storyfi_lite.grammar import Constraint
@@ -96,6 +96,13 @@ def test_the_aim_shortens_an_answer_to_what_the_engine_can_write_in_time(engine:
     assert SHORT.check(generation.text).canonical
 
 
+def test_the_best_are_found_in_order_without_sorting_all() -> None:
+    rng = np.random.default_rng(5)
+    for size in (1, 30, 97, 5000):
+        values = rng.integers(0, 40, size).astype(np.float32)  # many ties
+        assert list(_best_first(values)) == sorted(range(size), key=lambda at: (-values[at], at))
+
+
 # --- the choice rule -----------------------------------------------------------------------------------------------
 
 
@@ -108,7 +115,7 @@ def test_looking_only_at_likely_tokens_chooses_what_the_full_mask_would(engine: 
         if rule.done:
             break
         logits = rng.normal(0, 3, words.size).astype(np.float32)
-        everything = rule._by_score(logits, *rule._candidates(logits))[0]
+        everything = next(rule._by_score(logits, *rule._candidates(logits)))
         assert rule._select(logits) == everything
         rule.choose(logits)
     assert SHORT.check(rule.text).canonical
@@ -179,12 +186,20 @@ def test_a_deadline_ends_a_request_waiting_or_running(own_engine: Engine) -> Non
 
 def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Engine) -> None:
     own_engine.submit(job()).result()
-    own_engine._mean_job_s = 10.0
+    own_engine._s_per_need = 10.0 / SHORT.min_tokens_bound
     running = own_engine.submit(job(constraint=LONG))
     with pytest.raises(Busy) as refused:
         own_engine.submit(job(within_s=15))
     assert refused.value.retry_after_s is not None
     running.cancel()
+
+
+def test_a_long_tasks_deadline_is_judged_by_its_own_length(own_engine: Engine) -> None:
+    """What short answers took says how long a long one takes; neither's time stands for the other's."""
+    own_engine._s_per_need = 10.0 / LONG.min_tokens_bound
+    with pytest.raises(Busy):
+        own_engine.submit(job(constraint=LONG, within_s=9))
+    own_engine.submit(job(within_s=9)).result()
 
 
 def test_a_full_queue_refuses_and_higher_stakes_go_first(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +362,7 @@ def replayed(
     context = Context(model, SETTINGS)
     try:
         rule = ChoiceRule(model.vocabulary, LONGER, SamplingParams(seed, **params), generation.max_tokens)
-        return replay(context, rule, list(generation.prompt), tokens or list(generation.tokens))
+        return Replayer(context).replay(rule, list(generation.prompt), tokens or list(generation.tokens))
     finally:
         context.close()
         model.close()
@@ -366,6 +381,21 @@ def test_an_honest_answer_replays(engine: Engine, generation: Generation) -> Non
     assert result.refuted is None
     assert result.match_rate > 0.9 and result.mean_margin < 0.02
     assert len(result.margins) > 20
+
+
+def test_answers_replayed_one_after_the_other_are_judged_as_if_alone(engine: Engine, generation: Generation) -> None:
+    """What the prompts share is computed once; a refuted answer between them leaves nothing behind."""
+    heist = Messages("You write stories.", "a heist on the moon")
+    other = engine.submit(job(22, LONGER, heist)).result()
+    replayer = Replayer(Context(engine.model, SETTINGS))
+    found = []
+    for one, seed in ((generation, 21), (generation, 99), (other, 22), (generation, 21)):
+        rule = ChoiceRule(engine.model.vocabulary, LONGER, SamplingParams(seed), one.max_tokens)
+        found.append(replayer.replay(rule, list(one.prompt), list(one.tokens)).mean_margin)
+    assert found[1] > 0.3
+    alone = replayed(engine, generation).mean_margin, replayed(engine, other, seed=22).mean_margin
+    assert found[0] == pytest.approx(alone[0], abs=0.01) == found[3]
+    assert found[2] == pytest.approx(alone[1], abs=0.01)
 
 
 def test_another_seed_or_temperature_does_not_replay(engine: Engine, generation: Generation) -> None:

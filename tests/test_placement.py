@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit
+from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.gguf_header import architecture, read_local
 from storyfi_lite.hardware import Gpu, Hardware
 from storyfi_lite.loaders import choice as loading
@@ -79,7 +79,7 @@ def test_the_real_model_takes_what_was_predicted(
     small_model_path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     reported = reported_bytes(small_model_path, settings, caplog)
-    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.005)
+    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.001)
 
 
 @pytest.fixture(scope="session")
@@ -91,14 +91,25 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen", "phi3"])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+ARCHITECTURES = ["llama", "mixtral", "qwen", "phi3", "gemma", "sliding"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EngineSettings(),
+        EngineSettings(kv_type="q8_0", n_batch=128),
+        EngineSettings(n_ctx=1000, n_slots=4),
+        EngineSettings(flash_attn=False),
+    ],
+    ids=["f16", "q8_0", "slots", "no-flash"],
+)
 def test_each_architecture_takes_what_was_predicted(
-    synthetic: Path, name: str, kv_type: str, caplog: pytest.LogCaptureFixture
+    synthetic: Path, name: str, settings: EngineSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = EngineSettings(kv_type=kv_type)  # type: ignore[arg-type]
     path = synthetic / f"{name}-small.gguf"
-    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.005)
+    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.001)
 
 
 def test_one_gpu_layer_is_the_output_layer_alone() -> None:
@@ -218,27 +229,6 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
         assert "q8_0" in facts["context"] and loader.claim.gpu_memory_gb == 0
     finally:
         loader.close()
-
-
-def test_which_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wish = loading.ModelChoice()
-    for variable in loading.API_KEYS.values():
-        monkeypatch.delenv(variable, raising=False)
-    assert loading.choose_api(machine(), wish) is None
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    assert loading.choose_api(machine(), wish) == "openai"
-    assert loading.choose_api(machine(8), wish) is None
-    with pytest.raises(ConfigError, match="GGML_CUDA"):
-        loading.choose_api(replace(machine(8), fault="build it again: GGML_CUDA"), wish)
-
-
-def test_too_slow_a_machine_is_told_the_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = replace(machine(), cpu_bandwidth_gb_s=0.1)
-    monkeypatch.setattr(loading, "probe", lambda: slow)
-    for variable in loading.API_KEYS.values():
-        monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(DoesNotFit, match="three ways out"):
-        loading.open_loader(loading.ModelChoice(), loading.Notices(lambda *_: None, print))
 
 
 def test_gpu_memory_of_the_claim_is_that_of_the_gpus_used() -> None:

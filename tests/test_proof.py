@@ -23,6 +23,7 @@ from storyfi_lite.validator.proof import (
     calibrate,
     calibration_of,
     judge,
+    rate_bound,
     save_calibration,
 )
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse
@@ -143,6 +144,19 @@ def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> 
 
 
 def test_too_few_answers_make_no_calibration() -> None:
-    with pytest.raises(BadInput, match="at least 5"):
-        calibrate("ab", [of(0.005, 100)] * 4, "x")
-    assert isinstance(calibrate("ab", [of(0.005, 100)] * 5, "x"), Calibration)
+    with pytest.raises(BadInput, match="at least 6"):
+        calibrate("ab", [of(0.005, 100)] * 5, "x")
+    assert isinstance(calibrate("ab", [of(0.005, 100)] * 6, "x"), Calibration)
+
+
+def test_each_answer_of_a_calibration_is_judged_by_the_others() -> None:
+    alike = [of(0.004 + 0.001 * (number % 3), 200) for number in range(20)]
+    assert calibrate("ab", alike, "x").refuted == 0
+    assert calibrate("ab", [*alike, of(0.5, 200)], "x").refuted == 1
+
+
+def test_the_bound_on_a_rate_is_clopper_and_pearsons() -> None:
+    """0 of n: 1 - 0.05 ** (1/n); the rule of three. 2 of 100: 6.16 % (tables)."""
+    assert rate_bound(0, 1000) == pytest.approx(1 - 0.05 ** (1 / 1000))
+    assert rate_bound(0, 3000) < 0.001
+    assert rate_bound(2, 100) == pytest.approx(0.0616, abs=1e-4)

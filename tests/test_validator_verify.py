@@ -11,35 +11,13 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import dump
-from storyfi_lite.validator import verify
+from storyfi_lite.validator import Context, score, verify
 from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, read_response
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse
-from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, envelope
+from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, envelope, header
 from tests.stories import example, request_for
 
 REQUEST = blueprint_request()
-
-
-def header(request: StoryRequest, **changes: Any) -> dict[str, Any]:
-    task = tasks.get(request.task_type)
-    return {
-        "sampler": "s/1",
-        "seed": 7,
-        "temperature": 0.8,
-        "min_p": 0.05,
-        "dry_multiplier": 0.8,
-        "dry_base": 1.75,
-        "dry_allowed_length": 4,
-        "max_tokens": 900,
-        "model_sha256": "a" * 64,
-        "quantization": "Q4_1",
-        "kv_type": "f16",
-        "prompt_version": task.prompt_version,
-        "prompt_sha256": "b" * 64,
-        "grammar_sha256": task.constraint(request).sha256,
-        "engine": "e 1",
-        **changes,
-    }
 
 
 @pytest.mark.parametrize(("asked", "data"), ASKED)
@@ -218,11 +196,13 @@ def test_a_header_without_tokens_proves_nothing() -> None:
 @pytest.mark.parametrize(
     "filler", ["\u200b", "\u2060", "\u3164", "\u2800", "\ufe0f", "\U000e0041", "\u00ad", " ", "\u3000", "\u00a0"]
 )
-def test_what_nobody_sees_does_not_make_a_text_long(filler: str) -> None:
+def test_what_nobody_sees_is_remarked_and_costs_points(filler: str) -> None:
+    """It makes no answer invalid: lengths are in characters, and an honest model may write a space too many."""
     padded = {**ENGLISH, "setting": (ENGLISH["setting"][:120] + filler * 400)[:400] + "."}
     seen = verify(REQUEST, as_bytes(padded))
-    assert seen.readable and not seen.valid
-    assert any("invisible" in problem for problem in seen.problems)
+    assert seen.readable and any(check.name == "visible" and not check.ok for check in seen.checks)
+    parts = {part.name: part for part in score(seen, Context(REQUEST, 10.0)).parts}
+    assert parts["schema"].points < 10 and parts["lengths"].points < 10
 
 
 def test_joiners_that_a_script_needs_are_no_padding() -> None:

@@ -28,9 +28,11 @@ COMMANDS = {
     "probe": "probe",
     "place": "place",
     "models": "models",
+    "bench": "bench",
     "doctor": "doctor",
     "prove": "prove",
     "calibrate": "calibrate",
+    "validate": "validate",
     "completion": "completion",
 }
 

@@ -21,7 +21,7 @@ STORIES = (
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--answers", default=20, show_default=True, type=click.IntRange(5, 1000), help="How many to write and replay."
+    "--answers", default=20, show_default=True, type=click.IntRange(6, 10_000), help="How many to write and replay."
 )
 @threads_option
 @json_option
@@ -48,13 +48,18 @@ def command(file: Path, answers: int, n_threads: int | None, as_json: bool) -> N
         calibration = proof.calibrate(prover.sha256, replays, response.proof.engine)
     place = proof.save_calibration(calibration)
     if as_json:
-        click.echo(json.dumps(vars(calibration)))
+        bound = proof.rate_bound(calibration.refuted, calibration.answers)
+        click.echo(json.dumps({**vars(calibration), "refuted_at_most": bound}))
         return
     click.echo(
         f"mean {calibration.mean:.4f} nats a position over {calibration.positions:,} positions of {calibration.answers} answers"
     )
     click.echo(f"an answer of 200 free positions is proven up to {calibration.limit(200, proof.PROVEN_Z):.4f} "
                f"and refuted above {calibration.limit(200, proof.REFUTED_Z):.4f}")  # fmt: skip
+    bound = proof.rate_bound(calibration.refuted, calibration.answers)
+    click.echo(
+        f"{calibration.refuted} of them refuted by the limits of all others: at most {bound:.2%} of honest answers, with 95 % confidence"
+    )
     click.echo(f"kept in {place}")
 
 

@@ -7,23 +7,11 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import api_options, model_options, placement_options
+from storyfi_lite.cli.options import api_options, chain_options, model_options, placement_options
 
 
 @click.command(name="mine")
-@click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney.")
-@click.option(
-    "--subtensor.network",
-    "--network",
-    "-n",
-    "network",
-    default="test",
-    show_default=True,
-    help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
-)
-@click.option("--wallet.name", "--wallet", "-w", "wallet", default="miner", show_default=True)
-@click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True)
-@click.option("--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory.")
+@chain_options("miner")
 @click.option("--axon.port", "--port", "port", default=8091, show_default=True, type=click.IntRange(1, 65535))
 @click.option(
     "--axon.ip",

@@ -67,6 +67,27 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+def chain_options(wallet: str) -> Callable[[Any], Any]:
+    """Which subnet and which wallet, in the mission's dotted names and btcli's. `wallet`: the default's name."""
+    return _together(
+        click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney."),
+        click.option(
+            "--subtensor.network",
+            "--network",
+            "-n",
+            "network",
+            default="test",
+            show_default=True,
+            help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
+        ),
+        click.option("--wallet.name", "--wallet", "-w", "wallet", default=wallet, show_default=True),
+        click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True),
+        click.option(
+            "--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory."
+        ),
+    )
+
+
 model_options = _together(
     click.option(
         "--model.name",

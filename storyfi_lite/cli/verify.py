@@ -60,11 +60,11 @@ def _print(result: Verification) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from storyfi_lite.validator.verify import EVIDENCE
+    from storyfi_lite.validator.verify import REMARKS
 
     console = Console(highlight=False, soft_wrap=True)
     for check in result.checks:
-        note = check.name in EVIDENCE
+        note = check.name in REMARKS
         mark, style = ("✓", "green") if check.ok else ("–", "yellow") if note else ("✗", "red")
         console.print(Text(f"{mark} {check.name:<10} ", style=style) + Text(check.detail))
     verdict = f"valid {result.task}" if result.valid else "NOT VALID"

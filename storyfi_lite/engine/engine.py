@@ -32,7 +32,7 @@ MAX_QUEUED = 64
 MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
 PROMPT_CHUNK_TOKENS = 64  # of joining prompts in one step while other slots write: their streams must not stall
 MIN_SHARED_TOKENS = 32  # a common beginning shorter than this costs less to compute than to copy
-_SPEED_MEMORY = 0.7  # weight of the past in the running means of seconds a job and tokens a second
+_SPEED_MEMORY = 0.7  # weight of the past in the running means
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Engine:
         self._closing = False
         self._dead: str | None = None
         self._failures = 0
-        self._mean_job_s: float | None = None
+        self._s_per_need: float | None = None  # seconds a job over the tokens that its grammar needs at least
         self._tokens_per_s: float | None = None  # of one slot, prompt included
         self._tokens_written = 0
         self._thread = threading.Thread(target=self._run, name="storyfi-engine", daemon=True)
@@ -159,20 +159,29 @@ class Engine:
         return min(wanted, room)
 
     def _refuse_if_late(self, job: EngineJob) -> None:
-        if len(self._queue) >= MAX_QUEUED:
-            raise Busy("the queue is full", self._expected_wait_s(len(self._queue)))
-        ahead = sum(-priority >= job.priority for priority, _, _ in self._queue)
+        ahead = [request.job for priority, _, request in sorted(self._queue) if -priority >= job.priority]
         wait_s = self._expected_wait_s(ahead)
-        if wait_s is not None and time.monotonic() + wait_s + (self._mean_job_s or 0) > job.deadline_s:
+        if len(self._queue) >= MAX_QUEUED:
+            raise Busy("the queue is full", wait_s)
+        if wait_s is not None and time.monotonic() + wait_s + self._expected_s(job) > job.deadline_s:
             raise Busy(f"the answer would be late: {wait_s:.0f} s to wait", wait_s)
 
-    def _expected_wait_s(self, ahead: int) -> float | None:
-        """Seconds until a job with `ahead` others before it gets a slot; None until a job has been measured."""
-        if self._mean_job_s is None:
+    def _expected_s(self, job: EngineJob) -> float:
+        """Seconds that a job takes in its slot: a task of longer answers takes longer. 0 until one has been measured."""
+        return (self._s_per_need or 0.0) * job.constraint.min_tokens_bound
+
+    def _expected_wait_s(self, ahead: list[EngineJob]) -> float | None:
+        """Seconds until a job behind these gets a slot; None until one has been measured."""
+        if self._s_per_need is None:
             return None
-        busy = sum(slot.request is not None for slot in self._slots)
-        waves = (ahead + busy) // len(self._slots)
-        return waves * self._mean_job_s
+        now = time.monotonic()
+        running = [request for slot in self._slots if (request := slot.request)]
+        free_in_s = [max(0.0, one.started_s + self._expected_s(one.job) - now) for one in running]
+        free_in_s += [0.0] * (len(self._slots) - len(running))
+        heapq.heapify(free_in_s)
+        for job in ahead:  # each takes the slot that is free first
+            heapq.heapreplace(free_in_s, free_in_s[0] + self._expected_s(job))
+        return free_in_s[0]
 
     def health(self) -> EngineHealth:
         with self._wake:
@@ -348,7 +357,7 @@ class Engine:
     def _finish(self, slot: _Slot, request: _Request) -> None:
         now = time.monotonic()
         taken_s = now - request.started_s
-        self._mean_job_s = _running_mean(self._mean_job_s, taken_s)
+        self._s_per_need = _running_mean(self._s_per_need, taken_s / request.job.constraint.min_tokens_bound)
         self._tokens_per_s = _running_mean(self._tokens_per_s, len(request.rule.tokens) / taken_s)
         self._failures = 0
         generation = Generation(

@@ -12,6 +12,7 @@ import numpy as np
 
 from storyfi_lite.engine.model import Context, Feed
 from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.errors import EngineError, GrammarError
 
 MAX_MARGIN = 5.0  # nats; one position must not decide a mean
@@ -36,22 +37,47 @@ class Replay:
         return self.matches / len(self.margins) if self.margins else 0.0
 
 
-def replay(context: Context, rule: ChoiceRule, prompt: list[int], tokens: list[int]) -> Replay:
-    """Prefills prompt + answer on sequence 0 and scores each position that was sampled. `rule` is a fresh one. The last
-    token's own logits are not needed. Raises EngineError if llama.cpp fails."""
-    context.forget(0)
-    judge = _Judge(rule, tokens)
-    fed = prompt + tokens[:-1]
-    for start in range(0, len(fed), context.n_batch):
-        chunk = fed[start : start + context.n_batch]
-        first = max(0, len(prompt) - 1 - start)  # the row that predicts the answer's first token of this chunk
-        rows = list(range(first, len(chunk)))
-        for row, logits in zip(rows, context.decode([Feed(0, start, chunk, rows)])[0], strict=True):
-            judge.look(start + row - len(prompt) + 1, logits)
-            if judge.refuted:
-                return judge.result()
-    judge.end()
-    return judge.result()
+class Replayer:
+    """Replays answers on sequence 0 of one context. What an answer's prompt shares with the last one's is not computed
+    again: the answers of a validator's round all answer one request."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._held: list[int] = []  # what the sequence's cells hold
+
+    def replay(self, rule: ChoiceRule, prompt: list[int], tokens: list[int]) -> Replay:
+        """Prefills prompt + answer and scores each position that was sampled. `rule` is a fresh one. The last token's own
+        logits are not needed. Raises EngineError if llama.cpp fails."""
+        judge = _Judge(rule, tokens)
+        fed = prompt + tokens[:-1]
+        start = self._keep(prompt)
+        while start < len(fed):
+            chunk = fed[start : start + self._context.n_batch]
+            first = max(0, len(prompt) - 1 - start)  # the row that predicts the answer's first token of this chunk
+            rows = list(range(first, len(chunk)))
+            for row, logits in zip(rows, self._feed(start, chunk, rows), strict=True):
+                judge.look(start + row - len(prompt) + 1, logits)
+                if judge.refuted:
+                    return judge.result()
+            start += len(chunk)
+        judge.end()
+        return judge.result()
+
+    def _keep(self, prompt: list[int]) -> int:
+        """Drops all cells but those that hold the prompt's beginning, its last token excepted; says how many stay."""
+        shared = next((at for at, (old, new) in enumerate(zip(self._held, prompt, strict=False)) if old != new), None)
+        kept = min(len(self._held), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
+        if not self._context.forget(0, kept):
+            self._context.forget(0)
+            kept = 0
+        self._held = self._held[:kept]
+        return kept
+
+    def _feed(self, start: int, chunk: list[int], rows: list[int]) -> list[Floats]:
+        held, self._held = self._held, []  # nothing is sure while it runs
+        logits = self._context.decode([Feed(0, start, chunk, rows)])[0]
+        self._held = held + chunk
+        return logits
 
 
 class _Judge:

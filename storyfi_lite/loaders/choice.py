@@ -6,6 +6,7 @@ model, if it is fast enough. Else a refusal with the three ways out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +167,7 @@ def _unlisted(path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
     part = Part(path=f"{path.stem}.gguf", size_bytes=path.stat().st_size, exact=True)
     file = GGUFFile(quant="unknown", parts=(part,), hub=None)
     spec = ModelSpec(
-        key=path.stem,
+        key=_unlisted_key(path.stem),
         repository=UNLISTED,
         aliases=(),
         tier="cpu",
@@ -176,6 +177,16 @@ def _unlisted(path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
         files=(file,),
     )
     return spec, file
+
+
+def _unlisted_key(stem: str) -> str:
+    """The file's own name, spelled as keys are. A file that is merely called like a listed model must not claim to be it."""
+    key = re.sub(r"[^a-z0-9._-]", "-", stem.lower()).strip("._-") or UNLISTED
+    try:
+        load_registry().find(key)
+    except BadInput:
+        return key
+    return f"{UNLISTED}-{key}"
 
 
 def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, shelf: StoreShelf) -> tuple[Placement, Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from storyfi_lite.engine.settings import EngineSettings, KVType
 from storyfi_lite.hardware import Hardware
-from storyfi_lite.placement.memory import Demand, demand
+from storyfi_lite.placement.memory import Demand, demand, stored
 from storyfi_lite.placement.weights import Weights
 from storyfi_lite.registry import Architecture
 
@@ -47,11 +47,12 @@ class Fitter:
     def check(self, settings: EngineSettings) -> Fit | None:
         if self.arch.name in _TOO_MANY_NODES and settings.n_slots > 1 and settings.kv_type != "f16":
             return None
-        demands = demand(self.arch, self.weights, settings, len(self._gpus))
-        fits = demands[-1].total_bytes <= self.host_room and all(
-            need.total_bytes <= max(room, 0) for need, room in zip(demands[:-1], self.gpu_room, strict=True)
-        )
-        return Fit(settings, tuple(demands)) if fits else None
+        for measure in (stored, demand):
+            demands = measure(self.arch, self.weights, settings, len(self._gpus))
+            rooms = [*(max(room, 0) for room in self.gpu_room), self.host_room]
+            if any(need.total_bytes > room for need, room in zip(demands, rooms, strict=True)):
+                return None
+        return Fit(settings, tuple(demands))
 
     def best(self, base: EngineSettings) -> Fit | None:
         """None: it does not fit at all."""
@@ -107,7 +108,7 @@ class Fitter:
         """Whole layers a GPU, each filled to `fill` of its room in turn; what is left over goes to the last."""
         count = settings.n_gpu_layers
         layers = self.weights.layers
-        kv = demand(self.arch, self.weights, replace(settings, n_gpu_layers=0), 0)[-1].kv_bytes // len(layers)
+        kv = stored(self.arch, self.weights, replace(settings, n_gpu_layers=0), 0)[-1].kv_bytes // len(layers)
         sizes = [
             layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv
             for i, layer in enumerate(layers)

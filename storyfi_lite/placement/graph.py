@@ -1,181 +1,60 @@
-"""llama.cpp's working memory ("compute buffers"), by replaying its allocator on a short graph of the model.
+"""llama.cpp's working memory ("compute buffers"): the model's graph as llama.cpp builds it, for allocator.py to replay.
 
-ggml plans where each intermediate result lies: the first free block that fits best, an operation's result in its input's
-place where that is allowed, memory free again after the last reader (ggml-alloc.c). Here the same is done with sizes only.
-All layers of a device look alike, so a few stand for all. What is built is the worst case that llama.cpp reserves: a full
-prompt batch, logits for each of its tokens.
+What is built is the worst case that llama.cpp reserves (llama_context::sched_reserve): a full prompt batch, logits for each
+of its tokens. The order of the operations is that of src/models/{llama,qwen,phi3,gemma,gemma2,gemma3}.cpp and of build_attn
+and build_moe_ffn in src/llama-graph.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.placement.allocator import HOST, Graph, Node, peaks
 from storyfi_lite.registry import Architecture
 
-ALIGNMENT_BYTES = {True: 128, False: 64}  # on a GPU (ggml-cuda.cu), on the CPU (ggml-cpu)
-HOST = -1
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
+OFFLOADED_BATCH = (
+    32  # tokens from which a GPU computes with weights that lie in RAM (ggml_backend_cuda_device_offload_op)
+)
+# bytes a KV value: f16, and ggml's blocks of 32
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 FUSED_QKV = {"qwen", "phi3"}
 FUSED_GATE_UP = {"phi3"}
 SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3"}
 POST_NORMS = {"gemma2", "gemma3"}
+QUERY_KEY_NORMS = {"gemma3"}
 SOFT_CAP = {"gemma2"}
-WINDOW_OFF = {"phi3", "llama"}  # llama.cpp ignores it there
+WINDOW_PERIOD = {"gemma2": 2, "gemma3": 6}  # all but the last of so many layers are windowed; llama.cpp ignores phi3's
 SCALED_QUERY = {"gemma", "gemma2", "gemma3", "phi3"}
 
 
-class Node:
-    """An intermediate result. `root` is what a view looks into."""
+class Cache(NamedTuple):
+    """What the layers of one kind, windowed or not, read beside the activations."""
 
-    def __init__(self, size: int, device: int, sources: tuple[Node, ...], root: Node | None, reuse: tuple[Node, ...]):
-        self.size, self.device, self.sources, self.root, self.reuse = size, device, sources, root, reuse
-        self.children = self.views = 0
-        self.offset = -1  # -1: holds no memory
-        self.external = False
-
-
-class Arena:
-    """ggml_dyn_tallocr: blocks of free memory, the last one without end."""
-
-    def __init__(self, alignment: int) -> None:
-        self.alignment = alignment
-        self.free = [(0, 1 << 62)]
-        self.peak = 0
-
-    def padded(self, size: int) -> int:
-        return -(-size // self.alignment) * self.alignment
-
-    def take(self, size: int) -> int:
-        size = self.padded(size)
-        fitting = [(block[1], -i) for i, block in enumerate(self.free[:-1]) if block[1] >= size]
-        index = -min(fitting)[1] if fitting else len(self.free) - 1
-        offset, room = self.free[index]
-        self.free[index : index + 1] = [(offset + size, room - size)] if room > size else []
-        self.peak = max(self.peak, offset + size)
-        return offset
-
-    def give(self, offset: int, size: int) -> None:
-        blocks = sorted([*self.free, (offset, self.padded(size))])
-        merged = [blocks[0]]
-        for start, room in blocks[1:]:
-            last_start, last_room = merged[-1]
-            if last_start + last_room == start:
-                merged[-1] = (last_start, last_room + room)
-            else:
-                merged.append((start, room))
-        self.free = merged
+    key_turn: Node | None
+    value_turn: Node | None
+    key_rows: Node
+    value_rows: Node
+    mask: Node
 
 
-class Graph:
-    """Nodes in the order in which they are computed; a source on another device is copied at the reader's.
+class Largest(NamedTuple):
+    """Bytes of a layer's largest matrices; what a GPU copies in when it helps with a layer in RAM."""
 
-    `copies`: how many of each input and of each such copy llama.cpp keeps (ggml-backend.cpp, GGML_SCHED_MAX_COPIES); more
-    than one are never freed.
-    """
-
-    def __init__(self, copies: int = 1) -> None:
-        self.copies = copies
-        self.inputs: list[Node] = []
-        self.nodes: list[Node] = []
-        self._copies: dict[tuple[int, int], Node] = {}
-
-    def input(self, size: int) -> Node:
-        return self._input(size, HOST)
-
-    def _input(self, size: int, device: int) -> Node:
-        node = Node(size, device, (), None, ())
-        self.inputs += [node, *(Node(size, device, (), None, ()) for _ in range(self.copies - 1))]
-        node.children = int(self.copies > 1)
-        return node
-
-    def op(self, size: int, device: int, *sources: Node, reuse: Iterable[Node] = ()) -> Node:
-        near = {id(source): self._near(source, device) for source in sources}
-        node = Node(size, device, tuple(near.values()), None, tuple(near[id(r)] for r in reuse))
-        self.nodes.append(node)
-        return node
-
-    def view(self, source: Node) -> Node:
-        node = Node(0, source.device, (source,), source.root or source, ())
-        self.nodes.append(node)
-        return node
-
-    def store(self, device: int, *sources: Node) -> None:
-        """Writes into the cache, which is no working memory."""
-        node = self.op(0, device, *sources)
-        node.external = True
-
-    def _near(self, source: Node, device: int) -> Node:
-        if source.device == device:
-            return source
-        if (copy := self._copies.get((id(source), device))) is None:
-            self.nodes.append(Node(0, source.device, (source,), source.root or source, ()))
-            self.nodes[-1].external = True
-            size = (source.root or source).size
-            if self.copies > 1:
-                copy = self._input(size, device)
-            else:
-                copy = Node(size, device, (), None, ())
-                self.nodes.append(copy)
-            self._copies[id(source), device] = copy
-        return copy
-
-
-def peaks(graph: Graph, n_gpus: int) -> list[int]:
-    """ggml_gallocr_alloc_graph_impl: the bytes of each GPU's buffer, and last the host's."""
-    arenas = [*(Arena(ALIGNMENT_BYTES[True]) for _ in range(n_gpus)), Arena(ALIGNMENT_BYTES[False])]
-    for node in graph.inputs:
-        node.offset = arenas[node.device].take(node.size)
-    for node in graph.nodes:
-        if node.root is not None and not node.external:
-            node.root.views += 1
-        for source in node.sources:
-            source.children += 1
-    for node in graph.nodes:
-        if node.root is None and not node.external:
-            _place(node, arenas)
-        for source in node.sources:
-            source.children -= 1
-            if source.children == 0 and source.views == 0:
-                _release(source, arenas)
-    return [arena.peak for arena in arenas]
-
-
-def _place(node: Node, arenas: list[Arena]) -> None:
-    for parent in node.reuse:
-        holder = parent.root or parent
-        alone = parent.children == 1 and parent.views == 0
-        if parent.root is not None:
-            alone = alone and holder.views == 1 and holder.children == 0
-        if alone and holder.offset >= 0:
-            node.offset, holder.offset = holder.offset, -1
-            arena = arenas[node.device]
-            if arena.padded(holder.size) > arena.padded(node.size):
-                arena.give(node.offset + arena.padded(node.size), holder.size - node.size)
-            return
-    node.offset = arenas[node.device].take(node.size)
-
-
-def _release(node: Node, arenas: list[Arena]) -> None:
-    if node.root is not None:
-        node.root.views -= 1
-        if node.root.views or node.root.children:
-            return
-        node = node.root
-    if node.offset >= 0:
-        arenas[node.device].give(node.offset, node.size)
-        node.offset = -1
-
-
-# --- the models ------------------------------------------------------------------------------------------------
+    dense_bytes: int
+    expert_bytes: int
 
 
 class Builder:
-    """llama.cpp's graph of a decoder (src/models/llama.cpp and its likes), in its order."""
+    """A decoder's graph. `layers` says where each layer lies, and where its experts."""
 
-    def __init__(self, arch: Architecture, settings: EngineSettings, copies: int = 1) -> None:
-        self.arch, self.settings, self.graph = arch, settings, Graph(copies)
+    def __init__(
+        self, arch: Architecture, settings: EngineSettings, layers: list[tuple[int, int]], output: int, largest: Largest
+    ) -> None:
+        self.arch, self.settings, self.layers, self.output = arch, settings, layers, output
+        self.graph = Graph()
         self.tokens = min(settings.n_ubatch, settings.n_batch)
         self.hidden = 4 * arch.embedding_length * self.tokens
         self.query = 4 * arch.attention_head_count * arch.key_length * self.tokens
@@ -183,154 +62,212 @@ class Builder:
         self.value = 4 * arch.attention_head_count_kv * arch.value_length * self.tokens
         cells = -(-settings.n_ctx * settings.n_slots // 256) * 256
         self.cells = -(-cells // settings.n_slots // 256) * 256
+        self.norm_insists = HOST not in (output, *(device for device, _ in layers))  # llama_context::graph_get_cb
+        self.dense_bytes = largest.dense_bytes / _largest_dense_elements(arch)
+        self.expert_bytes = largest.expert_bytes
         self._inputs()
 
     def _inputs(self) -> None:
+        """In the order of their first readers. Windowed layers (build_attn_inp_kv_iswa) have caches and masks of their own."""
+        self.token_ids = self.graph.input(4 * self.tokens)
+        self.graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
+        self.positions: Node | None = None
+        self.period = WINDOW_PERIOD.get(self.arch.name, 1) if self.arch.sliding_window else 1
+        kinds = {number % self.period < self.period - 1: None for number in range(len(self.layers))}
+        self.caches = {windowed: self._cache() for windowed in kinds}
+        self.out_ids = self.graph.input(4 * self.tokens)
+
+    def _cache(self) -> Cache:
         graph, tokens, flash = self.graph, self.tokens, self.settings.flash_attn
-        self.windowed: list[Node] = []
-        self.token_ids = graph.input(4 * tokens)
-        graph.input(self.hidden)  # for embeddings in place of tokens; never used, never freed
-        self.positions = graph.input(4 * tokens)
-        key_rows = graph.input(8 * tokens)
-        per_value = self.arch.attention_head_count_kv * self.arch.value_length
-        value_rows = graph.input(8 * tokens * (1 if flash else per_value))
-        mask = graph.input(self.cells * tokens * (2 if flash else 4))
-        self.whole = [key_rows, value_rows, mask]
-        if self.arch.sliding_window and self.arch.name not in WINDOW_OFF:  # a second set, for the windowed layers
-            self.windowed = [graph.input(node.size) for node in self.whole]
-        self.out_ids = graph.input(4 * tokens)
         quantized = self.settings.kv_type != "f16"  # then llama.cpp turns keys and values by Hadamard matrices
         key, value = self.arch.key_length, self.arch.value_length
         side = next(64 << i for i in range(20) if key % (128 << i))
-        self.key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
-        self.value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
+        key_turn = graph.input(4 * side * side) if quantized and key % 64 == 0 else None
+        self.positions = self.positions or graph.input(4 * tokens)
+        value_turn = graph.input(4 * 64 * 64) if quantized and value % 64 == 0 else None
+        key_rows = graph.input(8 * tokens)
+        value_rows = graph.input(8 * tokens * (1 if flash else self.arch.attention_head_count_kv * value))
+        mask = graph.input(self.cells * tokens * (2 if flash else 4))
+        return Cache(key_turn, value_turn, key_rows, value_rows, mask)
 
-    def norm(self, source: Node, device: int) -> Node:
-        # between GPUs only the weight's part moves on to the next one
-        near = device if HOST in (device, source.device) else source.device
-        scaled = self.graph.op(source.size, near, source, reuse=(source,))
-        return self.graph.op(source.size, device, scaled, reuse=(scaled,))
+    def _matrix(self, inner: int, outer: int, device: int) -> Node:
+        return self.graph.stored(int(inner * outer * self.dense_bytes), device)
 
-    def layer(self, residual: Node, number: int, device: int, experts: int, last: bool) -> Node:
-        """`experts` is where a mixture's experts lie."""
-        graph, arch, compute = self.graph, self.arch, device
-        normed = self.norm(residual, compute)
-        attended = self._attention(normed, number, device, compute)
-        out = graph.op(self.hidden, compute, attended)
-        if last:
-            out = graph.op(self.hidden, compute, out, self.out_ids)
-            residual = graph.op(self.hidden, compute, residual, self.out_ids)
-        if arch.name in POST_NORMS:
-            out = self.norm(out, compute)
-        middle = graph.op(self.hidden, compute, out, residual, reuse=(out, residual))
-        normed = self.norm(middle, compute)
-        down = self._experts(normed, compute, experts) if arch.expert_count else self._feed_forward(normed, compute)
-        if arch.name in POST_NORMS:
-            down = self.norm(down, compute)
-        return graph.op(self.hidden, compute, down, middle, reuse=(down, middle))
+    def norm(self, source: Node, device: int, size: int = 0, *, insists: bool = True) -> Node:
+        size = size or source.size
+        forced = device if insists and self.norm_insists else None
+        scaled = self.graph.op(size, source, reuse=(source,), device=forced)
+        weight = self.graph.stored(size // self.tokens, device)
+        return self.graph.op(size, scaled, weight=weight, reuse=(scaled,))
 
-    def _attention(self, normed: Node, number: int, device: int, compute: int) -> Node:
+    def layer(self, residual: Node, number: int) -> Node:
         graph, arch = self.graph, self.arch
-        if arch.name in FUSED_QKV:
-            fused = graph.op(self.query + self.key + self.value, compute, normed)
+        device, experts = self.layers[number]
+        attended = self._attention(self.norm(residual, device), number, device)
+        query_width = arch.attention_head_count * arch.key_length
+        out = graph.op(self.hidden, attended, weight=self._matrix(query_width, arch.embedding_length, device))
+        if number == len(self.layers) - 1:
+            out = graph.op(self.hidden, out, self.out_ids)
+            residual = graph.op(self.hidden, residual, self.out_ids)
+        if arch.name in POST_NORMS:
+            out = self.norm(out, device)
+        middle = graph.op(self.hidden, out, residual, reuse=(out, residual))
+        normed = self.norm(middle, device)
+        down = self._experts(normed, device, experts) if arch.expert_count else self._feed_forward(normed, device)
+        if arch.name in POST_NORMS:
+            down = self.norm(down, device, insists=False)
+        terms = (middle, down) if arch.name == "phi3" else (down, middle)
+        return graph.op(self.hidden, *terms, reuse=terms)
+
+    def _attention(self, normed: Node, number: int, device: int) -> Node:
+        graph, arch = self.graph, self.arch
+        cache = self.caches[number % self.period < self.period - 1]
+        per_cell = KV_BYTES[self.settings.kv_type] * arch.attention_head_count_kv
+        keys, values = (
+            graph.stored(int(per_cell * length) * self.cells * self.settings.n_slots, device)
+            for length in (arch.key_length, arch.value_length)
+        )
+        fused = arch.name in FUSED_QKV
+        if fused:
+            size = self.query + self.key + self.value
+            weight = self._matrix(arch.embedding_length, size // (4 * self.tokens), device)
+            normed = graph.op(size, normed, weight=weight)
             if arch.name == "qwen":
-                fused = graph.op(fused.size, compute, fused, reuse=(fused,))
-            query = self._asked(graph.op(self.query, compute, graph.view(fused), self.positions), compute)
-            value = self._turned(graph.view(fused), self.value_turn, compute, self.value)
-            key = graph.op(self.key, compute, graph.view(fused), self.positions)
+                bias = graph.stored(size // self.tokens, device)
+                normed = graph.op(size, normed, weight=bias, reuse=(normed,))
+        query = self._rotated(normed, self.query, device)
+        if arch.name in SCALED_QUERY:
+            query = graph.op(self.query, query, reuse=(query,))
+        query = self._turned(query, cache.key_turn)
+        if len(self.caches) > 1:  # with windows the key comes first
+            key = self._turned(self._rotated(normed, self.key, device), cache.key_turn)
+            value = self._value(normed, cache, device)
         else:
-            query = self._asked(self._rotated(graph.op(self.query, compute, normed), compute), compute)
-            value = self._turned(graph.view(graph.op(self.value, compute, normed)), self.value_turn, compute)
-            key = self._rotated(graph.op(self.key, compute, normed), compute)
-        key = self._turned(key, self.key_turn, compute)
-        key_rows, value_rows, mask = self.windowed if self.windowed and number % 2 == 0 else self.whole
-        graph.store(device, graph.view(key), key_rows)
-        scattered = arch.name in FUSED_QKV and not self.settings.flash_attn
-        rows = graph.op(self.value, compute, value) if scattered else graph.view(value)
-        graph.store(device, rows, value_rows)
-        asked = graph.view(graph.view(query))
+            value = self._value(normed, cache, device)
+            key = self._turned(self._rotated(normed, self.key, device), cache.key_turn)
+        graph.store(keys, graph.view(key), cache.key_rows)
+        scattered = fused and not self.settings.flash_attn
+        rows = graph.op(self.value, value) if scattered else graph.view(value)
+        graph.store(values, rows, cache.value_rows)
+        return self._attended(graph.view(graph.view(query)), graph.view(keys), graph.view(values), cache)
+
+    def _attended(self, query: Node, keys: Node, values: Node, cache: Cache) -> Node:
+        graph, arch = self.graph, self.arch
         if self.settings.flash_attn:
-            found = graph.view(graph.op(self.query, compute, asked, mask))
-            return self._turned(found, self.value_turn, compute)
-        scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, compute, asked)
+            # ggml_cuda_flash_attn_ext_get_alloc_size: a GPU turns quantized keys and values into f16 first
+            heads = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
+            extra = 2 * heads * self.cells * self.settings.n_slots if self.settings.kv_type != "f16" else 0
+            found = graph.view(graph.op(self.query, query, keys, values, cache.mask, gpu_extra=extra))
+            return self._turned(found, cache.value_turn)
+        scores = graph.op(4 * self.cells * self.tokens * arch.attention_head_count, keys, query)
         if arch.name in SOFT_CAP:
             for _ in range(3):
-                scores = graph.op(scores.size, compute, scores, reuse=(scores,))
-        scores = graph.op(scores.size, compute, scores, mask, reuse=(scores,))
-        summed = graph.op(self.query, compute, scores)
-        return graph.op(self.query, compute, graph.view(summed))
+                scores = graph.op(scores.size, scores, reuse=(scores,))
+        scores = graph.op(scores.size, scores, cache.mask, reuse=(scores,))
+        summed = graph.op(self.query, values, scores)
+        return graph.op(self.query, graph.view(summed))
 
-    def _asked(self, query: Node, compute: int) -> Node:
-        if self.arch.name in SCALED_QUERY:
-            query = self.graph.op(self.query, compute, query, reuse=(query,))
-        return self._turned(query, self.key_turn, compute)
+    def _projected(self, normed: Node, size: int, device: int) -> Node:
+        """A part of the fused product, or a product of its own."""
+        if self.arch.name in FUSED_QKV:
+            return self.graph.view(normed)
+        weight = self._matrix(self.arch.embedding_length, size // (4 * self.tokens), device)
+        return self.graph.view(self.graph.op(size, normed, weight=weight))
 
-    def _turned(self, source: Node, matrix: Node | None, compute: int, size: int = 0) -> Node:
+    def _rotated(self, normed: Node, size: int, device: int) -> Node:
+        """A query or key at its position."""
+        assert self.positions is not None
+        projected = self._projected(normed, size, device)
+        if self.arch.name in QUERY_KEY_NORMS:
+            projected = self.norm(projected, device, size)
+        return self.graph.op(size, projected, self.positions, reuse=(projected,))
+
+    def _value(self, normed: Node, cache: Cache, device: int) -> Node:
+        value = self._projected(normed, self.value, device)
+        if cache.value_turn and self.arch.name in FUSED_QKV:  # a part of a row has gaps (llama_mul_mat_hadamard)
+            value = self.graph.op(self.value, value)
+        return self._turned(value, cache.value_turn)
+
+    def _turned(self, source: Node, matrix: Node | None) -> Node:
         if matrix is None:
             return source
-        size = size or (source.root or source).size
-        return self.graph.view(self.graph.op(size, compute, self.graph.view(source), matrix))
+        size = (source.root or source).size
+        return self.graph.view(self.graph.op(size, matrix, self.graph.view(source)))
 
-    def _rotated(self, projected: Node, compute: int) -> Node:
-        shaped = self.graph.view(projected)
-        return self.graph.op(projected.size, compute, shaped, self.positions, reuse=(shaped,))
-
-    def _feed_forward(self, normed: Node, compute: int) -> Node:
-        graph, width = self.graph, 4 * self.arch.feed_forward_length * self.tokens
-        if self.arch.name in FUSED_GATE_UP:
-            gated = graph.op(width, compute, graph.op(2 * width, compute, normed))
+    def _feed_forward(self, normed: Node, device: int) -> Node:
+        graph, arch, width = self.graph, self.arch, 4 * self.arch.feed_forward_length * self.tokens
+        inner, outer = arch.embedding_length, arch.feed_forward_length
+        if arch.name in FUSED_GATE_UP:
+            gated = graph.op(width, graph.op(2 * width, normed, weight=self._matrix(inner, 2 * outer, device)))
         else:
-            gate = graph.op(width, compute, normed)
-            gated = graph.op(width, compute, gate, graph.op(width, compute, normed))
-        return graph.op(self.hidden, compute, gated)
+            gate = graph.op(width, normed, weight=self._matrix(inner, outer, device))
+            gated = graph.op(width, gate, graph.op(width, normed, weight=self._matrix(inner, outer, device)))
+        return graph.op(self.hidden, gated, weight=self._matrix(inner, outer, device))
 
-    def _experts(self, normed: Node, compute: int, experts: int) -> Node:
+    def _experts(self, normed: Node, device: int, experts: int) -> Node:
         graph, arch = self.graph, self.arch
         used, few = arch.expert_used_count, 4 * arch.expert_count * self.tokens
-        logits = graph.op(few, compute, normed)
-        probabilities = graph.op(few, compute, logits, reuse=(logits,))
-        chosen = graph.view(graph.op(few, compute, probabilities))
-        weights = graph.op(4 * used * self.tokens, compute, graph.view(probabilities), chosen)
+        logits = graph.op(few, normed, weight=graph.stored(4 * arch.expert_count * arch.embedding_length, device))
+        probabilities = graph.op(few, logits, reuse=(logits,))
+        chosen = graph.view(graph.op(few, probabilities))
+        weights = graph.op(4 * used * self.tokens, graph.view(probabilities), chosen)
         shaped = graph.view(weights)
-        total = graph.op(4 * self.tokens, compute, shaped)
-        total = graph.op(4 * self.tokens, compute, total, reuse=(total,))
-        share = graph.view(graph.op(weights.size, compute, shaped, total, reuse=(shaped,)))
+        total = graph.op(4 * self.tokens, shaped)
+        total = graph.op(4 * self.tokens, total, reuse=(total,))
+        share = graph.view(graph.op(weights.size, shaped, total, reuse=(shaped,)))
         rows, width = graph.view(normed), 4 * arch.feed_forward_length * self.tokens * used
-        up = graph.op(width, experts, rows, chosen)
-        gated = graph.op(width, experts, graph.op(width, experts, rows, chosen), up)
-        down = graph.op(self.hidden * used, experts, gated, chosen)
-        weighted = graph.op(down.size, compute, down, share, reuse=(down,))
+        matrices = [graph.stored(self.expert_bytes, experts) for _ in range(3)]
+        up = graph.op(width, rows, chosen, weight=matrices[0])
+        gated = graph.op(width, graph.op(width, rows, chosen, weight=matrices[1]), up)
+        down = graph.op(self.hidden * used, gated, chosen, weight=matrices[2])
+        weighted = graph.op(down.size, down, share, reuse=(down,))
         views = [graph.view(weighted) for _ in range(used)]
         out = views[0]
         for view in views[1:]:
-            out = graph.op(self.hidden, compute, out, view)
+            out = graph.op(self.hidden, out, view)
+        graph.keep(down, share)  # ggml_backend_cuda_graph_optimize
         return out
 
-    def build(self, devices: tuple[tuple[int, int], ...], output: int) -> Graph:
-        """`devices`: each layer's, and its experts'."""
+    def _typical(self) -> list[int]:
+        """Layers between two like ones add nothing to a peak: a few stand for all, where all are of one kind."""
+        last = len(self.layers) - 1
+        if len(self.caches) > 1:
+            return list(range(last + 1))
+        return [i for i in range(last + 1) if min(i, last - i) < 4 or len(set(self.layers[i - 3 : i + 3])) > 1]
+
+    def build(self) -> Graph:
         graph = self.graph
-        first = devices[0][0]
-        current = graph.op(self.hidden, HOST, self.token_ids)
+        current = graph.op(self.hidden, self.token_ids, device=HOST)  # the embedding's rows
         if self.arch.name in SCALED_EMBEDDING:
-            current = graph.op(self.hidden, first, current, reuse=(current,))
-        for number, (device, experts) in enumerate(devices):
-            current = self.layer(current, number, device, experts, last=number == len(devices) - 1)
-        normed = self.norm(current, output)
-        logits = graph.op(4 * self.arch.vocab_size * self.tokens, output, normed)
+            current = graph.op(self.hidden, current, reuse=(current,))
+        for number in self._typical():
+            current = self.layer(current, number)
+        normed = self.norm(current, self.output, insists=False)
+        table = self._matrix(self.arch.embedding_length, self.arch.vocab_size, self.output)
+        logits = graph.op(4 * self.arch.vocab_size * self.tokens, normed, weight=table)
         if self.arch.name in SOFT_CAP:
             for _ in range(3):
-                logits = graph.op(logits.size, output, logits, reuse=(logits,))
+                logits = graph.op(logits.size, logits, reuse=(logits,))
         return graph
 
 
+def _largest_dense_elements(arch: Architecture) -> int:
+    """Of the matrices outside the experts."""
+    query, both = (heads * arch.key_length for heads in (arch.attention_head_count, 2 * arch.attention_head_count_kv))
+    widest = query + both if arch.name in FUSED_QKV else query
+    if not arch.expert_count:
+        widest = max(widest, arch.feed_forward_length * (2 if arch.name in FUSED_GATE_UP else 1))
+    return arch.embedding_length * widest
+
+
 @lru_cache(maxsize=4096)
-def compute_bytes(arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int) -> list[int]:
-    """For each GPU, and last for the host."""
+def compute_bytes(
+    arch: Architecture, settings: EngineSettings, devices: tuple[int, ...], n_gpus: int, largest: Largest
+) -> list[int]:
+    """For each GPU, and last for the host. `devices`: each layer's, then the output layer's."""
     layers = [(device, HOST if i < settings.experts_in_ram else device) for i, device in enumerate(devices[:-1])]
-    shortened = [
-        layer for i, layer in enumerate(layers) if i < 2 or i >= len(layers) - 2 or len(set(layers[i - 2 : i + 2])) > 1
-    ]
+    builder = Builder(arch, settings, layers, devices[-1], largest)
     # llama_context: several GPUs visible, everything on them, no tensor overrides: then GPUs work on several batches at once
     pipelined = n_gpus > 1 and settings.n_gpu_layers > arch.block_count and not settings.experts_in_ram
-    graph = Builder(arch, settings, PIPELINE_COPIES if pipelined else 1).build(tuple(shortened), devices[-1])
-    return peaks(graph, n_gpus)
+    helps = builder.tokens >= OFFLOADED_BATCH
+    return peaks(builder.build(), n_gpus, PIPELINE_COPIES if pipelined else 1, helps)

@@ -6,21 +6,18 @@ llama-cpp-python 0.3.36 ships:
   - the token embedding stays in RAM; a tied output is a second copy on the GPU
   - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot; a
     sliding window saves nothing, because llama.cpp keeps the whole cache unless told not to (swa_full)
-  - a GPU helps with the prompts of layers in RAM: it copies in one tensor at a time (op_offload)
   - the host keeps one row of logits a slot; the graph's working memory is graph.py's business
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.placement.graph import compute_bytes
+from storyfi_lite.placement.graph import KV_BYTES, Largest, compute_bytes
 from storyfi_lite.placement.weights import Weights
 from storyfi_lite.registry import Architecture
 
-# bytes a KV value: f16, and ggml's blocks of 32
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 CUDA_CONTEXT_BYTES = (
     500 << 20
 )  # driver context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
@@ -73,6 +70,15 @@ def pad256(cells: int) -> int:
 def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
     """For each GPU in llama.cpp's order, and last for the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
+    largest = Largest(weights.largest_dense_bytes, weights.largest_expert_bytes)
+    compute = compute_bytes(arch, settings, tuple(devices), n_gpus, largest)
+    still = stored(arch, weights, settings, n_gpus)
+    return [replace(need, compute_bytes=work) for need, work in zip(still, compute, strict=True)]
+
+
+def stored(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
+    """The same without working memory, which takes a thousand times as long to find out."""
+    devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     weight, kv = [0] * (n_gpus + 1), [0] * (n_gpus + 1)
     for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
         weight[device] += layer.dense_bytes
@@ -81,12 +87,6 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     weight[-1] += weights.embedding_bytes
     if devices[-1] >= 0 or not weights.tied:
         weight[devices[-1]] += weights.output_bytes
-    compute = list(compute_bytes(arch, settings, tuple(devices), n_gpus))
-    helper = next((device for device in devices if device >= 0), None)
-    if helper is not None:
-        copied = weights.largest_dense_bytes + kv_layer_bytes(arch, settings) if -1 in devices else 0
-        experts = weights.largest_expert_bytes if settings.experts_in_ram or -1 in devices else 0
-        compute[helper] += max(copied, experts)
     output = 4 * arch.vocab_size * settings.n_slots
-    gpus = [Demand(weight[i], kv[i], compute[i], 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)]
-    return [*gpus, Demand(weight[-1], kv[-1], compute[-1], output, PROCESS_BYTES)]
+    gpus = [Demand(weight[i], kv[i], 0, 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)]
+    return [*gpus, Demand(weight[-1], kv[-1], 0, output, PROCESS_BYTES)]

@@ -7,7 +7,8 @@ on which machine it ran, or that a miner without the file did not have it writte
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,14 +20,12 @@ from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
-    from storyfi_lite.engine.replay import Replay
+    from storyfi_lite.engine.replay import Replay, Replayer
 
 Status = Literal["proven", "refuted", "inconclusive"]
 
 MIN_POSITIONS = 50  # fewer free positions carry too little evidence either way
 PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
-TEMPERATURES = (0.3, 1.5)  # outside of these a seed chooses too little, or nearly everything is likely
-MAX_MIN_P = 0.3
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
 
@@ -41,6 +40,7 @@ class Calibration:
     between_sd: float
     answers: int
     positions: int
+    refuted: int  # of the answers, each judged by the limits of all others
     made_with: str
 
     def limit(self, positions: int, z: float) -> float:
@@ -49,7 +49,7 @@ class Calibration:
 
 
 # Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
-UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, "defaults")
+UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, 0, "defaults")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Prover:
         self._settings = EngineSettings(n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         self._path = path
         self.model: Model = Model(path, self._settings, chat_template)
-        self._contexts: dict[tuple[str, int], Context] = {}
+        self._contexts: dict[tuple[str, int], tuple[Context, Replayer]] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -110,7 +110,6 @@ class Prover:
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
-        from storyfi_lite.engine.replay import replay
         from storyfi_lite.engine.rule import ChoiceRule
         from storyfi_lite.engine.settings import SamplingParams
 
@@ -127,26 +126,27 @@ class Prover:
         constraint = _task(request).constraint(request)
         rule = ChoiceRule(self.model.vocabulary, constraint, params, header.max_tokens)
         prompt = self._prompt(request)
-        return replay(self._context(header.kv_type, len(prompt) + len(response.tokens)), rule, prompt, response.tokens)
+        replayer = self._replayer(header.kv_type, len(prompt) + len(response.tokens))
+        return replayer.replay(rule, prompt, response.tokens)
 
     def _prompt(self, request: StoryRequest) -> list[int]:
         return self.model.chat_template.tokens(self.model.vocabulary, _task(request).messages(request))
 
-    def _context(self, kv_type: Any, tokens: int) -> Context:
-        """A context of the claimed KV type that holds so many tokens, kept for the next answer."""
-        from dataclasses import replace
-
+    def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
+        """On a context of the claimed KV type that holds so many tokens, kept for the next answer."""
         from storyfi_lite.engine.model import Context
+        from storyfi_lite.engine.replay import Replayer
 
         key = (kv_type, 1 << max(11, (tokens + 8).bit_length()))
         if key not in self._contexts:
-            self._contexts[key] = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
-        return self._contexts[key]
+            context = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
+            self._contexts[key] = (context, Replayer(context))
+        return self._contexts[key][1]
 
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
         from storyfi_lite.engine.prompt import prompt_sha256
-        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER
+        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER, SamplingParams
 
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
@@ -162,8 +162,8 @@ class Prover:
         for name, (claimed, ours) in claims.items():
             if claimed != ours:
                 return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed} against {ours}")
-        if not TEMPERATURES[0] <= header.temperature <= TEMPERATURES[1] or not 0 <= header.min_p <= MAX_MIN_P:
-            return Verdict("inconclusive", "the sampling parameters choose too little for a proof")
+        if _sampling(header) != _sampling(SamplingParams(0)):
+            return Verdict("inconclusive", "the sampling parameters are not those that the limits were measured with")
         if header.kv_type not in GGML_TYPES:
             return Verdict("refuted", f"there is no KV cache type {header.kv_type:.20}")
         size = self.model.vocabulary.size
@@ -176,7 +176,7 @@ class Prover:
         return None
 
     def close(self) -> None:
-        for context in self._contexts.values():
+        for context, _ in self._contexts.values():
             context.close()
         self._contexts.clear()
         self.model.close()
@@ -186,6 +186,17 @@ class Prover:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _sampling(numbers: Any) -> tuple[float, ...]:
+    """Whoever may choose these may make an unlikely token look likely: a proof is for the published ones only."""
+    return (
+        numbers.temperature,
+        numbers.min_p,
+        numbers.dry_multiplier,
+        numbers.dry_base,
+        float(numbers.dry_allowed_length),
+    )
 
 
 def _task(request: StoryRequest) -> Any:
@@ -232,21 +243,73 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def calibrate(sha256: str, replays: list[Replay], made_with: str) -> Calibration:
-    """From replays of honest answers. Raises BadInput if they are too few to tell a spread."""
-    means = [replay.mean_margin for replay in replays if len(replay.margins) >= MIN_POSITIONS]
-    margins = [margin for replay in replays for margin in replay.margins]
-    if len(means) < 5:
-        raise BadInput(f"{len(means)} answers with at least {MIN_POSITIONS} free positions; at least 5 are needed")
-    mean = sum(margins) / len(margins)
-    within = sum((margin - mean) ** 2 for margin in margins) / (len(margins) - 1)
-    spread = sum((one - mean) ** 2 for one in means) / (len(means) - 1)
-    between = max(0.0, spread - within * len(means) / len(margins))  # what the positions' own spread does not explain
-    return Calibration(
-        sha256,
-        round(mean, 6),
-        round(math.sqrt(within), 6),
-        round(math.sqrt(between), 6),
-        len(means),
-        len(margins),
-        made_with,
-    )
+    """From replays of honest answers; `refuted` counts those that the limits made from all others would refute. Raises
+    BadInput if they are too few to tell a spread."""
+    sums = [_Sums.of(replay.margins) for replay in replays if len(replay.margins) >= MIN_POSITIONS]
+    if len(sums) < 6:
+        raise BadInput(f"{len(sums)} answers with at least {MIN_POSITIONS} free positions; at least 6 are needed")
+    whole = _calibration(sha256, sums, made_with)
+    total = _Sums.together(sums)
+    means = _Sums.of([one.mean for one in sums])
+    refuted = 0
+    for one in sums:
+        others = _limits(total.less(one), means.less(_Sums.of([one.mean])))
+        refuted += one.mean > Calibration("", *others, 0, 0, 0, "").limit(one.count, REFUTED_Z)
+    return replace(whole, refuted=refuted)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of some numbers: how many, their sum, the sum of their squares."""
+
+    count: int
+    sum: float
+    squares: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> _Sums:
+        return cls(len(numbers), math.fsum(numbers), math.fsum(number * number for number in numbers))
+
+    @classmethod
+    def together(cls, parts: Sequence[_Sums]) -> _Sums:
+        return cls(
+            sum(one.count for one in parts),
+            math.fsum(one.sum for one in parts),
+            math.fsum(one.squares for one in parts),
+        )
+
+    def less(self, other: _Sums) -> _Sums:
+        return _Sums(self.count - other.count, self.sum - other.sum, self.squares - other.squares)
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count
+
+    @property
+    def variance(self) -> float:
+        return max(0.0, (self.squares - self.sum * self.mean) / (self.count - 1))
+
+
+def _calibration(sha256: str, sums: list[_Sums], made_with: str) -> Calibration:
+    total, means = _Sums.together(sums), _Sums.of([one.mean for one in sums])
+    mean, within, between = (round(one, 6) for one in _limits(total, means))
+    return Calibration(sha256, mean, within, between, len(sums), total.count, 0, made_with)
+
+
+def _limits(positions: _Sums, means: _Sums) -> tuple[float, float, float]:
+    """Mean, spread within answers, and the spread of answers' means that the positions' own does not explain."""
+    within = positions.variance
+    between = max(0.0, means.variance - within * means.count / positions.count)
+    return positions.mean, math.sqrt(within), math.sqrt(between)
+
+
+def rate_bound(found: int, of: int) -> float:
+    """Clopper and Pearson's one-sided 95 % upper bound on a rate of which `found` in `of` were seen."""
+    low, high = found / of, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        logs = [
+            math.log(math.comb(of, k)) + k * math.log(rate) + (of - k) * math.log1p(-rate) for k in range(found + 1)
+        ]
+        low, high = (rate, high) if math.fsum(map(math.exp, logs)) > 0.05 else (low, rate)
+    return high

@@ -92,6 +92,11 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
     return Score(round(sum(part.points for part in parts), 2), parts)
 
 
+def time_points(elapsed_s: float) -> float:
+    """The network's: 10 up to 30 s, in a line to 0 at 60 s."""
+    return 10 * _clamp(1 - (elapsed_s - FULL_MARKS_S) / (NO_MARKS_S - FULL_MARKS_S))
+
+
 # --- technical ---------------------------------------------------------------------------------------------------
 
 
@@ -100,8 +105,7 @@ def _technical(seen: Verification, elapsed_s: float, structure: float) -> tuple[
     altogether is one problem only."""
     problems = [check.detail for check in seen.checks if not check.ok and check.name in RULES]
     schema = max(0.0, min(10.0 - len(problems), 10 * structure)) if problems else 10.0
-    late = (elapsed_s - FULL_MARKS_S) / (NO_MARKS_S - FULL_MARKS_S)
-    time = 10 * _clamp(1 - late) if schema else 0.0
+    time = time_points(elapsed_s) if schema else 0.0
     return (
         Part("json", 10, 10, "one JSON object"),
         Part("schema", schema, 10, "; ".join(problems[:3]) or "every field is as asked for"),

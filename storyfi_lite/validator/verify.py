@@ -26,8 +26,8 @@ MAX_HIDDEN_SHARE = 0.05  # Persian writes one joiner in some thirty characters; 
 _MAX_TOKEN_ID = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
 
-# These say what can be proven of an answer; an answer is valid without them.
-EVIDENCE = ("canonical", "proof")
+# An answer is valid without these: they say what can be proven of it, and what a reader does not see.
+REMARKS = ("canonical", "proof", "visible")
 # These cost points, not the whole score: the answer can be read, and breaks the task's rules.
 RULES = ("schema", "rules", "visible")
 
@@ -47,7 +47,7 @@ class Verification:
     @property
     def readable(self) -> bool:
         """One JSON object that says one thing. Without it there is nothing to score."""
-        return self.data is not None and all(check.ok for check in self.checks if check.name not in EVIDENCE + RULES)
+        return self.data is not None and all(check.ok for check in self.checks if check.name not in REMARKS + RULES)
 
     @property
     def provable(self) -> bool:
@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return tuple(check.detail for check in self.checks if not check.ok and check.name not in EVIDENCE)
+        return tuple(check.detail for check in self.checks if not check.ok and check.name not in REMARKS)
 
 
 def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification:
@@ -192,7 +192,7 @@ def _proof(request: StoryRequest, constraint: Constraint, response: StoryRespons
 def _verification(
     task: str, checks: list[Check], data: dict[str, Any] | None, response: StoryResponse | None
 ) -> Verification:
-    valid = all(check.ok for check in checks if check.name not in EVIDENCE)
+    valid = all(check.ok for check in checks if check.name not in REMARKS)
     canonical = valid and all(check.ok for check in checks if check.name == "canonical")
     return Verification(valid, canonical, task, tuple(checks), data, response)
 

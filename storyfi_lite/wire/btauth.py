@@ -5,15 +5,17 @@ stranger costs nothing, and turns its errors into Refused. It is no server and k
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bittensor import http_auth
+from bittensor import Wallet, http_auth
 
 from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
 from storyfi_lite.wire.http_status import Refused
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
 
+NAME = "btauth"
 PATH = "/story"
 MAX_AGE_S = http_auth.DEFAULT_MAX_AGE
 SKEW_S = http_auth.DEFAULT_ALLOWED_SKEW
@@ -39,7 +41,7 @@ class BtAuth:
     """The transport for one receiving hotkey."""
 
     self_hotkey_ss58: str
-    name: str = "btauth"
+    name: str = NAME
     path: str = PATH
     window_s: float = MAX_AGE_S + SKEW_S
 
@@ -78,3 +80,10 @@ class BtAuth:
 
     def error_headers(self, status: int) -> dict[str, str]:
         return {"content-type": "application/json"}
+
+
+def sign_request(wallet: Wallet, receiver_ss58: str, body: bytes) -> tuple[dict[str, str], int]:
+    """The asking side: headers, and the nonce in them."""
+    nonce_ns = time.time_ns()
+    signed = http_auth.sign(wallet, method="POST", path=PATH, body=body, receiver_ss58=receiver_ss58, nonce_ns=nonce_ns)
+    return {**signed, "content-type": "application/json"}, nonce_ns

@@ -1,7 +1,7 @@
-"""Today's validators' wire: the server side of bittensor 9/10's dendrite at `POST /StoryGenerationSynapse`.
+"""Today's validators' wire, both ends of bittensor 9/10's dendrite and axon at `POST /StoryGenerationSynapse`.
 
-Pure functions over headers and bytes; the real client (bittensor==10.5.0) is the judge in
-tests/test_dendrite.py. What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to
+Pure functions over headers and bytes; the real client and the real server (bittensor==10.5.0) are
+the judges in tests/test_dendrite.py. What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to
 3.2.1) declares no `required_hash_fields`, so its signature covers no byte of the body. A body changed on the
 way is seen only where the client's class declares HASH_FIELDS. `version` and `timeout` are not signed either,
 so nothing here reads them. Answers are not signed: the client does not look, and a miner should sign nothing
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +21,14 @@ from bittensor import sp_core
 from pydantic_core import from_json
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.grammar.check import parse_json
 from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
 
+WIRE = "dendrite"
 NAME = "StoryGenerationSynapse"
+PATH = f"/{NAME}"
 OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
 # The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the
 # window are refused by the nonce store, so the window only has to be no longer than what the store remembers.
@@ -62,8 +67,8 @@ class Dendrite:
     """The transport for one receiving hotkey."""
 
     self_hotkey_ss58: str
-    name: str = "dendrite"
-    path: str = f"/{NAME}"
+    name: str = WIRE
+    path: str = PATH
     window_s: float = MAX_AGE_S + SKEW_S
 
     def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
@@ -117,6 +122,52 @@ class Dendrite:
             "bt_header_axon_status_code": str(status),
             "bt_header_axon_status_message": PUBLIC_TEXT.get(status, "Success"),
         }
+
+
+# --- the asking side -------------------------------------------------------------------------------------------------
+
+_CLIENT_VERSION = "10005000"  # what bittensor 10.5.0 sends; an axon reads it to know how nonces are made
+_CLIENT_UUID = str(uuid.uuid4())  # axons order nonces by hotkey and uuid
+
+
+def sign_request(
+    key: sp_core.Keypair, receiver_ss58: str, endpoint: tuple[str, int], request: StoryRequest, timeout_s: float
+) -> tuple[dict[str, str], bytes, int]:
+    """Headers and body as the dendrite sends them for a synapse without `required_hash_fields`, which upstream's is; and
+    the nonce in them. The signature covers no byte of the body: what miners of this wire expect."""
+    nonce_ns = time.time_ns()
+    message = f"{nonce_ns}.{key.ss58_address}.{receiver_ss58}.{_CLIENT_UUID}.{EMPTY_BODY_HASH}"
+    headers = {
+        "content-type": "application/json",
+        "name": NAME,
+        "timeout": str(timeout_s),
+        "bt_header_axon_ip": endpoint[0],
+        "bt_header_axon_port": str(endpoint[1]),
+        _AXON_HOTKEY: receiver_ss58,
+        "bt_header_dendrite_version": _CLIENT_VERSION,
+        "bt_header_dendrite_nonce": str(nonce_ns),
+        "bt_header_dendrite_uuid": _CLIENT_UUID,
+        "bt_header_dendrite_hotkey": key.ss58_address,
+        "bt_header_dendrite_signature": f"0x{key.sign(message.encode()).hex()}",
+        _BODY_HASH: EMPTY_BODY_HASH,
+    }
+    return headers, request.model_dump_json().encode(), nonce_ns
+
+
+def complete_response(body: bytes) -> bytes:
+    """An answer of protocol 3.2.0 with what 3.3.0 asks for beside it, read from `model_info`: a claim for a claim. Bytes
+    that are no JSON object stay as they are, for the validator to say what is wrong with them."""
+    try:
+        fields = parse_json(body)
+    except BadInput:
+        return body
+    info = fields.get("model_info") if isinstance(fields, dict) else None
+    if not isinstance(fields, dict) or not isinstance(info, dict):
+        return body
+    info = {"version": "", "provider": "", **info}
+    mode = "LocalModelLoader" if info.get("mode") == "local" else "APIFallbackLoader"
+    claim = {"miner_mode": mode, "model_name": str(info.get("name")), "gpu_memory_gb": 0.0}
+    return json.dumps({**claim, **fields, "model_info": info}).encode()
 
 
 def _load(body: bytes) -> dict[str, Any]:

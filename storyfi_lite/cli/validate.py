@@ -1,0 +1,78 @@
+"""`storyfi-lite validate`: ask miners, check, prove, score, pay, until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storyfi_lite.cli.options import chain_options, json_option, threads_option
+
+if TYPE_CHECKING:
+    from storyfi_lite.rounds.round import Report
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(name="validate")
+@chain_options("validator")
+@click.option("--rounds", type=click.IntRange(min=1), help="Stop after so many rounds.  [default: never]")
+@click.option("--interval", "interval_s", default=300.0, show_default=True, type=click.FloatRange(min=0),
+              help="Seconds from the start of one round to the next.")  # fmt: skip
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=click.FloatRange(min=1),
+              help="Seconds that miners have.")  # fmt: skip
+@click.option("--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most.")
+@click.option("--model.path", "model_paths", multiple=True, type=_FILE,
+              help="A registry file to replay with, beside those that were pulled. May be repeated.")  # fmt: skip
+@threads_option
+@click.option("--reward-policy", "policy_path", type=_FILE, help="A reward policy of your own.")
+@click.option("--inputs", "inputs_path", type=_FILE, help="User inputs to ask, one a line.  [default: made up]")
+@click.option("--dry-run", is_flag=True, help="Keep nothing and set no weights; one round unless --rounds says more.")
+@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the state lives.")
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@json_option
+def command(log_format: Any, as_json: bool, **flags: Any) -> None:
+    """Validate: ask every miner, verify, replay some, score, average, set weights; until Ctrl-C.
+
+    Claims are proven with the model files that are here: `storyfi-lite pull` those that your miners run.
+
+    \b
+    storyfi-lite validate --network dev --dry-run       one round, a table, nothing kept
+    storyfi-lite validate --wallet validator --wallet-hotkey default
+    storyfi-lite validate --network finney --netuid 92 --proofs 16 --json
+    """
+    from storyfi_lite.miner import logs
+    from storyfi_lite.rounds.loop import ValidateOptions, run
+
+    logs.setup(log_format)
+    if flags["dry_run"] and flags["rounds"] is None:
+        flags["rounds"] = 1
+    run(ValidateOptions(**flags), _print_json if as_json else _print_table)
+
+
+def _print_json(report: Report) -> None:
+    click.echo(report.to_json())
+
+
+def _print_table(report: Report) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"round {report.number}: {report.task}, “{report.user_input[:70]}”"
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("miner", "claims", "proof"):
+        table.add_column(name, no_wrap=True)
+    for name in ("s", "base", "x", "final", "average"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(report.rows, key=lambda row: -row.final):
+        seconds = "" if row.elapsed_s is None else f"{row.elapsed_s:.1f}"
+        figures = (seconds, f"{row.base:.1f}", f"{row.multiplier:.2f}", f"{row.final:.1f}", f"{row.average:.2f}")
+        table.add_row(row.hotkey[:8], Text(row.model[:20]), row.proof, *figures)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in report.rows:
+        if row.problem:
+            console.print(Text(f"  {row.hotkey[:8]}  {row.problem[:300]}"))

@@ -1,0 +1,182 @@
+"""Which answers of a round are replayed, and what the replays show. Knows no miner but by its hotkey, and no score.
+
+A replay costs about as much as a third of a generation, so there is a budget: answers are drawn by what a lie would gain and by
+how little is known of the miner. Nobody can tell beforehand who is drawn. Replays need the file that is claimed: those
+of the registry that are here, and any that the operator names.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyfi_lite.errors import BadInput, LiteError
+from storyfi_lite.registry import ModelSpec, Registry
+from storyfi_lite.store import Store
+from storyfi_lite.validator import Evidence, Policy, Proof, Prover, Verdict
+from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file that replays can be made with. `model`: the registry's key."""
+
+    sha256: str
+    path: Path
+    model: str
+    quant: str
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that could be replayed: provable, and of a model that is worth more than no proof at all."""
+
+    hotkey: str
+    request: StoryRequest
+    response: StoryResponse
+    seed: int
+    gain: float  # what the claim is worth above an unproven one
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Finding:
+    proof: Proof
+    verdict: Verdict
+
+
+def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) -> dict[str, KnownFile]:
+    """By sha256. A file of `paths` must be one of the registry's, byte for byte; raises BadInput if it is none."""
+    from storyfi_lite.digest import file_sha256
+
+    found = {}
+    for spec, file, path in store.complete_files(registry):
+        one = KnownFile(file_sha256(path), path, spec.key, file.quant, spec.chat_template)
+        found[one.sha256] = one  # of a split file: the first part's, as a miner's header has it
+    pinned = {part.sha256: (spec, file) for spec in registry.local for file in spec.files for part in file.parts}
+    for path in paths:
+        sha256 = file_sha256(path)
+        if sha256 not in pinned:
+            raise BadInput(f"{path} is no file of models.yaml: its sha256 is {sha256}")
+        spec, file = pinned[sha256]
+        found[sha256] = KnownFile(sha256, path, spec.key, file.quant, spec.chat_template)
+    return found
+
+
+def candidate(
+    hotkey: str,
+    request: StoryRequest,
+    response: StoryResponse,
+    seed: int,
+    evidence: Evidence,
+    policy: Policy,
+    registry: Registry,
+) -> Candidate | None:
+    """None if no proof could change what the answer is worth."""
+    model = claimed_model(registry, response)
+    if response.proof is None or model is None:
+        return None
+    worth = policy.models.get(model.key, model.multiplier)
+    return Candidate(hotkey, request, response, seed, max(0.0, worth - policy.proof.unproven_multiplier), evidence)
+
+
+def claimed_model(registry: Registry, response: StoryResponse) -> ModelSpec | None:
+    if response.miner_mode != "LocalModelLoader":
+        return None
+    try:
+        model = registry.find(response.model_name[:200])
+    except BadInput:
+        return None
+    return model if isinstance(model, ModelSpec) else None
+
+
+def choose(candidates: Sequence[Candidate], budget: int, policy: Policy, dice: random.Random) -> list[Candidate]:
+    """At most `budget` of them, drawn without putting back; the chance is in proportion to `weight`."""
+    # Efraimidis and Spirakis (2006): the largest u^(1/w) are such a draw.
+    keyed = [(dice.random() ** (1 / weight(one, policy)), at, one) for at, one in enumerate(candidates)]
+    return [one for _, _, one in sorted(keyed, reverse=True)[:budget]]
+
+
+def weight(one: Candidate, policy: Policy) -> float:
+    """Above 0: a claim that gains nothing today is checked too, now and then, for it may gain tomorrow. A miner that lacks
+    proofs, or was refuted before, is looked at more often."""
+    missing = max(0, policy.proof.proven_needed - one.evidence.statuses.count("proven"))
+    return (0.1 + one.gain) * (1 + missing + 2 * one.evidence.statuses.count("refuted"))
+
+
+class Auditor:
+    """Replays answers, one file in memory at a time. Use from one thread; `stop` may come from any."""
+
+    def __init__(self, files: Mapping[str, KnownFile], registry: Registry, n_threads: int | None = None) -> None:
+        self.files = files
+        self._registry = registry
+        self._n_threads = n_threads
+        self._open: tuple[str, Prover] | None = None
+        self._stopped = False
+
+    def knows(self, one: Candidate) -> bool:
+        return one.response.proof is not None and one.response.proof.model_sha256 in self.files
+
+    def prove(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
+        """By hotkey. An answer that could not be replayed for our own reasons is left out, and the log says why."""
+        found = {}
+        for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
+            if self._stopped:
+                break
+            try:
+                finding = self._prove(one)
+            except LiteError as error:
+                log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
+                continue
+            if finding is not None:
+                found[one.hotkey] = finding
+        return found
+
+    def _prove(self, one: Candidate) -> Finding | None:
+        claimed = claimed_model(self._registry, one.response)
+        if one.response.proof is None or claimed is None or not self.knows(one):
+            return None
+        file = self.files[one.response.proof.model_sha256]
+        if file.model != claimed.key:
+            verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.model}")
+        else:
+            verdict = self._prover(file).prove(one.request, one.response, one.seed)
+        return Finding(Proof(verdict.status, claimed.key), verdict)
+
+    def _prover(self, file: KnownFile) -> Prover:
+        if self._open is None or self._open[0] != file.sha256:
+            self.close()
+            prover = Prover(file.path, file.chat_template, self._n_threads or 0, _layers_on_gpu(file, self._registry))
+            self._open = (file.sha256, prover)
+        return self._open[1]
+
+    def stop(self) -> None:
+        """The replay in hand is the last."""
+        self._stopped = True
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+def _layers_on_gpu(file: KnownFile, registry: Registry) -> int:
+    """As many as this machine's placement would take."""
+    from storyfi_lite.errors import DoesNotFit
+    from storyfi_lite.gguf_header import read_local
+    from storyfi_lite.hardware import probe
+    from storyfi_lite.placement.plan import Wish, place_file
+
+    spec = next(spec for spec in registry.local if spec.key == file.model)
+    parts = spec.file(file.quant)
+    header = read_local(file.path) if len(parts.parts) == 1 else None
+    placement = place_file(spec, parts, probe(), Wish(), header)
+    if isinstance(placement, DoesNotFit):
+        raise placement
+    return placement.settings.n_gpu_layers

@@ -1,0 +1,244 @@
+"""The validator as a process: asks every miner, has the round judged, keeps it, sets weights; until a signal.
+
+Owns the chain session, the HTTP client and the clock. A round that a signal or an error ends is not counted for anybody; the
+state holds whole rounds only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from storyfi_lite.errors import BadInput, LiteError
+from storyfi_lite.registry import load_registry
+from storyfi_lite.rounds.audit import Auditor, known_files
+from storyfi_lite.rounds.draw import Question, draw
+from storyfi_lite.rounds.query import Reply, Target, client, query
+from storyfi_lite.rounds.round import Report, Rules, judge_round
+from storyfi_lite.rounds.state import State
+from storyfi_lite.store import Store
+from storyfi_lite.validator import CopyIndex, load_policy, weights
+from storyfi_lite.validator.reward import DEFAULT_POLICY
+from storyfi_lite.wire.messages import MAX_USER_INPUT_CHARS
+
+if TYPE_CHECKING:
+    from bittensor import Wallet
+
+    from storyfi_lite.chain import ChainSession
+
+log = logging.getLogger(__name__)
+
+WEIGHTS_EVERY_BLOCKS = 100  # the chain's own limit, on most subnets
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """`storyfi-lite validate`'s flags, by the names that cli/validate.py gives them."""
+
+    netuid: int
+    network: str
+    wallet: str
+    hotkey: str
+    wallet_path: Path | None
+    rounds: int | None
+    interval_s: float
+    timeout_s: float
+    proofs: int
+    model_paths: tuple[Path, ...]
+    n_threads: int | None
+    policy_path: Path | None
+    inputs_path: Path | None
+    dry_run: bool
+    state_dir: Path | None
+
+
+def run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
+    """Validates until a signal, or for `options.rounds` rounds. Raises what the rooms raise before the first round."""
+    asyncio.run(_until_signal(options, show))
+
+
+async def _until_signal(options: ValidateOptions, show: Callable[[Report], None]) -> None:
+    task = asyncio.ensure_future(_run(options, show))
+    for one in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(one, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
+    from storyfi_lite.chain import connect, open_wallet
+
+    registry = load_registry()
+    inputs = _inputs(options.inputs_path)
+    policy = load_policy(options.policy_path or DEFAULT_POLICY, registry)
+    wallet = open_wallet(options.network, options.wallet, options.hotkey, options.wallet_path)
+    files = await asyncio.to_thread(known_files, registry, Store(), options.model_paths)
+    auditor = Auditor(files, registry, options.n_threads)
+    rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs if auditor.files else 0)
+    with contextlib.closing(_state(options, wallet)) as state, contextlib.closing(auditor):
+        session = await connect(options.network, wallet, options.netuid)
+        try:
+            await session.start()
+            _say_what_is_checked(auditor, options, session)
+            loop = _Loop(options, wallet, session, state, auditor, rules, inputs)
+            await loop.run(show)
+        finally:
+            auditor.stop()
+            await session.close()
+
+
+def _inputs(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from None
+    found = [line for line in lines if line]
+    if not found or max(map(len, found)) > MAX_USER_INPUT_CHARS:
+        raise BadInput(f"{path}: wanted are user inputs, one a line, of at most {MAX_USER_INPUT_CHARS:,} characters")
+    return found
+
+
+def _state(options: ValidateOptions, wallet: Wallet) -> State:
+    root = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
+    kept = State(root / wallet.hotkey.ss58_address / "validator.sqlite")
+    if not options.dry_run:
+        return kept
+    with contextlib.closing(kept):
+        return kept.copy()
+
+
+def _say_what_is_checked(auditor: Auditor, options: ValidateOptions, session: ChainSession) -> None:
+    names = sorted(f"{file.model} {file.quant}" for file in auditor.files.values())
+    log.info("replays at most %d answers a round, of: %s", options.proofs, ", ".join(names) or "nothing")
+    if not names:
+        log.warning("no model file is here, so no claim can be proven\n  storyfi-lite pull MODEL --quant QUANT")
+    neuron = session.own_neuron
+    if neuron is not None and not neuron.validator_permit:
+        log.warning("this hotkey has no validator permit: miners will refuse it, and the chain its weights")
+
+
+class _Loop:
+    """The rounds of one process."""
+
+    def __init__(
+        self,
+        options: ValidateOptions,
+        wallet: Wallet,
+        session: ChainSession,
+        state: State,
+        auditor: Auditor,
+        rules: Rules,
+        inputs: list[str],
+    ) -> None:
+        self._options = options
+        self._wallet = wallet
+        self._session = session
+        self._state = state
+        self._auditor = auditor
+        self._rules = rules
+        self._inputs = inputs
+        self._dice = random.SystemRandom()  # no miner can foresee what is asked, nor who is checked
+        self._index = CopyIndex(state.fingerprints())
+
+    async def run(self, show: Callable[[Report], None]) -> None:
+        done = 0
+        while self._options.rounds is None or done < self._options.rounds:
+            started_s = asyncio.get_running_loop().time()
+            report = await self._round()
+            if report is not None:
+                show(report)
+            if not self._options.dry_run:
+                await self._set_weights()
+            done += 1
+            if done != self._options.rounds:
+                await asyncio.sleep(started_s + self._options.interval_s - asyncio.get_running_loop().time())
+
+    async def _round(self) -> Report | None:
+        question = draw(self._dice, self._state.stories(), self._inputs)
+        standings = self._state.standings()
+        targets = [Target(hotkey, at, standings[hotkey].wire if hotkey in standings else "")
+                   for hotkey, at in self._miners().items()]  # fmt: skip
+        log.info("asking %d miners for %s: %s", len(targets), question.request.task_type, question.request.user_input)
+        replies = await self._ask_all(targets, question)
+        if not any(isinstance(reply, Reply) for reply in replies.values()):
+            log.warning("nobody answered; this round is not counted")
+            return None
+        report, outcome = await asyncio.to_thread(
+            judge_round,
+            self._state.rounds + 1,
+            question,
+            replies,
+            standings,
+            self._index,
+            self._rules,
+            self._auditor.prove,
+            self._dice,
+        )
+        self._state.save(outcome)
+        self._index.add(outcome.fingerprints)
+        return report
+
+    def _miners(self) -> dict[str, tuple[str, int]]:
+        """Whoever published an endpoint, but for this validator; on a public network only public addresses, or a miner could
+        have this machine call its own neighbours."""
+        from storyfi_lite.chain.networks import is_public
+
+        snapshot = self._session.snapshot
+        neurons = snapshot.neurons if snapshot is not None else ()
+        public = is_public(self._options.network)
+        return {
+            neuron.hotkey_ss58: neuron.axon
+            for neuron in neurons
+            if neuron.axon is not None
+            and neuron.hotkey_ss58 != self._rules.validator_ss58
+            and (not public or ipaddress.ip_address(neuron.axon[0]).is_global)
+        }
+
+    async def _ask_all(self, targets: list[Target], question: Question) -> dict[str, Reply | str]:
+        """All at once, so that all have the same time; in the order in which the answers came."""
+        replies: dict[str, Reply | str] = {}
+
+        async def one(target: Target) -> None:
+            try:
+                replies[target.hotkey_ss58] = await query(
+                    connection, self._wallet, target, question.request, self._options.timeout_s
+                )
+            except LiteError as error:
+                replies[target.hotkey_ss58] = str(error)
+
+        async with client() as connection:
+            await asyncio.gather(*map(one, targets))
+        return replies
+
+    async def _set_weights(self) -> None:
+        """When it is time. What the chain refuses now is tried again after the next round."""
+        snapshot, last = self._session.snapshot, self._state.weights_block
+        if snapshot is None or (last is not None and snapshot.block < last + WEIGHTS_EVERY_BLOCKS):
+            return
+        averages = {
+            neuron.uid: standing.average
+            for hotkey, standing in self._state.standings().items()
+            if (neuron := snapshot.by_hotkey.get(hotkey)) is not None
+        }
+        shares = weights(averages)
+        if not shares:
+            log.info("nobody earned anything yet; no weights are set")
+            return
+        result = await self._session.set_weights(shares)
+        if result:
+            self._state.weights_set(result.block or snapshot.block)
+            log.info("weights %s for %d miners", result.mode, len(shares))
+        else:
+            log.warning("weights are not set: %s; next try after the next round", result.message)

@@ -1,0 +1,138 @@
+"""One signed request to one miner, over either wire, timed by us. Knows neither scores nor the chain.
+
+The response's bytes are returned as they came, bounded in size and time; believing them is validator/verify.py's matter.
+Of miners that speak only the dendrite's wire, what protocol 3.2.0 lacks is filled in from what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+
+from storyfi_lite.errors import Busy, Unavailable
+from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
+from storyfi_lite.wire import btauth, dendrite
+from storyfi_lite.wire.messages import StoryRequest
+
+if TYPE_CHECKING:
+    from bittensor import Wallet
+
+TIMEOUT_S = 60.0
+UNKNOWN = ""  # a miner of which no answer has come yet
+
+
+@dataclass(frozen=True)
+class Target:
+    """A miner and where it listens. `wire`: what it answered on last, UNKNOWN if it never did."""
+
+    hotkey_ss58: str
+    endpoint: tuple[str, int]
+    wire: str = UNKNOWN
+
+    @property
+    def url(self) -> str:
+        host, port = self.endpoint
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`elapsed_s`: from sending to the last byte. `nonce_ns`: the signed nonce; the challenge seed is derived from it."""
+
+    body: bytes
+    elapsed_s: float
+    nonce_ns: int
+    wire: str = btauth.NAME
+
+
+def ask(
+    wallet: Wallet,
+    miner_hotkey: str,
+    endpoint: tuple[str, int],
+    request: StoryRequest,
+    timeout_s: float = TIMEOUT_S,
+) -> Reply:
+    """`query` for one miner, from code that is not async."""
+
+    async def once() -> Reply:
+        async with client() as connection:
+            return await query(connection, wallet, Target(miner_hotkey, endpoint), request, timeout_s)
+
+    return asyncio.run(once())
+
+
+def client() -> httpx.AsyncClient:
+    """For a whole round. Follows no redirect and no proxy: the endpoint on chain is what was asked."""
+    return httpx.AsyncClient(trust_env=False, timeout=None, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+async def query(
+    connection: httpx.AsyncClient,
+    wallet: Wallet,
+    target: Target,
+    request: StoryRequest,
+    timeout_s: float = TIMEOUT_S,
+) -> Reply:
+    """Signs and sends: over the wire that the miner spoke last; to a new one btauth first, then the dendrite's if there is
+    no such path. Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""
+    if target.wire != dendrite.WIRE:
+        reply = await _over_btauth(connection, wallet, target, request, timeout_s)
+        if reply is not None:
+            return reply
+    reply = await _over_dendrite(connection, wallet, target, request, timeout_s)
+    if reply is None:
+        raise Unavailable("the miner speaks neither wire")
+    return reply
+
+
+async def _over_btauth(
+    connection: httpx.AsyncClient, wallet: Wallet, target: Target, request: StoryRequest, timeout_s: float
+) -> Reply | None:
+    body = request.model_dump_json(exclude_none=True).encode()
+    headers, nonce_ns = btauth.sign_request(wallet, target.hotkey_ss58, body)
+    got = await _post(connection, target.url + btauth.PATH, headers, body, timeout_s)
+    return None if got is None else Reply(*got, nonce_ns)
+
+
+async def _over_dendrite(
+    connection: httpx.AsyncClient, wallet: Wallet, target: Target, request: StoryRequest, timeout_s: float
+) -> Reply | None:
+    headers, body, nonce_ns = dendrite.sign_request(
+        wallet.hotkey, target.hotkey_ss58, target.endpoint, request, timeout_s
+    )
+    got = await _post(connection, target.url + dendrite.PATH, headers, body, timeout_s)
+    return None if got is None else Reply(dendrite.complete_response(got[0]), got[1], nonce_ns, dendrite.WIRE)
+
+
+async def _post(
+    connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, timeout_s: float
+) -> tuple[bytes, float] | None:
+    """The answer's bytes and seconds; None if there is no such path. However slowly it trickles, `timeout_s` is the end."""
+    started_s = time.monotonic()
+    try:
+        status, received = await asyncio.wait_for(_read(connection, url, headers, body), timeout_s)
+    except asyncio.TimeoutError:
+        raise Unavailable(f"no answer within {timeout_s:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unavailable(f"no answer ({type(error).__name__})") from None
+    if status == 404:
+        return None
+    if status == 503:
+        raise Busy("the miner is busy")
+    if status != 200:
+        raise Unavailable(f"the miner answered HTTP {status}")
+    return received, time.monotonic() - started_s
+
+
+async def _read(connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+    received = bytearray()
+    async with connection.stream("POST", url, headers=headers, content=body) as response:
+        async for piece in response.aiter_raw():
+            received += piece
+            if len(received) > MAX_RESPONSE_BYTES:
+                raise Unavailable(f"the answer has more than {MAX_RESPONSE_BYTES:,} bytes")
+    return response.status_code, bytes(received)

@@ -1,0 +1,212 @@
+"""One round: the answers that came, judged. Pure but for the replays, which the caller hands in as a function.
+
+verify -> draw and replay -> compare with each other and with old answers -> score -> reward -> average. Who was asked and
+did not answer gets 0 for the round.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from storyfi_lite.registry import Registry
+from storyfi_lite.rounds.audit import Candidate, Finding, candidate, choose, claimed_model
+from storyfi_lite.rounds.draw import Question, Story
+from storyfi_lite.rounds.query import Reply
+from storyfi_lite.rounds.state import Outcome, Standing
+from storyfi_lite.seed import challenge_seed
+from storyfi_lite.validator import (
+    UNCOMPARED,
+    Context,
+    CopyIndex,
+    Entry,
+    Evidence,
+    Fingerprint,
+    Policy,
+    Proof,
+    Reward,
+    Score,
+    Verification,
+    fingerprint,
+    moving_average,
+    pool,
+    reward,
+    score,
+    standing,
+    verify,
+)
+
+Prove = Callable[[Sequence[Candidate]], Mapping[str, Finding]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one miner did in one round. `problem`: why there is nothing to pay, or what was wrong; "" if nothing was."""
+
+    hotkey: str
+    wire: str
+    elapsed_s: float | None
+    valid: bool
+    model: str
+    mode: str
+    base: float
+    proof: str  # of this answer: proven, refuted, inconclusive; not drawn; no proof
+    multiplier: float
+    final: float
+    average: float
+    problem: str
+
+
+@dataclass(frozen=True)
+class Report:
+    number: int
+    task: str
+    user_input: str
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What does not change from round to round. `proofs`: replays a round at most. `validator_ss58`: who asks."""
+
+    registry: Registry
+    policy: Policy
+    validator_ss58: str
+    proofs: int
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One answer, on its way through the round."""
+
+    reply: Reply
+    answer: Verification
+    print: Fingerprint | None
+    candidate: Candidate | None
+
+
+def judge_round(
+    number: int,
+    question: Question,
+    replies: Mapping[str, Reply | str],
+    standings: Mapping[str, Standing],
+    index: CopyIndex,
+    rules: Rules,
+    prove: Prove,
+    dice: random.Random,
+) -> tuple[Report, Outcome]:
+    """`replies`: of every miner that was asked, in order of arrival; a text says why there is none. `index` is read only."""
+    seen = {
+        hotkey: _look(hotkey, question, reply, standings.get(hotkey, Standing()), rules)
+        for hotkey, reply in replies.items()
+        if isinstance(reply, Reply)
+    }
+    drawn = choose([one.candidate for one in seen.values() if one.candidate], rules.proofs, rules.policy, dice)
+    findings = prove(drawn)
+    scores = _scores(question, seen, findings, index)
+    rows, after = [], {}
+    for hotkey, reply in replies.items():
+        before = standings.get(hotkey, Standing())
+        if isinstance(reply, str):
+            row = Row(hotkey, before.wire, None, False, "", "", 0.0, "", 0.0, 0.0, 0.0, reply)
+        else:
+            row, before = _pay(hotkey, seen[hotkey], scores[hotkey], findings.get(hotkey), before, rules)
+        average = moving_average(before.average, row.final, rules.policy)
+        rows.append(replace(row, average=average))
+        after[hotkey] = replace(before, average=average)
+    report = Report(number, question.request.task_type, question.request.user_input, tuple(rows))
+    prints = [one.print for hotkey, one in seen.items() if one.print is not None]
+    return report, Outcome(after, prints, _next_story(question, seen, scores), report.to_json())
+
+
+def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules: Rules) -> _Seen:
+    request = question.request
+    answer = verify(request, reply.body)
+    if not answer.readable or answer.data is None:
+        return _Seen(reply, answer, None, None)
+    chance = None
+    if answer.provable and answer.response is not None:
+        seed = challenge_seed(rules.validator_ss58, hotkey, str(reply.nonce_ns), request.task_type, request.user_input)
+        chance = candidate(hotkey, request, answer.response, seed, before.evidence, rules.policy, rules.registry)
+    return _Seen(reply, answer, fingerprint(request, answer.data, hotkey), chance)
+
+
+def _scores(
+    question: Question, seen: Mapping[str, _Seen], findings: Mapping[str, Finding], index: CopyIndex
+) -> dict[str, Score]:
+    """Those who came first are the originals, unless a proof says who wrote it."""
+    proven = {hotkey for hotkey, one in findings.items() if one.proof.status == "proven"}
+    arrivals = {hotkey: at for at, hotkey in enumerate(seen)}
+    prints = {hotkey: one.print for hotkey, one in seen.items() if one.print is not None}
+    entries = [Entry(print, float(arrivals[hotkey]), hotkey in proven) for hotkey, print in prints.items()]
+    like = dict(zip(prints, index.compare(entries), strict=True))
+    return {
+        hotkey: score(one.answer, Context(question.request, one.reply.elapsed_s), like.get(hotkey, UNCOMPARED))
+        for hotkey, one in seen.items()
+    }
+
+
+def _pay(
+    hotkey: str, one: _Seen, base: Score, finding: Finding | None, before: Standing, rules: Rules
+) -> tuple[Row, Standing]:
+    response, evidence = one.answer.response, before.evidence
+    if finding is not None:
+        evidence = pool(evidence, finding.proof, rules.policy)
+    paid = Reward(0.0, 0.0, 0.0, "not an answer")
+    if response is not None:
+        paid = reward(base, response, _proof_of(one, finding, evidence, rules), rules.policy, rules.registry)
+    problems = [base.zeroed or "", "" if base.zeroed else "; ".join(one.answer.problems[:2])]
+    if finding is not None and finding.proof.status == "refuted":
+        problems.append(finding.verdict.reason)
+    row = Row(
+        hotkey,
+        one.reply.wire,
+        one.reply.elapsed_s,
+        one.answer.valid,
+        response.model_name[:60] if response else "",
+        response.miner_mode if response else "",
+        base.total,
+        _proof_word(one, finding),
+        paid.multiplier,
+        paid.final,
+        0.0,
+        "; ".join(filter(None, problems)),
+    )
+    return row, replace(before, evidence=evidence, wire=one.reply.wire)
+
+
+def _proof_of(one: _Seen, finding: Finding | None, evidence: Evidence, rules: Rules) -> Proof | None:
+    """What speaks for this answer: the miner's standing, if the answer could be replayed at all. Else a miner with a good
+    standing would write the rest by any means."""
+    assert one.answer.response is not None
+    model = claimed_model(rules.registry, one.answer.response)
+    if model is None:
+        return None
+    pooled = standing(evidence, model.key, rules.policy)
+    if pooled.status == "proven" and one.candidate is None:
+        return Proof("inconclusive", model.key)
+    if finding is not None and finding.proof.status == "refuted" and pooled.status == "proven":
+        return Proof("inconclusive", model.key)  # one refuted answer is not paid as proven
+    return pooled
+
+
+def _proof_word(one: _Seen, finding: Finding | None) -> str:
+    if finding is not None:
+        return finding.proof.status
+    return "no proof" if one.candidate is None else "not drawn"
+
+
+def _next_story(question: Question, seen: Mapping[str, _Seen], scores: Mapping[str, Score]) -> Story | None:
+    """The story with its next stage: the best valid answer's. None after chapters, which no later task needs."""
+    task = question.request.task_type
+    valid = [hotkey for hotkey in seen if seen[hotkey].answer.valid and not scores[hotkey].zeroed]
+    if task == "chapters" or not valid:
+        return None
+    best = seen[max(valid, key=lambda hotkey: scores[hotkey].total)].answer.data
+    assert best is not None
+    return replace(question.story, stages={**question.story.stages, task: best})

@@ -1,0 +1,63 @@
+"""Every way of cheating that scripts/cheats.py knows, judged as the validator's loop judges: what catches it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+pytestmark = pytest.mark.slow
+
+# The proof's word on the answer, the multiplier where one replay decides, and what the row says.
+EXPECTED = {
+    "honest": ("proven", 0.5, ""),
+    "impostor": ("refuted", 0.0, "mean margin"),
+    "inflated": ("refuted", 0.0, "names a file of smollm2-135m"),
+    "pasted": ("refuted", 0.0, ""),
+    "tuned": ("inconclusive", 0.5, ""),
+    "own-seed": ("refuted", 0.0, "mean margin"),
+    "own-prompt": ("refuted", 0.0, "mean margin"),
+    "edited": ("refuted", 0.0, "do not spell the text"),
+    "edited-ids": ("refuted", 0.0, ""),
+    "truncated": ("no proof", 0.5, "missing"),
+    "injected": ("no proof", 0.5, ""),
+    "unproven": ("no proof", 0.5, ""),
+    "stale": ("refuted", 0.0, "near-copy"),
+    "copycat": ("no proof", 0.5, "near-copy"),
+    "junk": ("no proof", 0.5, "missing"),
+    "huge": ("no proof", 0.0, "more than 4,000,000 bytes"),
+    "deep": ("no proof", 0.0, "not an answer"),
+    "nan": ("no proof", 0.0, "NaN is not JSON"),
+}
+WORTH_NOTHING = ("stale", "copycat", "huge", "deep", "nan")
+
+
+@pytest.fixture(scope="module")
+def court(small_model_path: Path) -> Iterator[Any]:
+    import cheats
+
+    found = cheats.Court(small_model_path, n_threads=1)
+    yield found
+    found.close()
+
+
+def test_every_kind_is_judged_here() -> None:
+    import cheats
+
+    assert set(EXPECTED) == {"honest", "impostor", "copycat", *cheats.KINDS, *cheats.RAW}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_what_catches_it(court: Any, kind: str) -> None:
+    row = court.judge(kind).row
+    proof, multiplier, says = EXPECTED[kind]
+    assert (row.proof, row.multiplier) == (proof, multiplier), row
+    assert says in row.problem
+    assert (row.base == 0) == (kind in WORTH_NOTHING)
+    if kind == "junk":
+        assert row.base <= 20

@@ -1,0 +1,217 @@
+"""Which loader opens on which machine, what it claims, and how a load that runs out of memory goes down step by step."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from storyfi_lite.cli import cli
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit
+from storyfi_lite.gguf_header import Header
+from storyfi_lite.hardware import Gpu, Hardware
+from storyfi_lite.loaders import choice as loading
+from storyfi_lite.loaders import local
+from storyfi_lite.loaders.base import ModelClaim
+from storyfi_lite.placement.plan import MIN_CONTEXT, Wish, place
+from storyfi_lite.placement.shelf import EmptyShelf
+from storyfi_lite.registry import GGUFFile, ModelSpec, load_registry
+
+GIB = 2**30
+REGISTRY = load_registry()
+
+
+def machine(gpu_gb: float = 0, ram_gb: float = 64, cpu_gb_s: float = 40.0) -> Hardware:
+    gpus = (Gpu("RTX 3090", int(gpu_gb * GIB), int(gpu_gb * GIB), 936.0),) if gpu_gb else ()
+    return Hardware(gpus, int(ram_gb * GIB), int(ram_gb * GIB), 8, 10**12, cpu_bandwidth_gb_s=cpu_gb_s)
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in (*loading.API_KEYS.values(), "MODEL_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where the APIs' use is counted
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], None]:
+    def use(hardware: Hardware) -> None:
+        monkeypatch.setattr(loading, "probe", lambda: hardware)
+
+    return use
+
+
+def opened(**wanted: object) -> tuple[ModelClaim, dict[str, str], list[str]]:
+    """What the loader that was opened claims, says of itself, and what was noted on the way."""
+    notes: list[str] = []
+    notices = loading.Notices(lambda *_: None, notes.append)
+    loader, facts = loading.open_loader(loading.ModelChoice(**wanted), notices)  # type: ignore[arg-type]
+    claim = loader.claim
+    loader.close()
+    return claim, dict(facts), notes
+
+
+# --- the choice ------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_means_a_local_model_even_with_a_key(
+    on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(machine(gpu_gb=24))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    loader = SimpleNamespace(claim="local", close=lambda: None)
+    monkeypatch.setattr(loading, "_open_local", lambda *_: (loader, {}))
+    assert opened()[0] == "local"
+
+
+@pytest.mark.parametrize(
+    ("variable", "model"), [("OPENAI_API_KEY", "gpt-4-turbo"), ("GEMINI_API_KEY", "gemini-2.5-flash")]
+)
+def test_no_gpu_and_a_key_means_the_api_at_half_the_reward(
+    on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch, variable: str, model: str
+) -> None:
+    on(machine())
+    monkeypatch.setenv(variable, "A" * 39)
+    claim, facts, notes = opened()
+    assert (facts["model"], facts["multiplier"], claim.multiplier) == (model, "0.5", 0.5)
+    assert claim.miner_mode == "APIFallbackLoader"
+    assert len(notes) == 1 and "half the reward" in notes[0]
+
+
+def test_neither_gpu_nor_key_means_the_cpu_tier(on: Callable[[Hardware], None], small_model_path: Path) -> None:
+    on(machine())
+    claim, facts, _ = opened()
+    assert facts["model"] == claim.model_name == "smollm2-135m"
+    assert claim.multiplier == 0.5 and claim.gpu_memory_gb == 0
+
+
+def test_too_slow_for_the_cpu_tier_is_a_refusal_with_three_ways_out(on: Callable[[Hardware], None]) -> None:
+    on(machine(cpu_gb_s=0.1))
+    with pytest.raises(DoesNotFit) as refused:
+        opened()
+    ways = str(refused.value).split("three ways out:")[1]
+    assert "storyfi-lite probe" in ways and "GEMINI_API_KEY" in ways and "--model.name" in ways
+
+
+def test_a_gpu_that_lies_idle_is_never_silently_half_paid(
+    on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(replace(machine(gpu_gb=24), fault="built for the CPU only: GGML_CUDA=on"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with pytest.raises(ConfigError, match="GGML_CUDA"):
+        opened()
+
+
+def test_a_named_api_model_needs_no_gpu_and_has_no_file(
+    on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(machine(gpu_gb=24))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    assert opened(name="gpt-4-turbo")[0].multiplier == 0.5
+    with pytest.raises(BadInput, match="no quantizations"):
+        opened(name="gpt-4-turbo", quant="Q4_K_M")
+
+
+def test_the_fallback_api_answers_where_the_named_model_does_not_fit(
+    on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on(machine(ram_gb=2))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with pytest.raises(DoesNotFit):
+        opened(name="llama-3-8b")
+    with caplog.at_level(logging.WARNING):
+        claim, facts, _ = opened(name="llama-3-8b", fallback_api="openai")
+    assert (facts["model"], claim.multiplier) == ("gpt-4-turbo", 0.5)
+    assert "does not fit" in caplog.text
+
+
+def test_the_fallback_api_stays_idle_while_the_local_model_runs(
+    on: Callable[[Hardware], None], small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(machine())
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    claim, facts, _ = opened(name="smollm2-135m", fallback_api="openai")
+    assert facts["model"] == claim.model_name == "smollm2-135m"
+
+
+def test_model_name_from_the_environment_yields_to_the_option(tmp_path: Path) -> None:
+    described = tmp_path / "machine.json"
+    described.write_text('{"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cpu_bandwidth_gb_s": 40}')
+    command = ["place", "--hardware", str(described), "--json"]
+
+    def placed(*options: str) -> str:
+        result = CliRunner().invoke(cli, [*command, *options], env={"MODEL_NAME": "llama-3-8b"})
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["model"]
+
+    assert placed() == "llama-3-8b"
+    assert placed("--model.name", "mistral-7b") == "mistral-7b"
+
+
+# --- the net at loading ----------------------------------------------------------------------------------------
+
+
+class TwoFiles(EmptyShelf):
+    """Of every model, its two coarsest files of the default order are here."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.here = spec.files[1:3]
+
+    def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
+        return None
+
+    def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
+        return 0 if file in self.here else file.size_bytes
+
+
+def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rung fails but the last, a coarser file that is here: never another model, never a crash."""
+    spec = REGISTRY.find("llama-3-8b")
+    assert isinstance(spec, ModelSpec)
+    shelf = TwoFiles(spec)
+    coarse, fine = shelf.here
+    tried: list[tuple[str, EngineSettings]] = []
+
+    class Cramped:
+        def __init__(self, model: local.LocalModel, settings: EngineSettings, gpu_memory_gb: float) -> None:
+            tried.append((model.path.name, settings))
+            if model.quantization == fine.quant:
+                raise DoesNotFit("another program took the memory")
+            self.claim = SimpleNamespace(model_name=model.name, version=model.quantization, gb=gpu_memory_gb)
+
+    monkeypatch.setattr(local, "LocalModelLoader", Cramped)
+    hardware, notes = machine(gpu_gb=24), []
+    start = place(REGISTRY, hardware, Wish(model="llama-3-8b", quant=fine.quant, n_ctx=8192), shelf)
+    notices = loading.Notices(lambda *_: None, notes.append)
+    loader, facts = loading._load(start, Path(fine.parts[0].path), hardware, shelf, notices)
+
+    assert all("\n" not in note and note.startswith("another program took the memory; trying again") for note in notes)
+    steps = [note.split(" with ")[1] for note in notes]
+    assert steps[:3] == ["one request at a time", "keys and values as q8_0", "keys and values as q4_0"]
+    assert steps[-2:] == [f"{MIN_CONTEXT} tokens of context", f"the coarser file {coarse.quant}"]
+    assert all("layers on the GPU" in step for step in steps[3:-2]) and len(steps[3:-2]) > 1
+    layers = [settings.n_gpu_layers for _, settings in tried[: len(steps)]]
+    assert layers == sorted(layers, reverse=True) and layers[-1] == 0
+    assert len(tried) == len(notes) + 1 and tried[-1][0] == coarse.parts[0].path
+    assert (loader.claim.model_name, loader.claim.version) == ("llama-3-8b", coarse.quant)  # type: ignore[attr-defined]
+    assert (facts["model"], facts["quantization"]) == ("llama-3-8b", coarse.quant)
+
+
+def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DoesNotFit("another program took the memory")
+
+    monkeypatch.setattr(local, "LocalModelLoader", refuse)
+    hardware = machine(gpu_gb=24)
+    start = place(REGISTRY, hardware, Wish(model="llama-3-8b"), EmptyShelf())
+    with pytest.raises(DoesNotFit, match="another program"):
+        loading._load(
+            start, Path("x.gguf"), hardware, EmptyShelf(), loading.Notices(lambda *_: None, lambda note: None)
+        )  # type: ignore[arg-type]
