@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -93,18 +94,8 @@ class MineProcess:
         return PATH, body, http_auth.sign(wallet, method="POST", path=PATH, body=body, receiver_ss58=self.hotkey)
 
     def sign_as_dendrite(self, request: StoryRequest) -> Sent:
-        """What bittensor 10's client sends; a replay of it stays fresh for a minute, six times as long."""
-        key = self.net.validators[0].hotkey
-        fields = {"bt_header_dendrite_uuid": str(uuid.uuid4()), "computed_body_hash": EMPTY_BODY_HASH}
-        claim = Claim(key.ss58_address, time.time_ns(), fields)
-        signature = bytes(key.sign(signed_message(claim, self.hotkey)))
-        headers = {
-            **fields,
-            "bt_header_axon_hotkey": self.hotkey,
-            "bt_header_dendrite_hotkey": key.ss58_address,
-            "bt_header_dendrite_nonce": str(claim.nonce_ns),
-            "bt_header_dendrite_signature": f"0x{signature.hex()}",
-        }
+        """Today's wire; a replay of it stays fresh for a minute, six times as long."""
+        headers = sign_as_dendrite(self.net.validators[0].hotkey, self.hotkey)
         return f"/{NAME}", request.model_dump_json(exclude_none=True).encode(), headers
 
     def post(self, sent: Sent, timeout_s: float = 60.0) -> httpx.Response:
@@ -121,6 +112,21 @@ class MineProcess:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=90)
+
+
+def sign_as_dendrite(
+    key: Any, receiver_ss58: str, body_hash: str = EMPTY_BODY_HASH, nonce_ns: int | None = None
+) -> dict[str, str]:
+    """The headers that bittensor 10's client sends. Upstream's class signs no byte of the body: the default."""
+    fields = {"bt_header_dendrite_uuid": str(uuid.uuid4()), "computed_body_hash": body_hash}
+    claim = Claim(key.ss58_address, time.time_ns() if nonce_ns is None else nonce_ns, fields)
+    return {
+        **fields,
+        "bt_header_axon_hotkey": receiver_ss58,
+        "bt_header_dendrite_hotkey": key.ss58_address,
+        "bt_header_dendrite_nonce": str(claim.nonce_ns),
+        "bt_header_dendrite_signature": f"0x{bytes(key.sign(signed_message(claim, receiver_ss58))).hex()}",
+    }
 
 
 def small_model_flags(n_threads: int = 1) -> list[str]:

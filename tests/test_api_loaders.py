@@ -540,6 +540,18 @@ def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path):
     assert again.usage.tokens == 101
 
 
+def test_two_processes_share_one_cap(tmp_path):
+    """Two hotkeys on one machine use one account."""
+    miner, other = (Meter(tmp_path / "m", Caps(tokens=1000)) for _ in range(2))
+    charge = miner.charge(300, 300, None)
+    other.charge(200, 100, None)
+    with pytest.raises(Busy, match="900 used today"):
+        miner.charge(100, 100, None)
+    miner.settle(charge, 100, 100)
+    other.charge(200, 200, None)
+    assert Meter(tmp_path / "m", Caps()).usage.tokens == 900
+
+
 def test_a_call_that_was_never_settled_stays_charged(tmp_path):
     Meter(tmp_path / "m", Caps()).charge(10, 20, None)
     assert Meter(tmp_path / "m", Caps()).usage.tokens == 30

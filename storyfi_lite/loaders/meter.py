@@ -2,17 +2,20 @@
 survives a restart.
 
 A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call
-whose end is not known (time-out, crash) stays charged: the cap may close early, never late. One process a
-file. It knows no vendor; prices are the operator's, none are built in. The day is UTC's.
+whose end is not known (time-out, crash) stays charged: the cap may close early, never late. Processes share
+the file: two miners of one user, or a miner and a `generate`, have one cap. It knows no vendor; prices are the
+operator's, none are built in. The day is UTC's.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,6 +77,7 @@ class Meter:
 
     @property
     def usage(self) -> Usage:
+        """As of this process's last call."""
         with self._lock:
             return self._today()
 
@@ -88,7 +92,7 @@ class Meter:
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
         """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be
         written."""
-        with self._lock:
+        with self._shared():
             used = self._today()
             usd = used.usd + (prices.usd(prompt_tokens, completion_tokens) if prices else 0.0)
             wait_s = (used.day + 1) * DAY_S - self._clock()
@@ -111,13 +115,27 @@ class Meter:
     def settle(self, charge: Charge, prompt_tokens: int, completion_tokens: int) -> None:
         """Puts what the vendor counted in the place of the estimate. A call that cost nothing is settled
         with zeros."""
-        with self._lock:
+        with self._shared():
             if self._today().day == charge.day:
                 self._add(
                     prompt_tokens - charge.prompt_tokens,
                     completion_tokens - charge.completion_tokens,
                     charge.prices,
                 )
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        """What all processes used so far, and nobody else adds to it meanwhile."""
+        with self._lock:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                lock = self._path.with_name(self._path.name + ".lock").open("w")
+            except OSError as error:
+                raise self._unwritable(error) from None
+            with lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._usage = self._load()
+                yield
 
     def _add(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> None:
         used = self._today()
@@ -160,11 +178,13 @@ class Meter:
     def _save(self) -> None:
         temporary = self._path.with_name(self._path.name + ".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("w") as file:
                 json.dump(asdict(self._usage), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
         except OSError as error:
-            raise ConfigError(f"the API meter {self._path} cannot be written: {error.strerror}") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"the API meter {self._path} cannot be written: {error.strerror}")
