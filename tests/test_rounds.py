@@ -219,6 +219,29 @@ def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Pa
     assert Auditor({file.sha256: file}, REGISTRY).prove([some("5F", 1.0)]) == {}
 
 
+def test_closing_waits_for_the_replay_in_hand_and_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C must not free a file's memory under a replay that reads it."""
+    auditor, begun, go_on, proven = Auditor({}, REGISTRY), threading.Event(), threading.Event(), []
+
+    def slow(one: Candidate) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        proven.append(one.hotkey)
+
+    monkeypatch.setattr(auditor, "_prove", slow)
+    proving = threading.Thread(target=auditor.prove, args=([some("a", 1.0), some("b", 1.0)],))
+    proving.start()
+    assert begun.wait(20)
+    closing = threading.Thread(target=auditor.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive() and not proven
+    go_on.set()
+    closing.join(20)
+    proving.join(20)
+    assert proven == ["a"]
+
+
 def test_files_to_replay_with_are_the_registrys(small_model_path: Path, tmp_path: Path) -> None:
     files = known_files(REGISTRY, Store(tmp_path), [small_model_path])
     assert [(file.model, file.quant) for file in files.values()] == [("smollm2-135m", "Q4_1")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def weight(one: Candidate, policy: Policy) -> float:
 
 
 class Auditor:
-    """Replays answers, one file in memory at a time. Use from one thread; `stop` may come from any."""
+    """Replays answers, one file in memory at a time. `prove` in one thread; `close` may come from another meanwhile."""
 
     def __init__(self, files: Mapping[str, KnownFile], registry: Registry, n_threads: int | None = None) -> None:
         self.files = files
@@ -119,12 +120,17 @@ class Auditor:
         self._n_threads = n_threads
         self._open: tuple[str, Prover] | None = None
         self._stopped = False
+        self._in_use = threading.Lock()  # the file's memory, which close() frees
 
     def knows(self, one: Candidate) -> bool:
         return one.response.proof is not None and one.response.proof.model_sha256 in self.files
 
     def prove(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
         """By hotkey. An answer that could not be replayed for our own reasons is left out, and the log says why."""
+        with self._in_use:
+            return self._prove_all(chosen)
+
+    def _prove_all(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
         found = {}
         for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
             if self._stopped:
@@ -151,16 +157,18 @@ class Auditor:
 
     def _prover(self, file: KnownFile) -> Prover:
         if self._open is None or self._open[0] != file.sha256:
-            self.close()
+            self._close_file()
             prover = Prover(file.path, file.chat_template, self._n_threads or 0, _layers_on_gpu(file, self._registry))
             self._open = (file.sha256, prover)
         return self._open[1]
 
-    def stop(self) -> None:
-        """The replay in hand is the last."""
-        self._stopped = True
-
     def close(self) -> None:
+        """The replay in hand is the last, and is waited for."""
+        self._stopped = True
+        with self._in_use:
+            self._close_file()
+
+    def _close_file(self) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None

@@ -93,7 +93,6 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
             loop = _Loop(options, wallet, session, state, auditor, rules, inputs)
             await loop.run(show)
         finally:
-            auditor.stop()
             await session.close()
 
 
