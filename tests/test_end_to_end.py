@@ -85,17 +85,6 @@ def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
     assert response.proof is not None and not response.proof.model_sha256.startswith("b179c952")
 
 
-def test_bench_measures_speed_and_what_the_networks_clock_makes_of_it(small_model_path: Path) -> None:
-    done = run("bench", "--json", "--tokens", "8", "--threads", "1", "--model.path", str(small_model_path))
-    assert done.returncode == 0, done.stderr.decode()
-    found = json.loads(done.stdout)
-    assert found["model"] == "smollm2-135m" and [row["slots"] for row in found["speeds"]] == [1]
-    assert all(row["free_tokens_per_s"] > 0 < row["constrained_tokens_per_s"] for row in found["speeds"])
-    [blueprint] = found["blueprints"]
-    assert blueprint["slowest_s"] > 0 and 0 <= blueprint["time_points"] <= 10
-    assert b"1 whole blueprint" in done.stderr
-
-
 def test_verify_tells_valid_from_invalid_by_its_exit_code(envelope: bytes, tmp_path: Path) -> None:
     whole = run("verify", "-", "--json", stdin=envelope)
     assert whole.returncode == 0 and json.loads(whole.stdout)["canonical"] is True

@@ -185,21 +185,30 @@ def test_a_deadline_ends_a_request_waiting_or_running(own_engine: Engine) -> Non
 
 
 def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Engine) -> None:
-    own_engine.submit(job()).result()
-    own_engine._s_per_need = 10.0 / SHORT.min_tokens_bound
-    running = own_engine.submit(job(constraint=LONG))
+    """By each job's own length, at a made-up speed: the long one takes some 250 s, the short one some 5 s."""
+    own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
+    with pytest.raises(Busy, match="0 s to wait"):
+        own_engine.submit(job(constraint=LONG, within_s=100))
+    own_engine.submit(job(within_s=100)).result()  # the long ones of before are no reason to refuse a short one
+    own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
+    running = own_engine.submit(job(constraint=LONG, within_s=600))
+    waiting = own_engine.submit(job(within_s=600))
     with pytest.raises(Busy) as refused:
-        own_engine.submit(job(within_s=15))
-    assert refused.value.retry_after_s is not None
-    running.cancel()
+        own_engine.submit(job(within_s=100))
+    assert refused.value.retry_after_s is not None and 200 < refused.value.retry_after_s < 300
+    for future in (waiting, running):
+        future.cancel()
 
 
-def test_a_long_tasks_deadline_is_judged_by_its_own_length(own_engine: Engine) -> None:
-    """What short answers took says how long a long one takes; neither's time stands for the other's."""
-    own_engine._s_per_need = 10.0 / LONG.min_tokens_bound
-    with pytest.raises(Busy):
-        own_engine.submit(job(constraint=LONG, within_s=9))
-    own_engine.submit(job(within_s=9)).result()
+def test_the_wait_counts_only_what_goes_first(own_engine: Engine) -> None:
+    running = own_engine.submit(job(constraint=LONG, within_s=600))
+    poor = [own_engine.submit(job(constraint=LONG, within_s=9000)) for _ in range(2)]
+    own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
+    rich_s, poor_s = own_engine._expected_wait_s(9.0), own_engine._expected_wait_s(0.0)
+    assert rich_s is not None and poor_s is not None
+    assert rich_s < 260 and 740 < poor_s < 790
+    for future in (*poor, running):
+        future.cancel()
 
 
 def test_a_full_queue_refuses_and_higher_stakes_go_first(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +299,32 @@ def test_a_joining_prompt_does_not_stall_those_who_write(
         assert SHORT.check(joining.result().text).canonical
         assert max(batches) <= 2 * PROMPT_CHUNK_TOKENS
         writing.cancel()
+
+
+def test_slots_in_use_have_consecutive_numbers_whoever_leaves(
+    small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp takes other batches in several passes. An answer that moved is still what its seed chooses."""
+    batches: list[list[int]] = []
+    decode = Context.decode
+
+    def seen(self: Context, feeds: Any) -> Any:
+        batches.append([feed.sequence for feed in feeds])
+        return decode(self, feeds)
+
+    with Engine(small_model_path, EngineSettings(n_ctx=512, n_slots=4, n_threads=1)) as engine:
+        monkeypatch.setattr(Context, "decode", seen)
+        futures = [engine.submit(job(seed, constraint=LONGER)) for seed in (1, 2, 3, 4)]
+        while [0, 1, 2, 3] not in batches:
+            time.sleep(0.005)
+        futures[0].cancel()
+        futures[2].cancel()
+        moved = futures[3].result()
+        futures[1].result()
+        assert [1, 2] in batches
+        assert all(batch == list(range(batch[0], batch[0] + len(batch))) for batch in batches)
+        result = replayed(engine, moved, seed=4)
+        assert result.refuted is None and result.mean_margin < 0.02
 
 
 # --- failure -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +34,7 @@ MAX_QUEUED = 64
 MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
 PROMPT_CHUNK_TOKENS = 64  # of joining prompts in one step while other slots write: their streams must not stall
 MIN_SHARED_TOKENS = 32  # a common beginning shorter than this costs less to compute than to copy
-_SPEED_MEMORY = 0.7  # weight of the past in the running means
+_SPEED_MEMORY = 0.7  # weight of the past in the running means of tokens a second and of lengths
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class _Request:
     prompt: list[int]
     rule: ChoiceRule
     max_tokens: int
+    need_tokens: int  # surely close an answer: its length in characters, nearly
     future: Future[Generation]
     submitted_s: float
     started_s: float = 0.0
@@ -116,8 +119,8 @@ class Engine:
         self._closing = False
         self._dead: str | None = None
         self._failures = 0
-        self._s_per_need: float | None = None  # seconds a job over the tokens that its grammar needs at least
         self._tokens_per_s: float | None = None  # of one slot, prompt included
+        self._length_share = 1.0  # answers' tokens over those that surely close one: the same for long and short tasks
         self._tokens_written = 0
         self._thread = threading.Thread(target=self._run, name="storyfi-engine", daemon=True)
         self._thread.start()
@@ -136,11 +139,12 @@ class Engine:
             prompt = self.prompt_tokens(job.messages)
             max_tokens = self._budget(job, prompt)
             rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
-        request = _Request(job, prompt, rule, max_tokens, Future(), time.monotonic())
+        need_tokens = job.constraint.min_tokens_bound
+        request = _Request(job, prompt, rule, max_tokens, need_tokens, Future(), time.monotonic())
         with self._wake:
             if self._dead or self._closing:
                 raise EngineError(self._dead or "the engine is closed")
-            self._refuse_if_late(job)
+            self._refuse_if_late(request)
             heapq.heappush(self._queue, (-job.priority, next(self._order), request))
             self._wake.notify()
         return request.future
@@ -158,36 +162,53 @@ class Engine:
             )
         return min(wanted, room)
 
-    def _refuse_if_late(self, job: EngineJob) -> None:
-        ahead = [request.job for priority, _, request in sorted(self._queue) if -priority >= job.priority]
-        wait_s = self._expected_wait_s(ahead)
+    def _refuse_if_late(self, request: _Request) -> None:
+        wait_s = self._expected_wait_s(request.job.priority)
         if len(self._queue) >= MAX_QUEUED:
             raise Busy("the queue is full", wait_s)
-        if wait_s is not None and time.monotonic() + wait_s + self._expected_s(job) > job.deadline_s:
+        if wait_s is not None and time.monotonic() + wait_s + self._expected_s(request) > request.job.deadline_s:
             raise Busy(f"the answer would be late: {wait_s:.0f} s to wait", wait_s)
 
-    def _expected_s(self, job: EngineJob) -> float:
-        """Seconds that a job takes in its slot: a task of longer answers takes longer. 0 until one has been measured."""
-        return (self._s_per_need or 0.0) * job.constraint.min_tokens_bound
-
-    def _expected_wait_s(self, ahead: list[EngineJob]) -> float | None:
-        """Seconds until a job behind these gets a slot; None until one has been measured."""
-        if self._s_per_need is None:
+    def _expected_wait_s(self, priority: float) -> float | None:
+        """Seconds until a job of this priority gets a slot: those that run and those before it in the queue, each by its own
+        length, given to the slots in turn. None until a job has been measured."""
+        if self._tokens_per_s is None:
             return None
-        now = time.monotonic()
-        running = [request for slot in self._slots if (request := slot.request)]
-        free_in_s = [max(0.0, one.started_s + self._expected_s(one.job) - now) for one in running]
-        free_in_s += [0.0] * (len(self._slots) - len(running))
+        running = [slot.request for slot in self._slots]
+        free_in_s = [self._expected_s(request) if request else 0.0 for request in running]
         heapq.heapify(free_in_s)
-        for job in ahead:  # each takes the slot that is free first
-            heapq.heapreplace(free_in_s, free_in_s[0] + self._expected_s(job))
+        for _, _, request in sorted(entry for entry in self._queue if -entry[0] >= priority):
+            heapq.heapreplace(free_in_s, free_in_s[0] + self._expected_s(request))
         return free_in_s[0]
+
+    def _expected_s(self, request: _Request) -> float:
+        """Seconds that this job still takes in a slot."""
+        assert self._tokens_per_s is not None
+        whole = min(request.max_tokens, self._length_share * request.need_tokens)
+        return max(0.0, whole - len(request.rule.tokens)) / self._tokens_per_s
 
     def health(self) -> EngineHealth:
         with self._wake:
             running = sum(slot.request is not None for slot in self._slots)
             alive = self._dead is None and not self._closing
             return EngineHealth(alive, self._dead or "ok", running, len(self._queue), self._tokens_written)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Context]:
+        """The context itself, empty, for measuring what llama.cpp does alone. Requests wait meanwhile, and find no prompt
+        cached afterwards. Raises EngineError while anything runs or waits."""
+        with self._wake:
+            if self._dead or self._closing or self._queue or self._busy():
+                raise EngineError("the engine's context is in use")
+            try:
+                self._forget_all()
+                yield self._context
+            finally:
+                self._forget_all()
+
+    def _forget_all(self) -> None:
+        for slot in self._slots:
+            self._keep(slot, [], 0)
 
     def close(self) -> None:
         """Finishes what runs, fails what waits, frees the model. Idempotent."""
@@ -291,6 +312,7 @@ class Engine:
     def _step(self) -> None:
         """One batch: decode, then choose for each slot whose tokens are all in."""
         self._drop_ended()
+        self._close_gaps()
         plan = self._plan()
         if not plan:
             return
@@ -303,6 +325,18 @@ class Engine:
             slot.feed = slot.feed[len(chunk) :]
             if logits:
                 self._advance(slot, logits[0])
+
+    def _close_gaps(self) -> None:
+        """Moves slots down until those in use have consecutive numbers. llama.cpp takes only such sequences together; each gap
+        would cost one more pass over the weights in every step, a move is one copy."""
+        busy = self._busy()
+        for free in self._slots:
+            if busy and free.request is None and busy[0].sequence < free.sequence < busy[-1].sequence:
+                last = busy.pop()
+                self._context.copy(last.sequence, free.sequence)
+                free.request, free.cached, free.feed = last.request, list(last.cached), last.feed
+                free.untouched = last.untouched
+                self._release(last, None)
 
     def _plan(self) -> list[tuple[_Slot, list[int]]]:
         """Which tokens go into the next batch. Slots that write come first; joining prompts, the oldest first, share what
@@ -322,7 +356,7 @@ class Engine:
                 slot.untouched = False
                 plan.append((slot, slot.feed[:room]))
                 room -= len(plan[-1][1])
-        return plan
+        return sorted(plan, key=lambda entry: entry[0].sequence)  # llama.cpp splits a batch where numbers do not ascend
 
     def _must_wait(self, slot: _Slot, older: list[_Slot]) -> bool:
         """Copies the beginning of the prompt from the slot that holds most of it. True if an older one is just computing
@@ -357,7 +391,9 @@ class Engine:
     def _finish(self, slot: _Slot, request: _Request) -> None:
         now = time.monotonic()
         taken_s = now - request.started_s
-        self._s_per_need = _running_mean(self._s_per_need, taken_s / request.job.constraint.min_tokens_bound)
+        self._length_share = _running_mean(
+            self._length_share if self._tokens_per_s else None, len(request.rule.tokens) / request.need_tokens
+        )
         self._tokens_per_s = _running_mean(self._tokens_per_s, len(request.rule.tokens) / taken_s)
         self._failures = 0
         generation = Generation(

@@ -12,6 +12,7 @@ from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +213,18 @@ class Context:
         code = llama_cpp.llama_decode(self.handle, self._batch)
         if code != 0:
             raise EngineError(f"llama_decode failed with code {code} on {at} tokens of {len(feeds)} sequences")
-        return [[self._logits(row) for row in rows] for rows in wanted]
+        return self._logits(wanted)
 
-    def _logits(self, row: int) -> Floats:
-        pointer = llama_cpp.llama_get_logits_ith(self.handle, row)
+    def _logits(self, wanted: list[list[int]]) -> list[list[Floats]]:
+        """llama.cpp keeps the wanted rows one after the other, in the batch's order."""
+        count = sum(map(len, wanted))
+        if not count:
+            return [[] for _ in wanted]
+        pointer = llama_cpp.llama_get_logits(self.handle)
         if not pointer:
             raise EngineError("llama.cpp returned no logits")
-        address = ctypes.addressof(pointer.contents)
-        return np.frombuffer((ctypes.c_float * self._vocabulary_size).from_address(address), dtype=np.float32)
+        rows = iter(np.ctypeslib.as_array(pointer, (count, self._vocabulary_size)))
+        return [list(islice(rows, len(of_feed))) for of_feed in wanted]
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drops a sequence's cells from position `start` on. False if this kind of cache cannot be cut there; dropping all

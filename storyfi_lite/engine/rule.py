@@ -139,6 +139,8 @@ class ChoiceRule:
         return next((token for at in likeliest if self._allowed(token := int(near[at]))), None)
 
     def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Iterator[int]:
+        if len(tokens) == 1:
+            return iter((int(tokens[0]),))
         values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
         return (int(tokens[at]) for at in _best_first(values))
 

@@ -22,6 +22,10 @@ Ids = NDArray[np.int64]
 _MASK = (1 << 64) - 1
 _POSITION_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment, 2^64 / golden ratio
 _TOKEN_STEP = np.uint64(0xD1342543DE82EF95)  # an odd multiplier with good spectral properties (Steele & Vigna 2021)
+# numpy's own numbers, made once: a few dozen candidates cost less than making them
+_11, _27, _30, _31 = (np.uint64(bits) for bits in (11, 27, 30, 31))
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ONE = np.uint64(1)
 SLOPE = 2.0
 REACH = 4.0  # nats below the cut
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
@@ -29,9 +33,9 @@ _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, a
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finalizer (Stafford's mix 13)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> _30)) * _MIX_1
+    x = (x ^ (x >> _27)) * _MIX_2
+    return x ^ (x >> _31)
 
 
 def _mix_one(x: int) -> int:
@@ -47,8 +51,8 @@ def gumbel_noise(seed: int, position: int, tokens: Ids) -> NDArray[np.float64]:
     Vectors: tests/vectors/sampler.json.
     """
     key = np.uint64(_mix_one((seed + (position + 1) * _POSITION_STEP) & _MASK))
-    bits = _mix(_mix(key + (tokens.astype(np.uint64) + np.uint64(1)) * _TOKEN_STEP))
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    bits = _mix(_mix(key + (tokens.astype(np.uint64) + _ONE) * _TOKEN_STEP))
+    uniform = ((bits >> _11).astype(np.float64) + 0.5) * 2.0**-53
     return -np.log(-np.log(uniform))
 
 

@@ -92,8 +92,7 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
-    if choice.name and choice.path:
-        raise BadInput("--model.name and --model.path exclude each other")
+    _check(choice)
     from storyfi_lite.loaders import api_choice
 
     named = load_registry().find(choice.name) if choice.name else None
@@ -103,15 +102,26 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
         return api_choice.open_api_only(named.provider, choice)
     hardware = probe()
 
-    def open_local() -> tuple[Loader, Mapping[str, str]]:
+    def local() -> tuple[Loader, Mapping[str, str]]:
         return _open_local(choice, notices, hardware, warm_up)
 
     if choice.fallback_api:
-        return api_choice.open_with_fallback(choice.fallback_api, choice, open_local)
+        return api_choice.open_with_fallback(choice.fallback_api, choice, local)
     if not choice.is_explicit and (provider := choose_api(hardware, choice)):
         notices.note(f"no GPU that llama.cpp can use: answers come from the {provider} API, at half the reward")
         return api_choice.open_api_only(provider, choice)
-    return open_local()
+    return local()
+
+
+def open_local(choice: ModelChoice, notices: Notices) -> tuple[LocalModelLoader, Mapping[str, str]]:
+    """The same, warmed up, of a model on this machine and never an API. Raises BadInput for an API model."""
+    _check(choice)
+    return _open_local(choice, notices, probe(), warm_up=True)
+
+
+def _check(choice: ModelChoice) -> None:
+    if choice.name and choice.path:
+        raise BadInput("--model.name and --model.path exclude each other")
 
 
 def choose_api(hardware: Hardware, choice: ModelChoice) -> str | None:

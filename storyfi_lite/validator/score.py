@@ -93,8 +93,8 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
 
 
 def time_points(elapsed_s: float) -> float:
-    """The network's: 10 up to 30 s, in a line to 0 at 60 s."""
-    return 10 * _clamp(1 - (elapsed_s - FULL_MARKS_S) / (NO_MARKS_S - FULL_MARKS_S))
+    """Of 10, for a valid answer that took so long: all up to FULL_MARKS_S, none from NO_MARKS_S on, a line between."""
+    return 10 * _falling(elapsed_s, FULL_MARKS_S, NO_MARKS_S)
 
 
 # --- technical ---------------------------------------------------------------------------------------------------

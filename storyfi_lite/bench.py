@@ -1,0 +1,129 @@
+"""How fast a loaded engine writes: the measures that `storyfi-lite bench` and scripts/bench_engine.py share.
+
+Every request is a blueprint, the commonest task. Loads no model, prints nothing. Figures are of the moment: other programs
+on the machine make them worse.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llama_cpp
+
+from storyfi_lite import tasks
+from storyfi_lite.engine.engine import Engine, EngineJob, Generation
+from storyfi_lite.engine.model import Feed
+from storyfi_lite.engine.settings import SamplingParams
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.validator.score import time_points
+from storyfi_lite.wire.messages import StoryRequest
+
+Clock = Callable[[], float]
+FAR_S = 3600.0
+POLL_S = 0.005
+SPEED_TOKENS = 96  # each slot's, for a figure of tokens a second; the shortest blueprint has more
+WRITING_TOKENS = 8  # a slot that has written so many is past its prompt
+TASK = tasks.get("blueprint")
+USER_INPUT = "A lighthouse keeper hears the sea answer."
+CONSTRAINT = TASK.constraint(StoryRequest(task_type="blueprint", user_input=USER_INPUT))
+
+
+@dataclass(frozen=True)
+class Together:
+    """`slots` blueprints written at once. `tokens_per_s`: of all together, while all write. `blueprint_s`: the slowest one's,
+    from request to answer. `time_points`: what the network's score gives for that, of 10; the way there and back is not in it."""
+
+    slots: int
+    tokens_per_s: float
+    blueprint_s: float
+    time_points: float
+
+
+def slot_counts(n_slots: int) -> list[int]:
+    """1, 2, 4, … and the engine's own number of slots."""
+    return sorted({2**power for power in range(n_slots.bit_length())} | {n_slots})
+
+
+def job(seed: int, user_input: str = USER_INPUT, constraint: Constraint = CONSTRAINT) -> EngineJob:
+    messages = TASK.messages(StoryRequest(task_type="blueprint", user_input=user_input))
+    return EngineJob(messages, constraint, SamplingParams(seed), time.monotonic() + FAR_S)
+
+
+def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
+    """Tokens a second of llama.cpp alone, one sequence, without a grammar: its own sampler, no line of ours between."""
+    with engine.borrowed() as context, _own_sampler() as sampler:
+        prompt = engine.prompt_tokens(job(0).messages)
+        context.decode([Feed(0, 0, prompt, [len(prompt) - 1])])
+        start = time.perf_counter()
+        for position in range(len(prompt), len(prompt) + n_tokens):
+            token = llama_cpp.llama_sampler_sample(sampler, context.handle, -1)
+            context.decode([Feed(0, position, [token], [0])])
+        return n_tokens / (time.perf_counter() - start)
+
+
+@contextmanager
+def _own_sampler() -> Iterator[llama_cpp.llama_sampler_p]:
+    """llama.cpp's, with the same temperature and min-p."""
+    params = SamplingParams(seed=1)
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    try:
+        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
+        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(params.temperature))
+        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(params.seed))
+        yield chain
+    finally:
+        llama_cpp.llama_sampler_free(chain)
+
+
+@contextmanager
+def writing(engine: Engine, n_slots: int, seed: int) -> Iterator[list[Future[Generation]]]:
+    """So many blueprints, from the time that all of them write. On leaving, those that still do are cancelled."""
+    before = engine.health().tokens_written
+    futures = [engine.submit(job(seed + slot)) for slot in range(n_slots)]
+    try:
+        wait_until(lambda: written(engine, before) >= WRITING_TOKENS * n_slots or _ended(futures))
+        yield futures
+    finally:
+        for future in futures:
+            future.cancel()
+        wait_until(lambda: not engine.health().running)
+
+
+def speed(
+    engine: Engine, futures: list[Future[Generation]], n_tokens: int = SPEED_TOKENS, clock: Clock = time.perf_counter
+) -> float:
+    """Tokens a second of those that write, over the next `n_tokens` of each."""
+    start, before = clock(), engine.health().tokens_written
+    wait_until(lambda: written(engine, before) >= n_tokens * len(futures) or _ended(futures))
+    return written(engine, before) / (clock() - start)
+
+
+def together(
+    engine: Engine, n_slots: int, seed: int = 0, progress: Callable[[int], None] = lambda tokens: None
+) -> Together:
+    """Whole blueprints, `n_slots` at once. `progress` hears how many tokens are written."""
+    before = engine.health().tokens_written
+    with writing(engine, n_slots, seed) as futures:
+        tokens_per_s = speed(engine, futures)
+        while not all(future.done() for future in futures):
+            progress(written(engine, before))
+            time.sleep(POLL_S)
+        slowest_s = max(future.result().total_s for future in futures)
+    return Together(n_slots, tokens_per_s, slowest_s, time_points(slowest_s))
+
+
+def written(engine: Engine, before: int) -> int:
+    return engine.health().tokens_written - before
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(POLL_S)
+
+
+def _ended(futures: list[Future[Generation]]) -> bool:
+    return any(future.done() for future in futures)
