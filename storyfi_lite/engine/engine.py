@@ -71,7 +71,7 @@ class EngineHealth:
     detail: str
     running: int
     queued: int
-    tokens_written: int  # of all answers so far
+    tokens_written: int  # of all answers so far, each counted when it is decoded
 
 
 @dataclass
@@ -323,6 +323,8 @@ class Engine:
         for (slot, chunk), logits in zip(plan, self._context.decode(feeds), strict=True):
             slot.cached += chunk
             slot.feed = slot.feed[len(chunk) :]
+            if slot.request and slot.request.first_token_s:
+                self._tokens_written += len(chunk)
             if logits:
                 self._advance(slot, logits[0])
 
@@ -379,7 +381,6 @@ class Engine:
         request.first_token_s = request.first_token_s or time.monotonic()
         try:
             slot.feed = [request.rule.choose(logits), *request.rule.force()]
-            self._tokens_written += len(slot.feed)
             if request.rule.done:
                 self._finish(slot, request)
         except LiteError as error:
