@@ -48,7 +48,7 @@ from storyfi_lite.wire.messages import StoryRequest
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
 LENGTHS = (50, 100, 200, 300, 500)
-CALIBRATION_ANSWERS = 40  # their seeds are negative: none of them is judged
+CALIBRATION_ANSWERS = 30  # their seeds are negative: none of them is judged
 # For a base model that carries no chat template: the texts one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
