@@ -124,7 +124,8 @@ def _random(random: np.random.Generator, rows: tuple[int, ...], dtype: Any) -> n
     if dtype is np.float32:
         return random.normal(0, 0.05, rows).astype(np.float32)
     blocks = random.integers(0, 256, (*rows[:-1], rows[-1] // 34, 34), dtype=np.uint8)
-    blocks[..., :2] = np.frombuffer(np.float16(0.001).tobytes(), dtype=np.uint8)  # each block's scale
+    scales = random.uniform(0.0005, 0.0015, (*blocks.shape[:-1], 1)).astype(np.float16)
+    blocks[..., :2] = scales.view(np.uint8)  # one equal scale for all would be read twice as fast
     return blocks
 
 
