@@ -55,14 +55,15 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
     path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "speed.json"
     build = f"llama-cpp-python {llama_cpp.__version__}"
     key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"
+    known: dict[str, Any] = {}
     try:
-        known = json.loads(path.read_text())
+        known = dict(json.loads(path.read_text()))
         return CpuSpeed(**known[key])
     except (OSError, ValueError, KeyError, TypeError):
         measured = measure_cpu(n_threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({key: asdict(measured)}))
+        path.write_text(json.dumps({**known, key: asdict(measured)}))
     except OSError:
         pass  # a read-only home: measured again next time
     return measured
