@@ -19,9 +19,9 @@ from storyfi_lite.loaders import choice as loading
 from storyfi_lite.placement import memory, weights
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
 from storyfi_lite.placement.ladder import step_down
-from storyfi_lite.placement.plan import AIM_S, MIN_CONTEXT, Placement, Wish, place
+from storyfi_lite.placement.plan import AIM_S, MIN_CONTEXT, Placement, Wish, finer_than, place
 from storyfi_lite.placement.shelf import EmptyShelf
-from storyfi_lite.registry import load_registry
+from storyfi_lite.registry import GGUFFile, ModelSpec, load_registry
 
 GIB = 2**30
 REGISTRY = load_registry()
@@ -180,6 +180,21 @@ def test_keys_and_values_are_quantized_before_layers_are_dropped() -> None:
         assert best.settings.n_ctx >= MIN_CONTEXT
 
 
+class OneFile(EmptyShelf):
+    """Only the coarsest file of each model that is fine enough is here."""
+
+    def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
+        here = next(one for one in spec.files if finer_than("Q3_K_M", one))
+        return 0 if file is here else file.size_bytes
+
+
+def test_what_is_here_is_run_whether_it_is_in_time_or_not() -> None:
+    for gb, in_time in ((8, False), (80, True)):
+        best = place(REGISTRY, machine(gb), Wish(model="llama-3-70b"), OneFile())
+        assert OneFile().missing_bytes(best.spec, best.file) == 0
+        assert (best.speed.blueprint_s <= AIM_S) == in_time
+
+
 def test_policies_and_limits() -> None:
     assert placed(machine(24)).speed.blueprint_s <= AIM_S
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
@@ -220,6 +235,7 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
             super().__init__(model, settings, gpu_memory_gb)
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
+    monkeypatch.setattr(loading, "probe", machine)
     notes: list[str] = []
     wanted = loading.ModelChoice(name="smollm2-135m")
     loader, facts = loading.open_loader(wanted, loading.Notices(lambda *_: None, notes.append))

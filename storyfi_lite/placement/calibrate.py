@@ -1,4 +1,8 @@
-"""Measures, in about two seconds, how fast this CPU reads quantized weights in ggml's own kernels; kept per machine."""
+"""Measures, in about two seconds, how fast this CPU runs ggml's own kernels: products with quantized weights, type by type,
+and attention. Kept per machine and number of threads. Nothing here knows a model.
+
+Types differ by a factor of five on one CPU: the simple ones are bound by memory, the finely packed ones by arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -7,87 +11,159 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-COLUMNS, ROWS = 4096, 65536  # 151 MB of Q4_K: larger than any cache that one core has to itself
-SECONDS = 2.0
-Q4_K, F32 = 12, 0
-FALLBACK_GB_S = 10.0  # without llama.cpp: two slow cores
+COLUMNS, ROWS = 4096, 24_576  # 50 to 200 MB a matrix: larger than any cache that one core has to itself
+TILE_ROWS = 16  # so many rows of real quantized numbers, again and again: made-up ones are up to twice as fast or slow
+# ggml_type of ggml.h
+TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_XS": 23,
+         "IQ2_XXS": 16, "F16": 1}  # fmt: skip
+NEEDS_IMPORTANCE = {"IQ2_XXS"}  # not to be made here; bound by arithmetic, so any bytes will do
+F32, F16, Q8_0 = 0, 1, 8
+SECONDS_A_KERNEL = 0.12
+HEADS, KV_HEADS, HEAD_SIZE, CELLS = 32, 8, 128, 1024
+WORKSPACE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class CpuSpeed:
+    """`gb_s`: of quantized weights, by type. `attention_ns`, by type of key and value: for each query head, cell and
+    number of a key."""
+
+    gb_s: dict[str, float]
+    attention_ns: dict[str, float]
+
+
+FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5})  # without llama.cpp: two slow cores
 
 
 @cache
-def cpu_bandwidth_gb_s() -> float:
-    """Of quantized weights, all physical cores. Measured once, then read from the cache directory."""
+def cpu_speed(n_threads: int) -> CpuSpeed:
+    """With so many threads, 0: all physical cores. Measured once, then read from the cache directory."""
     import platformdirs
+    import psutil
 
     try:
         import llama_cpp
     except ImportError:
-        return FALLBACK_GB_S
+        return FALLBACK
+    n_threads = n_threads or psutil.cpu_count(logical=False) or 1
     path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "speed.json"
-    key = f"{platform.node()} {platform.machine()} {os.cpu_count()} llama-cpp-python {llama_cpp.__version__}"
+    build = f"llama-cpp-python {llama_cpp.__version__}"
+    key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"
+    known: dict[str, Any] = {}
     try:
-        return float(json.loads(path.read_text())[key])
+        known = dict(json.loads(path.read_text()))
+        return CpuSpeed(**known[key])
     except (OSError, ValueError, KeyError, TypeError):
-        measured = measure_cpu()
+        measured = measure_cpu(n_threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({key: round(measured, 2)}))
+        path.write_text(json.dumps({**known, key: asdict(measured)}))
     except OSError:
         pass  # a read-only home: measured again next time
     return measured
 
 
-def measure_cpu() -> float:
-    """GB/s of the fastest tenth of many products of a Q4_K matrix with a vector: other programs slow the rest."""
-    import psutil
+def measure_cpu(n_threads: int) -> CpuSpeed:
+    """The fastest tenth of many runs of each kernel: other programs slow the rest."""
     from llama_cpp import _ggml
 
-    ggml = _Ggml(_ggml.libggml)
-    return ggml.measure(psutil.cpu_count(logical=False) or 1)
+    bench = _Bench(_ggml.libggml, n_threads)
+    weights = {name: round(bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE), 2) for name, kind in TYPES.items()}
+    attention = {name: round(bench.attention_ns(kind), 4) for name, kind in (("f16", F16), ("q8_0", Q8_0))}
+    return CpuSpeed(weights, attention)
 
 
 class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-class _Ggml:
-    """The few functions of ggml.h and ggml-cpu.h that a matrix product takes."""
+_POINTER, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_init": (_POINTER, [_InitParams]),
+    "ggml_free": (None, [_POINTER]),
+    "ggml_new_tensor_3d": (_POINTER, [_POINTER, ctypes.c_int, _NUMBER, _NUMBER, _NUMBER]),
+    "ggml_mul_mat": (_POINTER, [_POINTER, _POINTER, _POINTER]),
+    "ggml_flash_attn_ext": (_POINTER, [_POINTER] * 5 + [_FLOAT] * 3),
+    "ggml_set_zero": (_POINTER, [_POINTER]),
+    "ggml_get_data": (_POINTER, [_POINTER]),
+    "ggml_new_graph": (_POINTER, [_POINTER]),
+    "ggml_build_forward_expand": (None, [_POINTER, _POINTER]),
+    "ggml_graph_compute_with_ctx": (ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int]),
+    "ggml_nbytes": (ctypes.c_size_t, [_POINTER]),
+    "ggml_quantize_chunk": (
+        ctypes.c_size_t,
+        [ctypes.c_int, _POINTER, _POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER],
+    ),
+}
 
-    def __init__(self, library: Any) -> None:
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        signatures: dict[str, tuple[Any, list[Any]]] = {
-            "ggml_init": (pointer, [_InitParams]),
-            "ggml_free": (None, [pointer]),
-            "ggml_new_tensor_2d": (pointer, [pointer, ctypes.c_int, number, number]),
-            "ggml_mul_mat": (pointer, [pointer, pointer, pointer]),
-            "ggml_set_zero": (pointer, [pointer]),
-            "ggml_new_graph": (pointer, [pointer]),
-            "ggml_build_forward_expand": (None, [pointer, pointer]),
-            "ggml_graph_compute_with_ctx": (ctypes.c_int, [pointer, pointer, ctypes.c_int]),
-            "ggml_nbytes": (ctypes.c_size_t, [pointer]),
-        }
-        for name, (result, arguments) in signatures.items():
+
+class _Bench:
+    """The few functions of ggml.h and ggml-cpu.h that this takes."""
+
+    def __init__(self, library: Any, n_threads: int) -> None:
+        import numpy as np
+
+        for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-        self.library = library
+        self.ggml, self.n_threads = library, n_threads
+        self.numbers = np.random.default_rng(0).normal(0, 0.02, (TILE_ROWS, COLUMNS)).astype(np.float32)
+        self.workspace = ctypes.create_string_buffer(WORKSPACE_BYTES)
 
-    def measure(self, n_threads: int) -> float:
-        ggml = self.library
-        context = ggml.ggml_init(_InitParams(512 << 20, None, False))
+    def weights_gb_s(self, kind: int, quantizes: bool) -> float:
+        size = 0
+
+        def product(context: Any) -> Any:
+            nonlocal size
+            matrix = self.ggml.ggml_new_tensor_3d(context, kind, COLUMNS, ROWS, 1)
+            vector = self.ggml.ggml_new_tensor_3d(context, F32, COLUMNS, 1, 1)
+            ctypes.memmove(self.ggml.ggml_get_data(vector), self.numbers.ctypes.data, 4 * COLUMNS)
+            size = self.ggml.ggml_nbytes(matrix)
+            self._fill(self.ggml.ggml_get_data(matrix), size, kind, quantizes)
+            return self.ggml.ggml_mul_mat(context, matrix, vector)
+
+        seconds = self._seconds(product)
+        return size / seconds / 1e9
+
+    def _fill(self, data: int, size: int, kind: int, quantizes: bool) -> None:
+        tile = size * TILE_ROWS // ROWS
+        if quantizes:
+            self.ggml.ggml_quantize_chunk(kind, self.numbers.ctypes.data, data, 0, TILE_ROWS, COLUMNS, None)
+        else:
+            ctypes.memmove(data, self.numbers.ctypes.data, tile)
+        while tile < size:  # twice as much each time
+            ctypes.memmove(data + tile, data, min(tile, size - tile))
+            tile *= 2
+
+    def attention_ns(self, kind: int) -> float:
+        def attend(context: Any) -> Any:
+            new, zero = self.ggml.ggml_new_tensor_3d, self.ggml.ggml_set_zero
+            query = zero(new(context, F32, HEAD_SIZE, 1, HEADS))
+            keys, values = (zero(new(context, kind, HEAD_SIZE, CELLS, KV_HEADS)) for _ in range(2))
+            mask = zero(new(context, F16, CELLS, 1, 1))
+            return self.ggml.ggml_flash_attn_ext(context, query, keys, values, mask, 0.1, 0.0, 0.0)
+
+        return self._seconds(attend) * 1e9 / (HEADS * CELLS * HEAD_SIZE)
+
+    def _seconds(self, build: Callable[[Any], Any]) -> float:
+        ggml = self.ggml
+        context = ggml.ggml_init(_InitParams(WORKSPACE_BYTES, ctypes.addressof(self.workspace), False))
         try:
-            matrix = ggml.ggml_set_zero(ggml.ggml_new_tensor_2d(context, Q4_K, COLUMNS, ROWS))
-            vector = ggml.ggml_set_zero(ggml.ggml_new_tensor_2d(context, F32, COLUMNS, 1))
             graph = ggml.ggml_new_graph(context)
-            ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(context, matrix, vector))
+            ggml.ggml_build_forward_expand(graph, build(context))
             times: list[float] = []
-            end = time.perf_counter() + SECONDS
-            while time.perf_counter() < end and len(times) < 200:
+            end = time.perf_counter() + SECONDS_A_KERNEL
+            while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
                 start = time.perf_counter()
-                ggml.ggml_graph_compute_with_ctx(context, graph, n_threads)
+                if ggml.ggml_graph_compute_with_ctx(context, graph, self.n_threads):
+                    raise RuntimeError("ggml could not compute")
                 times.append(time.perf_counter() - start)
-            return float(ggml.ggml_nbytes(matrix)) / sorted(times)[len(times) // 10] / 1e9
+            return sorted(times)[len(times) // 10]
         finally:
             ggml.ggml_free(context)

@@ -181,8 +181,10 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
     if not placed:
         return str(tried[0])
     in_time = [p for p in placed if p.speed.blueprint_s <= AIM_S]
-    if wish.policy == "fastest" or not in_time:
+    if wish.policy == "fastest":
         return max(placed, key=_by_speed)
+    if not in_time:  # no reason to fetch another one
+        return max(placed, key=lambda p: (_at_hand(p, shelf), p.speed.tokens_per_s))
     return max(in_time, key=lambda p: (_at_hand(p, shelf), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
 
 

@@ -1,7 +1,7 @@
-"""How fast an answer will be written: bytes that a token reads over memory bandwidth, device by device.
+"""How fast an answer will be written: bytes that a token reads over the speed of reading them, device by device.
 
-A prediction, not a promise. Bandwidth comes from a two-second measurement with ggml's own kernels (calibrate.py, kept per
-machine), for a GPU elsewhere from the table of hardware.py.
+A prediction, not a promise. The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept
+per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from the table of hardware.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GPU_EFFICIENCY = 0.8  # of the data sheet's bandwidth, when decoding quantized w
 GPU_LAYER_S = 40e-6  # launches and small kernels, a layer and token
 UNKNOWN_GPU_GB_S = 200.0  # below any card that is not in the table
 PROMPT_SPEED_UP = 8.0  # a prompt's tokens are computed together: at least so many times faster than one by one
-MEAN_CONTEXT = 0.25  # of n_ctx is read on average
+MEAN_CELLS = PROMPT_TOKENS + BLUEPRINT_TOKENS // 2  # that a token attends to, on average
 
 
 @dataclass(frozen=True)
@@ -36,33 +36,52 @@ class Speed:
 
 def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware) -> Speed:
     gpus = hardware.usable_gpus
-    read = _bytes_read(arch, weights, settings, len(gpus))
-    cpu_gb_s = hardware.cpu_bandwidth_gb_s or _measured_cpu_gb_s()
-    seconds = read[-1] / (cpu_gb_s * 1e9)
-    words = [f"{read[-1] / 1e9:.2f} GB a token from RAM at {cpu_gb_s:.0f} GB/s"] if read[-1] > 1e6 else []
-    layers = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, len(gpus))
+    devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, len(gpus))
+    read = _bytes_read(arch, weights, settings, devices, len(gpus))
+    seconds, words = _cpu(arch, weights, settings, hardware, read[-1], devices[:-1].count(-1))
     for number, gpu in enumerate(gpus):
         if read[number]:
             gb_s = (gpu.bandwidth_gb_s or UNKNOWN_GPU_GB_S) * GPU_EFFICIENCY
-            seconds += read[number] / (gb_s * 1e9) + layers.count(number) * GPU_LAYER_S
+            in_cache = devices[:-1].count(number) * _cache_bytes(arch, settings)
+            seconds += (read[number] + in_cache) / (gb_s * 1e9) + devices.count(number) * GPU_LAYER_S
             words.append(f"{read[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s")
     return Speed(1 / max(seconds, 1e-6), "; ".join(words))
 
 
-def _bytes_read(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[int]:
-    """A token's, by device, the host last. Of a mixture's experts only the active ones are read."""
-    devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
+def _cpu(
+    arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: int, layers: int
+) -> tuple[float, list[str]]:
+    """Seconds a token, in words too. By one figure for a machine that is described, else as measured here."""
+    if read < 1e6:
+        return 0.0, []
+    if hardware.cpu_bandwidth_gb_s:
+        gb_s = hardware.cpu_bandwidth_gb_s
+        attention_s = layers * _cache_bytes(arch, settings) / (gb_s * 1e9)
+    else:
+        from storyfi_lite.placement.calibrate import cpu_speed
+
+        measured = cpu_speed(settings.n_threads)
+        slowest = min(measured.gb_s.values())
+        gb_s = 1 / sum(share / measured.gb_s.get(kind, slowest) for kind, share in weights.mix)
+        ns = measured.attention_ns["f16" if settings.kv_type == "f16" else "q8_0"]
+        attention_s = layers * MEAN_CELLS * arch.attention_head_count * arch.key_length * ns * 1e-9
+    words = f"{read / 1e9:.2f} GB a token from RAM at {gb_s:.0f} GB/s"
+    return read / (gb_s * 1e9) + attention_s, [words]
+
+
+def _cache_bytes(arch: Architecture, settings: EngineSettings) -> float:
+    """Of one layer's keys and values, what a token reads."""
+    return kv_layer_bytes(arch, settings) / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)
+
+
+def _bytes_read(
+    arch: Architecture, weights: Weights, settings: EngineSettings, devices: list[int], n_gpus: int
+) -> list[int]:
+    """Weights that a token needs, by device, the host last. Of a mixture's experts only the active ones are read."""
     active = arch.expert_used_count / arch.expert_count if arch.expert_count else 0.0
     read = [0.0] * (n_gpus + 1)
     for number, layer in enumerate(weights.layers):
-        device = devices[number]
-        read[device] += layer.dense_bytes + kv_layer_bytes(arch, settings) / settings.n_slots * MEAN_CONTEXT
-        read[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes * active
+        read[devices[number]] += layer.dense_bytes
+        read[-1 if number < settings.experts_in_ram else devices[number]] += layer.expert_bytes * active
     read[devices[-1]] += weights.output_bytes
     return [int(value) for value in read]
-
-
-def _measured_cpu_gb_s() -> float:
-    from storyfi_lite.placement.calibrate import cpu_bandwidth_gb_s
-
-    return cpu_bandwidth_gb_s()

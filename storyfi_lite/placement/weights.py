@@ -39,6 +39,7 @@ class Weights:
     exact: bool
     largest_dense_bytes: int  # of a layer's tensors; what a GPU copies in when it helps with a layer in RAM
     largest_expert_bytes: int
+    mix: tuple[tuple[str, float], ...]  # ggml's types and the share of bytes that a token reads of each
 
     @property
     def layer_bytes(self) -> int:
@@ -54,7 +55,9 @@ def from_header(header: Header, block_count: int) -> Weights:
     dense, experts = [0] * block_count, [0] * block_count
     embedding = output = norm = 0
     largest = {id(dense): 0, id(experts): 0}
+    types: dict[str, int] = {}
     for tensor in header.tensors:
+        types[tensor.type_name] = types.get(tensor.type_name, 0) + tensor.size_bytes
         match = _LAYER.match(tensor.name)
         if match and int(match[1]) < block_count:
             kind = experts if "_exps." in tensor.name or "_chexps." in tensor.name else dense
@@ -69,9 +72,15 @@ def from_header(header: Header, block_count: int) -> Weights:
         else:
             norm += tensor.size_bytes
     tied = output == 0
+    if not tied:  # one row of it is read
+        table = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+        if table:
+            types[table.type_name] -= table.size_bytes
+    total = max(sum(types.values()), 1)
+    mix = tuple((name, size / total) for name, size in types.items() if size)
     layers = tuple(Layer(d, e) for d, e in zip(dense, experts, strict=True))
     output = (embedding if tied else output) + norm
-    return Weights(layers, embedding, output, tied, True, largest[id(dense)], largest[id(experts)])
+    return Weights(layers, embedding, output, tied, True, largest[id(dense)], largest[id(experts)], mix)
 
 
 @lru_cache
@@ -90,7 +99,9 @@ def from_registry(arch: Architecture, file: GGUFFile) -> Weights:
     layers = (Layer(int(share) - experts, experts),) * arch.block_count
     # half of a feed-forward is more than its largest tensor takes, also when ffn_down is the finer one
     tied = arch.tied_output_embedding
-    return Weights(layers, embedding, output, tied, False, layers[0].dense_bytes // 2, layers[0].expert_bytes // 2)
+    largest = layers[0].dense_bytes // 2, layers[0].expert_bytes // 2
+    mix = ((file.quant.removesuffix("_M"), 1.0),)  # Q4_K_M is Q4_K for the most part
+    return Weights(layers, embedding, output, tied, False, *largest, mix)
 
 
 def _expert_share(arch: Architecture) -> float:

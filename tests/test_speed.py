@@ -1,0 +1,77 @@
+"""Predicted speed follows what a token reads, type by type; the calibration is kept, and nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.gguf_header import architecture, read_local
+from storyfi_lite.hardware import Hardware
+from storyfi_lite.placement import calibrate, speed, weights
+from storyfi_lite.placement.calibrate import CpuSpeed
+
+GIB = 2**30
+CPU = Hardware((), 64 * GIB, 64 * GIB, 8, 10**12)
+EVEN = dict.fromkeys(calibrate.TYPES, 10.0)
+
+
+def predicted(path: Path, measured: CpuSpeed, monkeypatch: pytest.MonkeyPatch, **settings: object) -> float:
+    monkeypatch.setattr(calibrate, "cpu_speed", lambda n_threads: measured)
+    header = read_local(path)
+    arch = architecture(header, path.name)
+    loads = weights.from_header(header, arch.block_count)
+    return speed.predict(arch, loads, EngineSettings(**settings), CPU).tokens_per_s  # type: ignore[arg-type]
+
+
+def test_the_mix_of_types_is_the_header_s(small_model_path: Path) -> None:
+    header = read_local(small_model_path)
+    mix = dict(weights.from_header(header, 30).mix)
+    assert sum(mix.values()) == pytest.approx(1) and set(mix) == {"Q4_1", "Q8_0", "F32"}
+    assert mix["Q4_1"] == pytest.approx(66.4 / 96.6, abs=0.01)
+
+
+def test_each_type_counts_at_its_own_speed_and_attention_on_top(
+    small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {"f16": 0.0, "q8_0": 0.0}
+    even = predicted(small_model_path, CpuSpeed(EVEN, free), monkeypatch)
+    assert even == pytest.approx(10e9 / 96.58e6, rel=0.01)
+    slow_q4_1 = predicted(small_model_path, CpuSpeed({**EVEN, "Q4_1": 5.0}, free), monkeypatch)
+    assert 1 / slow_q4_1 - 1 / even == pytest.approx(66.4e6 / 10e9, rel=0.01)
+    attending = CpuSpeed(EVEN, {"f16": 1.0, "q8_0": 2.0})
+    each_s = 30 * speed.MEAN_CELLS * 9 * 64 * 1e-9
+    assert 1 / predicted(small_model_path, attending, monkeypatch) - 1 / even == pytest.approx(each_s)
+    quantized = predicted(small_model_path, attending, monkeypatch, kv_type="q4_0")
+    assert 1 / quantized - 1 / even == pytest.approx(2 * each_s)
+
+
+def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs: list[int] = []
+
+    def measure(n_threads: int) -> CpuSpeed:
+        runs.append(n_threads)
+        return CpuSpeed({**EVEN, "Q4_K": float(n_threads)}, {"f16": 0.2, "q8_0": 0.4})
+
+    monkeypatch.setattr(calibrate, "measure_cpu", measure)
+    path = tmp_path / "storyfi-lite" / "speed.json"
+    for _ in range(2):
+        for threads in (1, 3):
+            calibrate.cpu_speed.cache_clear()  # another process
+            assert calibrate.cpu_speed(threads).gb_s["Q4_K"] == threads
+    assert runs == [1, 3] and len(json.loads(path.read_text())) == 2
+    path.write_text("{damaged")
+    calibrate.cpu_speed.cache_clear()
+    assert calibrate.cpu_speed(3).gb_s["Q4_K"] == 3 and runs == [1, 3, 3]
+    calibrate.cpu_speed.cache_clear()
+
+
+def test_a_real_calibration_has_a_figure_for_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SECONDS_A_KERNEL", 0.0)
+    monkeypatch.setattr(calibrate, "ROWS", 256)
+    measured = calibrate.measure_cpu(1)
+    assert set(measured.gb_s) == set(calibrate.TYPES) and all(rate > 0 for rate in measured.gb_s.values())
+    assert all(ns > 0 for ns in measured.attention_ns.values())
