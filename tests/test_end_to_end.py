@@ -132,7 +132,8 @@ def test_verify_reads_no_more_than_it_must_of_a_huge_input() -> None:
         (["generate", "x", "--model.name", "llama-3-9b"], "did you mean llama-3-8b"),
         (["generate", "x", "--model.name", "gpt-4-turbo", "--quant", "Q4"], "API model"),
         (["generate", "x", "--model.path", __file__], "not a GGUF file"),
-        (["generate", "x", "--task", "characters", "--model.name", "smollm2-135m"], "needs `blueprint`"),
+        (["generate", "x", "--task", "characters"], "needs `blueprint`"),
+        (["story", "x\x01y"], "control character U+0001"),
         (["pull", "smollm2-135m", "--quant", "Q9"], "there are Q2_K"),
     ],
 )

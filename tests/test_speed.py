@@ -57,6 +57,7 @@ def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkey
         return CpuSpeed({**EVEN, "Q4_K": float(n_threads)}, {"f16": 0.2, "q8_0": 0.4})
 
     monkeypatch.setattr(calibrate, "measure_cpu", measure)
+    monkeypatch.setattr(calibrate, "cpu_seconds_of_others", lambda: 0.0)
     path = tmp_path / "storyfi-lite" / "speed.json"
     for _ in range(2):
         for threads in (1, 3):
@@ -67,6 +68,17 @@ def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkey
     calibrate.cpu_speed.cache_clear()
     assert calibrate.cpu_speed(3).gb_s["Q4_K"] == 3 and runs == [1, 3, 3]
     calibrate.cpu_speed.cache_clear()
+
+
+def test_a_calibration_taken_on_a_busy_machine_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibrate, "measure_cpu", lambda n_threads: CpuSpeed(EVEN, {"f16": 0.2, "q8_0": 0.4}))
+    used = iter([100.0, 10_100.0])
+    monkeypatch.setattr(calibrate, "cpu_seconds_of_others", lambda: next(used))
+    calibrate.cpu_speed.cache_clear()
+    assert calibrate.cpu_speed(1).gb_s == EVEN
+    calibrate.cpu_speed.cache_clear()
+    assert not (tmp_path / "storyfi-lite").exists()
 
 
 def test_a_real_calibration_has_a_figure_for_every_type(monkeypatch: pytest.MonkeyPatch) -> None:

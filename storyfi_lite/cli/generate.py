@@ -73,6 +73,7 @@ def command(
     storyfi-lite generate "一个关于灯塔的故事" --seed 7 | storyfi-lite verify
     storyfi-lite generate "a heist" --model.path ./my-model.gguf --json > response.json
     """
+    from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
@@ -81,6 +82,8 @@ def command(
 
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
     request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
+    asked = tasks.get(task)
+    asked.constraint(request), asked.messages(request)  # a mistake is told before a model is chosen and fetched
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
         loader, facts = open_loader(

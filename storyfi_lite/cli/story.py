@@ -6,11 +6,14 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from storyfi_lite.cli.options import TASK_NAMES, threads_option
+
+if TYPE_CHECKING:
+    from storyfi_lite.wire.messages import StoryRequest
 
 TIMEOUT_S = 7200.0
 
@@ -37,9 +40,13 @@ def command(
     storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.json
     storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
     """
+    from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
 
+    tasks.get("blueprint").messages(
+        _request("blueprint", {"user_input": text})
+    )  # a mistake is told before a model is fetched
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
         choice = ModelChoice(model_name, model_path, n_threads=n_threads)
@@ -71,13 +78,19 @@ def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:
     return dump(story)
 
 
-def _one(loader: Any, task: str, seed: int, story: dict[str, Any], chapter_ids: list[int] | None = None) -> Any:
-    from storyfi_lite.loaders.base import Job
+def _request(task: str, story: dict[str, Any], chapter_ids: list[int] | None = None) -> StoryRequest:
+    """Raises BadInput."""
     from storyfi_lite.wire.messages import parse_request
 
     stages = {stage: story[stage] for stage in TASK_NAMES[:3] if stage in story}
     body = {"task_type": task, "user_input": story["user_input"], "chapter_ids": chapter_ids, **stages}
-    pending = loader.submit(Job(parse_request(json.dumps(body).encode()), seed, time.monotonic() + TIMEOUT_S))
+    return parse_request(json.dumps(body).encode())
+
+
+def _one(loader: Any, task: str, seed: int, story: dict[str, Any], chapter_ids: list[int] | None = None) -> Any:
+    from storyfi_lite.loaders.base import Job
+
+    pending = loader.submit(Job(_request(task, story, chapter_ids), seed, time.monotonic() + TIMEOUT_S))
     try:
         answer = pending.result(TIMEOUT_S)
     except KeyboardInterrupt:

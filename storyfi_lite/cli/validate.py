@@ -22,7 +22,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               help="Seconds from the start of one round to the next.")  # fmt: skip
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=click.FloatRange(min=1),
               help="Seconds that miners have.")  # fmt: skip
-@click.option("--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most.")
+@click.option(
+    "--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most."
+)
 @click.option("--model.path", "model_paths", multiple=True, type=_FILE,
               help="A registry file to replay with, beside those that were pulled. May be repeated.")  # fmt: skip
 @threads_option

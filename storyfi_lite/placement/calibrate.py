@@ -27,6 +27,7 @@ F32, F16, Q8_0 = 0, 1, 8
 SECONDS_A_KERNEL = 0.12
 HEADS, KV_HEADS, HEAD_SIZE, CELLS = 32, 8, 128, 1024
 WORKSPACE_BYTES = 256 << 20
+SPARE_CORE_SHARE = 0.2  # that other programs may use of the cores we count on
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5})  # wi
 
 @cache
 def cpu_speed(n_threads: int) -> CpuSpeed:
-    """With so many threads, 0: all physical cores. Measured once, then read from the cache directory."""
+    """With so many threads, 0: all physical cores. Measured once, then read from the cache directory; a figure taken while
+    other programs had the cores is used but not kept."""
     import platformdirs
     import psutil
 
@@ -60,13 +62,26 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
         known = dict(json.loads(path.read_text()))
         return CpuSpeed(**known[key])
     except (OSError, ValueError, KeyError, TypeError):
+        start_s, others_s = time.monotonic(), cpu_seconds_of_others()
         measured = measure_cpu(n_threads)
+        others = (cpu_seconds_of_others() - others_s) / (time.monotonic() - start_s)
+    if others > max(0, (os.cpu_count() or 1) - n_threads) + SPARE_CORE_SHARE:
+        return measured
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**known, key: asdict(measured)}))
     except OSError:
         pass  # a read-only home: measured again next time
     return measured
+
+
+def cpu_seconds_of_others() -> float:
+    """That all other programs, and a virtual machine's host, have used since the start, all cores together."""
+    import psutil
+
+    of_all, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(of_all, kind, 0.0) for kind in kinds) - own.user - own.system
 
 
 def measure_cpu(n_threads: int) -> CpuSpeed:
