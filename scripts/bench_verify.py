@@ -15,6 +15,7 @@ import platform
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -97,7 +98,7 @@ def traffic(rng: random.Random, count: int) -> list[tuple[StoryRequest, bytes]]:
     drawn = rng.choices(list(SHARES), list(SHARES.values()), k=count)
     made = []
     for at, task in enumerate(drawn):
-        writer, stages = writers[at % 2], {}
+        writer, stages = writers[at % 2], dict[str, Any]()
         for name in ("blueprint", "characters", "story_arc"):
             stages[name] = writer.story(tasks.get(name).schema_of(a_request(name, {**stages})))
         request = a_request(task, stages)
@@ -140,7 +141,7 @@ def verify_and_score(figures: dict[str, float], rng: random.Random) -> None:
         + b"x" * 1_900_000
         + a_body({"title": "x"}).split(b'"title": "x')[1],
     }
-    figures["worst_hostile_s"] = max(seconds(lambda raw=raw: verify(request, raw), 1) for raw in hostile.values())
+    figures["worst_hostile_s"] = max(seconds(partial(verify, request, raw), 1) for raw in hostile.values())
 
 
 def near_copies(figures: dict[str, float], rng: random.Random, old: int) -> None:

@@ -226,9 +226,9 @@ class Court:
         if kind == "impostor":
             with tempfile.TemporaryDirectory() as scratch:
                 coarse = self.loader(bench_proof.requantized(self.path, "Q2_K", Path(scratch)), "Q2_K")
-                cheat = Impostor(coarse, self.honest.claim, file_sha256(self.path))
+                impostor = Impostor(coarse, self.honest.claim, file_sha256(self.path))
                 try:
-                    return self.sentence({"cheat": self.body(cheat)})
+                    return self.sentence({"cheat": self.body(impostor)})
                 finally:
                     coarse.close()
         if kind == "copycat":

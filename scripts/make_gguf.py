@@ -109,13 +109,17 @@ def write(path: Path, shape: Shape, sparse: bool, kind_name: str, tokenizer: Pat
 
     writer = gguf.GGUFWriter(path, shape.arch)
     _metadata(writer, shape)
-    (_made_up_vocabulary if tokenizer is None else lambda *given: _real_vocabulary(*given, tokenizer))(writer, shape)
+    if tokenizer is None:
+        _made_up_vocabulary(writer, shape)
+    else:
+        _real_vocabulary(writer, shape, tokenizer)
     block_weights, block_bytes, _ = BLOCKS[kind_name]
     random = np.random.default_rng(0)
     plan = []
     for name, dimensions in tensors(shape).items():
         if len(dimensions) == 1 or "ffn_gate_inp" in name:
-            dtype, kind, rows = np.float32, None, tuple(reversed(dimensions))
+            dtype: type = np.float32
+            kind, rows = None, tuple(reversed(dimensions))
         else:
             dtype, kind = np.uint8, gguf.GGMLQuantizationType[kind_name]
             rows = (*reversed(dimensions[1:]), dimensions[0] // block_weights * block_bytes)

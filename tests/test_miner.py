@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -450,6 +451,28 @@ def test_the_status_page_says_what_a_validator_would(server: Running, monkeypatc
     monkeypatch.setitem(BLUEPRINT, "setting", "海")
     server.ask()
     assert "not valid, base score" in server.get("/").text
+
+
+IN_THE_BROWSER = """<script>onload = () => document.body.append("SEEN" + JSON.stringify({
+    overflow_px: document.documentElement.scrollWidth - innerWidth, title: document.title,
+    fetched: performance.getEntriesByType("resource").length, answers: document.querySelectorAll("td.good").length,
+    lit: getComputedStyle(document.querySelector(".state")).backgroundColor !== "rgba(0, 0, 0, 0)"}) + "END")</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+@pytest.mark.parametrize("width_px", [500, 1280])
+def test_a_browser_shows_the_status_page_whole(server: Running, tmp_path: Path, width_px: int) -> None:
+    server.ask()
+    body = story()
+    server.post(body, {**signed(body), "X-Bittensor-Hotkey": "<script>document.title = 'taken over'</script>"})
+    page = tmp_path / "page.html"
+    page.write_text(server.get("/").text + IN_THE_BROWSER, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    flags += [f"--window-size={width_px},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(["chromium", *flags], capture_output=True, timeout=120, check=True).stdout.decode()
+    seen = json.loads(re.findall(r"SEEN(.*?)END", dom)[-1])
+    assert seen == {"overflow_px": 0, "title": "storyfi-lite: live", "fetched": 0, "answers": 1, "lit": True}
 
 
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"x-forwarded-for": "10.0.0.1"}])
