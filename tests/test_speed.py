@@ -37,11 +37,16 @@ def test_each_type_counts_at_its_own_speed_and_attention_on_top(
     small_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"f16": 0.0, "q8_0": 0.0}
-    even = predicted(small_model_path, CpuSpeed(EVEN, free), monkeypatch)
+    monkeypatch.setattr(speed, "CPU_LAYER_S", 0.0)
+    even = predicted(small_model_path, CpuSpeed(EVEN, free, 0.0), monkeypatch)
+    rows = 30 * (9 * 64 + 2 * 3 * 64 + 576 + 2 * 1536 + 576) + 49152
+    assert 1 / predicted(small_model_path, CpuSpeed(EVEN, free, 7.0), monkeypatch) - 1 / even == pytest.approx(
+        7e-9 * rows
+    )
     assert even == pytest.approx(10e9 / 96.58e6, rel=0.01)
-    slow_q4_1 = predicted(small_model_path, CpuSpeed({**EVEN, "Q4_1": 5.0}, free), monkeypatch)
+    slow_q4_1 = predicted(small_model_path, CpuSpeed({**EVEN, "Q4_1": 5.0}, free, 0.0), monkeypatch)
     assert 1 / slow_q4_1 - 1 / even == pytest.approx(66.4e6 / 10e9, rel=0.01)
-    attending = CpuSpeed(EVEN, {"f16": 1.0, "q8_0": 2.0})
+    attending = CpuSpeed(EVEN, {"f16": 1.0, "q8_0": 2.0}, 0.0)
     each_s = 30 * speed.MEAN_CELLS * 9 * 64 * 1e-9
     assert 1 / predicted(small_model_path, attending, monkeypatch) - 1 / even == pytest.approx(each_s)
     quantized = predicted(small_model_path, attending, monkeypatch, kv_type="q4_0")
@@ -54,7 +59,7 @@ def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkey
 
     def measure(n_threads: int) -> CpuSpeed:
         runs.append(n_threads)
-        return CpuSpeed({**EVEN, "Q4_K": float(n_threads)}, {"f16": 0.2, "q8_0": 0.4})
+        return CpuSpeed({**EVEN, "Q4_K": float(n_threads)}, {"f16": 0.2, "q8_0": 0.4}, 0.0)
 
     monkeypatch.setattr(calibrate, "measure_cpu", measure)
     monkeypatch.setattr(calibrate, "cpu_seconds_of_others", lambda: 0.0)
@@ -72,7 +77,7 @@ def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkey
 
 def test_a_calibration_taken_on_a_busy_machine_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibrate, "measure_cpu", lambda n_threads: CpuSpeed(EVEN, {"f16": 0.2, "q8_0": 0.4}))
+    monkeypatch.setattr(calibrate, "measure_cpu", lambda n_threads: CpuSpeed(EVEN, {"f16": 0.2, "q8_0": 0.4}, 0.0))
     used = iter([100.0, 10_100.0])
     monkeypatch.setattr(calibrate, "cpu_seconds_of_others", lambda: next(used))
     calibrate.cpu_speed.cache_clear()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS, ROWS = 4096, 24_576  # 50 to 200 MB a matrix: larger than any cache that one core has to itself
+NARROW_COLUMNS = 512
 TILE_ROWS = 16  # so many rows of real quantized numbers, again and again: made-up ones are up to twice as fast or slow
 # ggml_type of ggml.h
 TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_XS": 23,
@@ -33,13 +34,14 @@ SPARE_CORE_SHARE = 0.2  # that other programs may use of the cores we count on
 @dataclass(frozen=True)
 class CpuSpeed:
     """`gb_s`: of quantized weights, by type. `attention_ns`, by type of key and value: for each query head, cell and
-    number of a key."""
+    number of a key. `row_ns`: for each row of a matrix, however short."""
 
     gb_s: dict[str, float]
     attention_ns: dict[str, float]
+    row_ns: float
 
 
-FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5})  # without llama.cpp: two slow cores
+FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0)  # without llama.cpp: two slow cores
 
 
 @cache
@@ -91,7 +93,11 @@ def measure_cpu(n_threads: int) -> CpuSpeed:
     bench = _Bench(_ggml.libggml, n_threads)
     weights = {name: round(bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE), 2) for name, kind in TYPES.items()}
     attention = {name: round(bench.attention_ns(kind), 4) for name, kind in (("f16", F16), ("q8_0", Q8_0))}
-    return CpuSpeed(weights, attention)
+    # a row of Q8_0, 34 bytes for 32 numbers, in nanoseconds
+    wide_ns = COLUMNS * 34 / 32 / weights["Q8_0"]
+    narrow_ns = NARROW_COLUMNS * 34 / 32 / bench.weights_gb_s(TYPES["Q8_0"], True, NARROW_COLUMNS)
+    row_ns = (narrow_ns * COLUMNS - wide_ns * NARROW_COLUMNS) / (COLUMNS - NARROW_COLUMNS)
+    return CpuSpeed(weights, attention, round(max(0.0, row_ns), 2))
 
 
 class _InitParams(ctypes.Structure):
@@ -131,25 +137,27 @@ class _Bench:
         self.numbers = np.random.default_rng(0).normal(0, 0.02, (TILE_ROWS, COLUMNS)).astype(np.float32)
         self.workspace = ctypes.create_string_buffer(WORKSPACE_BYTES)
 
-    def weights_gb_s(self, kind: int, quantizes: bool) -> float:
-        size = 0
+    def weights_gb_s(self, kind: int, quantizes: bool, columns: int = COLUMNS) -> float:
+        size, factor = 0, COLUMNS // columns
 
         def product(context: Any) -> Any:
             nonlocal size
-            matrix = self.ggml.ggml_new_tensor_3d(context, kind, COLUMNS, ROWS, 1)
-            vector = self.ggml.ggml_new_tensor_3d(context, F32, COLUMNS, 1, 1)
-            ctypes.memmove(self.ggml.ggml_get_data(vector), self.numbers.ctypes.data, 4 * COLUMNS)
+            matrix = self.ggml.ggml_new_tensor_3d(context, kind, columns, ROWS * factor, 1)
+            vector = self.ggml.ggml_new_tensor_3d(context, F32, columns, 1, 1)
+            ctypes.memmove(self.ggml.ggml_get_data(vector), self.numbers.ctypes.data, 4 * columns)
             size = self.ggml.ggml_nbytes(matrix)
-            self._fill(self.ggml.ggml_get_data(matrix), size, kind, quantizes)
+            self._fill(self.ggml.ggml_get_data(matrix), size, kind, quantizes, columns)
             return self.ggml.ggml_mul_mat(context, matrix, vector)
 
         seconds = self._seconds(product)
         return size / seconds / 1e9
 
-    def _fill(self, data: int, size: int, kind: int, quantizes: bool) -> None:
+    def _fill(self, data: int, size: int, kind: int, quantizes: bool, columns: int) -> None:
         tile = size * TILE_ROWS // ROWS
         if quantizes:
-            self.ggml.ggml_quantize_chunk(kind, self.numbers.ctypes.data, data, 0, TILE_ROWS, COLUMNS, None)
+            self.ggml.ggml_quantize_chunk(
+                kind, self.numbers.ctypes.data, data, 0, TILE_ROWS * COLUMNS // columns, columns, None
+            )
         else:
             ctypes.memmove(data, self.numbers.ctypes.data, tile)
         while tile < size:  # twice as much each time

@@ -18,6 +18,7 @@ BLUEPRINT_TOKENS = 400  # the commonest task: a 135M model writes 260-280, large
 PROMPT_TOKENS = 250
 FULL_MARKS_S, TIMEOUT_S = 30.0, 60.0  # of the subnet's speed score
 GPU_EFFICIENCY = 0.8  # of the data sheet's bandwidth, when decoding quantized weights
+CPU_LAYER_S = 25e-6  # norms, rotations and waits, a layer and token: what is left over of two small models
 GPU_LAYER_S = 40e-6  # launches and small kernels, a layer and token
 UNKNOWN_GPU_GB_S = 200.0  # below any card that is not in the table
 PROMPT_SPEED_UP = 8.0  # a prompt's tokens are computed together: at least so many times faster than one by one
@@ -38,7 +39,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
     gpus = hardware.usable_gpus
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, len(gpus))
     read = _bytes_read(arch, weights, settings, devices, len(gpus))
-    seconds, words = _cpu(arch, weights, settings, hardware, read[-1], devices[:-1].count(-1))
+    seconds, words = _cpu(arch, weights, settings, hardware, read[-1], devices)
     for number, gpu in enumerate(gpus):
         if read[number]:
             gb_s = (gpu.bandwidth_gb_s or UNKNOWN_GPU_GB_S) * GPU_EFFICIENCY
@@ -49,14 +50,15 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
 
 
 def _cpu(
-    arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: int, layers: int
+    arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: int, devices: list[int]
 ) -> tuple[float, list[str]]:
     """Seconds a token, in words too. By one figure for a machine that is described, else as measured here."""
     if read < 1e6:
         return 0.0, []
+    layers = devices[:-1].count(-1)
     if hardware.cpu_bandwidth_gb_s:
         gb_s = hardware.cpu_bandwidth_gb_s
-        attention_s = layers * _cache_bytes(arch, settings) / (gb_s * 1e9)
+        others_s = layers * _cache_bytes(arch, settings) / (gb_s * 1e9)
     else:
         from storyfi_lite.placement.calibrate import cpu_speed
 
@@ -64,9 +66,18 @@ def _cpu(
         slowest = min(measured.gb_s.values())
         gb_s = 1 / sum(share / measured.gb_s.get(kind, slowest) for kind, share in weights.mix)
         ns = measured.attention_ns["f16" if settings.kv_type == "f16" else "q8_0"]
-        attention_s = layers * MEAN_CELLS * arch.attention_head_count * arch.key_length * ns * 1e-9
+        others_s = layers * (MEAN_CELLS * arch.attention_head_count * arch.key_length * ns * 1e-9 + CPU_LAYER_S)
+        rows = layers * _layer_rows(arch) + (arch.vocab_size if devices[-1] == -1 else 0)
+        others_s += rows * measured.row_ns * 1e-9
     words = f"{read / 1e9:.2f} GB a token from RAM at {gb_s:.0f} GB/s"
-    return read / (gb_s * 1e9) + attention_s, [words]
+    return read / (gb_s * 1e9) + others_s, [words]
+
+
+def _layer_rows(arch: Architecture) -> int:
+    """Of the matrices that a token is multiplied with in one layer: short rows cost more than their bytes."""
+    keys_and_values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
+    attention = arch.attention_head_count * arch.key_length + keys_and_values + arch.embedding_length
+    return attention + (2 * arch.feed_forward_length + arch.embedding_length) * max(1, arch.expert_used_count)
 
 
 def _cache_bytes(arch: Architecture, settings: EngineSettings) -> float:
