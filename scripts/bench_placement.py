@@ -34,6 +34,7 @@ from storyfi_lite.placement.shelf import EmptyShelf
 from storyfi_lite.registry import load_registry
 
 GIB, MIB = 2**30, 2**20
+REPACKED = "CPU_REPACK"  # copies of tensors that are in the mapped file too; the file's pages are given back
 ROUNDS = 5
 _BUFFER = re.compile(r"(\S+) +(model|KV|compute|output) buffer size = +([\d.]+) MiB")
 CASES = [
@@ -66,7 +67,8 @@ def load(path: Path, settings: EngineSettings) -> dict[str, Any]:
     context = Context(model, settings)
     found: dict[str, float] = {}
     for line in lines:
-        if match := _BUFFER.search(line):
+        match = _BUFFER.search(line)
+        if match and match[1] != REPACKED:
             host = match[1].startswith("CPU") or match[1].endswith("_Host")
             key = "host" if host else match[1]
             found[key] = found.get(key, 0.0) + float(match[3]) * MIB

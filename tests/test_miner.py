@@ -454,7 +454,7 @@ def test_the_status_page_says_what_a_validator_would(server: Running, monkeypatc
 
 
 IN_THE_BROWSER = """<script>onload = () => document.body.append("SEEN" + JSON.stringify({
-    overflow_px: document.documentElement.scrollWidth - innerWidth, title: document.title,
+    overflow_px: document.documentElement.scrollWidth - document.documentElement.clientWidth, title: document.title,
     fetched: performance.getEntriesByType("resource").length, answers: document.querySelectorAll("td.good").length,
     lit: getComputedStyle(document.querySelector(".state")).backgroundColor !== "rgba(0, 0, 0, 0)"}) + "END")</script>"""
 
