@@ -10,7 +10,8 @@ impostors  write answers as a miner would and claim the given file; all are repl
            claimed file's tokens.
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
 honest     judged by the limits of a calibration made from answers that are not among them. `--keep` adds each margin to a
-           file, so that a run that was cut goes on.
+           file, so that a run that was cut goes on. `--short` judges English texts of 240 to 320 characters in place of
+           blueprints, little longer than the shortest that gets a verdict, by the limits that blueprints gave.
 cost       seconds of replay over seconds of generation, one slot, the answers of one round.
 
 Each prints a table, then one JSON line.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import math
 import random
@@ -41,6 +43,8 @@ from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.rounds.draw import made_up
 from storyfi_lite.validator.proof import MIN_POSITIONS, REFUTED_Z, Calibration, calibrate, judge, rate_bound
 from storyfi_lite.wire.messages import StoryRequest
@@ -48,6 +52,8 @@ from storyfi_lite.wire.messages import StoryRequest
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
 LENGTHS = (50, 100, 200, 300, 500)
+SHORT = Constraint(Object((("setting", Text(240, 320)),)))
+ROUND = 16
 CALIBRATION_ANSWERS = 30  # their seeds are negative: none of them is judged
 # For a base model that carries no chat template: the texts one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
@@ -62,6 +68,7 @@ def main() -> None:
     options.add_argument("--max-tokens", type=int, default=700)
     options.add_argument("--threads", type=int, default=0)
     options.add_argument("--slots", type=int, default=8)
+    options.add_argument("--short", action="store_true", help="honest: short texts")
     options.add_argument("--keep", type=Path, help="honest: margins so far, one line of JSON an answer")
     given = options.parse_args()
     BENCHES[given.what](Bench(given))
@@ -85,24 +92,34 @@ class Bench:
                 batch = seeds[start : start + 4 * settings.n_slots]
                 futures = []
                 for seed in batch:
-                    request, until_s = request_of(seed), time.monotonic() + 36_000
+                    request, until_s = self.request(seed), time.monotonic() + 36_000
                     job = EngineJob(
-                        task.messages(request), task.constraint(request), SamplingParams(seed % 2**64), until_s,
+                        task.messages(request), self.constraint(seed), SamplingParams(seed % 2**64), until_s,
                         max_tokens=self.given.max_tokens,
                     )  # fmt: skip
                     futures.append(engine.submit(job))
                 yield from zip(batch, (future.result() for future in futures), strict=True)
 
     def replay(self, seed: int, generation: Generation, tokens: list[int] | None = None) -> Replay:
-        constraint = tasks.get("blueprint").constraint(request_of(seed))
-        rule = ChoiceRule(self.model.vocabulary, constraint, SamplingParams(seed % 2**64), generation.max_tokens)
+        rule = ChoiceRule(self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), generation.max_tokens)
         prompt = self.model.chat_template.tokens(
-            self.model.vocabulary, tasks.get("blueprint").messages(request_of(seed))
+            self.model.vocabulary, tasks.get("blueprint").messages(self.request(seed))
         )
         return self.replayer.replay(rule, prompt, tokens or list(generation.tokens))
 
     def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
         return [self.replay(seed, generation) for seed, generation in self.write(path, settings, seeds)]
+
+    def request(self, seed: int) -> StoryRequest:
+        """One for each seed; short answers in rounds, as validators ask."""
+        if not self.given.short or seed < 0:
+            return request_of(seed)
+        dice = random.Random(seed // ROUND)
+        texts = (made_up(dice) for _ in itertools.count())
+        return StoryRequest(task_type="blueprint", user_input=next(text for text in texts if text.isascii()))
+
+    def constraint(self, seed: int) -> Constraint:
+        return SHORT if self.given.short and seed >= 0 else tasks.get("blueprint").constraint(self.request(seed))
 
     def calibration(self) -> Calibration:
         seeds = [-1 - number for number in range(CALIBRATION_ANSWERS)]
