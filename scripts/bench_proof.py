@@ -7,7 +7,7 @@
 
 impostors  write answers as a miner would and claim the given file; all are replayed with that file. Requantized copies of one
            file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
-           claimed file's tokens.
+           claimed file's tokens. A copy of the claimed file's own type is left out: it is the same file, nearly.
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
 honest     judged by the limits of a calibration made from answers that are not among them. `--keep` adds each margin to a
            file, so that a run that was cut goes on. `--short` judges English texts of 240 to 320 characters in place of
@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
+from storyfi_lite.gguf_header import read_local
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.rounds.draw import made_up
@@ -101,7 +103,9 @@ class Bench:
                 yield from zip(batch, (future.result() for future in futures), strict=True)
 
     def replay(self, seed: int, generation: Generation, tokens: list[int] | None = None) -> Replay:
-        rule = ChoiceRule(self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), generation.max_tokens)
+        rule = ChoiceRule(
+            self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), generation.max_tokens
+        )
         prompt = self.model.chat_template.tokens(
             self.model.vocabulary, tasks.get("blueprint").messages(self.request(seed))
         )
@@ -130,9 +134,11 @@ def load(path: Path, settings: EngineSettings) -> Model:
     return Model(path, settings, template_of(path))
 
 
-def template_of(path: Path) -> str | None:
-    from storyfi_lite.gguf_header import read_local
+def note(name: str) -> None:
+    print(f"{time.strftime('%H:%M')} {name} …", file=sys.stderr, flush=True)
 
+
+def template_of(path: Path) -> str | None:
     return None if "tokenizer.chat_template" in read_local(path).metadata else PLAIN
 
 
@@ -156,14 +162,18 @@ def request_of(seed: int) -> StoryRequest:
 
 def impostors(bench: Bench) -> None:
     seeds = list(range(bench.given.answers))
+    own = read_local(bench.given.model).metadata.get("general.file_type")
+    note("the claimed file")
     calibration = bench.calibration()
     rows = {"the claimed file": bench.replays(bench.given.model, bench.settings, seeds)}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in IMPOSTORS:
+        for name in (name for name, number in IMPOSTORS.items() if number != own):
+            note(name)
             path = requantized(bench.given.model, name, Path(scratch))
             rows[name] = bench.replays(path, bench.settings, seeds)
             path.unlink()
     if bench.given.other:
+        note(bench.given.other.stem)
         rows[bench.given.other.stem] = respelled(bench, seeds)
     report(rows, calibration)
 
