@@ -213,7 +213,7 @@ def report(rows: dict[str, list[Replay]], calibration: Calibration) -> None:
         counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
         facts[name] = {
             "match_rate": span(rates, 3), "mean_margin": span(means, 4),
-            "auc": dict(zip(map(str, LENGTHS), [round(one, 4) for one in by_length], strict=True)),
+            "auc": dict(zip(map(str, LENGTHS), [None if math.isnan(one) else round(one, 4) for one in by_length], strict=True)),
             "cannot_be_written": len(replays) - len(whole),
             "verdicts": dict(zip(("proven", "refuted", "inconclusive"), counts, strict=True)),
         }  # fmt: skip
