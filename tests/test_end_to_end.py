@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_a_mistake_gets_one_clear_message_and_exit_code_2(
 
 def test_ctrl_c_stops_a_generation_at_once(small_model_path: Path) -> None:
     command = [*PROGRAM, "generate", SEA, "--threads", "1", "--model.path", str(small_model_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    heeds_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c) as process:
         assert process.stderr is not None
         while b"seed" not in process.stderr.readline():
             pass
