@@ -11,7 +11,7 @@ impostors  write answers as a miner would and claim the given file; all are repl
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
 honest     judged by the limits of a calibration made from answers that are not among them. `--keep` adds each margin to a
            file, so that a run that was cut goes on. `--short` judges English texts of 240 to 320 characters in place of
-           blueprints, little longer than the shortest that gets a verdict, by the limits that blueprints gave.
+           blueprints, by the limits that blueprints gave: what the limits would do below the shortest judged length.
 cost       seconds of replay over seconds of generation, one slot, the answers of one round.
 
 Each prints a table, then one JSON line.
@@ -48,7 +48,7 @@ from storyfi_lite.gguf_header import read_local
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.rounds.draw import made_up
-from storyfi_lite.validator.proof import MIN_POSITIONS, REFUTED_Z, Calibration, calibrate, judge, rate_bound
+from storyfi_lite.validator.proof import PROVEN_Z, REFUTED_Z, Calibration, calibrate, judge, rate_bound
 from storyfi_lite.wire.messages import StoryRequest
 
 # llama_ftype of llama.h
@@ -294,25 +294,22 @@ def _kept(path: Path | None) -> dict[int, tuple[float, int, str | None]]:
 
 
 def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: Calibration) -> None:
-    verdicts = [judge(_summary(*one), calibration).status for one in kept.values()]
-    counts = {status: verdicts.count(status) for status in ("proven", "inconclusive", "refuted")}
     spread = [
-        (mean - calibration.mean) / math.sqrt(calibration.between_sd**2 + calibration.within_sd**2 / positions)
+        math.inf
+        if refuted
+        else (mean - calibration.mean) / math.sqrt(calibration.between_sd**2 + calibration.within_sd**2 / positions)
         for mean, positions, refuted in kept.values()
-        if positions >= MIN_POSITIONS and not refuted
     ]
-    bound = rate_bound(counts["refuted"], len(verdicts))
+    proven, wrong = sum(z <= PROVEN_Z for z in spread), sum(z > REFUTED_Z for z in spread)
+    counts = {"proven": proven, "inconclusive": len(spread) - proven - wrong, "refuted": wrong}
+    bound = rate_bound(wrong, len(spread))
     table = Table("honest answers", "proven", "open", "refuted", "largest z", "refuted at most, 95 %")
     table.add_row(
-        str(len(verdicts)), *map(str, counts.values()), f"{max(spread):.2f} (limit {REFUTED_Z})", f"{bound:.3%}"
+        str(len(spread)), *map(str, counts.values()), f"{max(spread):.2f} (limit {REFUTED_Z})", f"{bound:.3%}"
     )
-    facts = {"answers": len(verdicts), **counts, "largest_z": round(max(spread), 3), "upper_bound_95": round(bound, 6),
+    facts = {"answers": len(spread), **counts, "largest_z": round(max(spread), 3), "upper_bound_95": round(bound, 6),
              "z_quantiles": {str(q): round(float(np.quantile(spread, q)), 2) for q in (0.5, 0.9, 0.99, 0.999)}}  # fmt: skip
     show(table, facts)
-
-
-def _summary(mean: float, positions: int, refuted: str | None) -> Replay:
-    return Replay((mean,) * positions, 0, positions, refuted)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

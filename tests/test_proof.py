@@ -132,9 +132,9 @@ def test_the_verdict_follows_the_mean_and_the_number_of_positions() -> None:
 
 
 def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> None:
-    replays = [of(0.004 + 0.001 * (number % 3), 100 + number) for number in range(9)]
+    replays = [of(0.004 + 0.001 * (number % 3), 200 + number) for number in range(9)]
     made = calibrate("ab" * 32, replays, "llama-cpp-python 1")
-    assert made.mean == pytest.approx(0.005, abs=1e-4) and made.answers == 9 and made.positions == 936
+    assert made.mean == pytest.approx(0.005, abs=1e-4) and made.answers == 9 and made.positions == 1836
     path = save_calibration(made, tmp_path / "calibrations.yaml")
     assert calibration_of("ab" * 32, path) == made
     assert calibration_of("cd" * 32, path).model_sha256 == ""
@@ -145,8 +145,8 @@ def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> 
 
 def test_too_few_answers_make_no_calibration() -> None:
     with pytest.raises(BadInput, match="at least 6"):
-        calibrate("ab", [of(0.005, 100)] * 5, "x")
-    assert isinstance(calibrate("ab", [of(0.005, 100)] * 6, "x"), Calibration)
+        calibrate("ab", [of(0.005, 200)] * 5, "x")
+    assert isinstance(calibrate("ab", [of(0.005, 200)] * 6, "x"), Calibration)
 
 
 def test_each_answer_of_a_calibration_is_judged_by_the_others() -> None:

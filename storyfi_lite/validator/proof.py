@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Status = Literal["proven", "refuted", "inconclusive"]
 
-MIN_POSITIONS = 50  # fewer free positions carry too little evidence either way
+MIN_POSITIONS = 150  # a single token weighs too much in fewer (docs/proof.md); the shortest blueprints have some 180
 PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
