@@ -92,6 +92,20 @@ def test_neither_gpu_nor_key_means_the_cpu_tier(on: Callable[[Hardware], None], 
     assert claim.multiplier == 0.5 and claim.gpu_memory_gb == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")]
+)
+def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
+    on: Callable[[Hardware], None], name: str, claims: str, small_model_path: Path, tmp_path: Path
+) -> None:
+    on(machine())
+    path = tmp_path / f"{name}.gguf"
+    path.write_bytes(small_model_path.read_bytes().replace(b"Smollm2 135M", b"My Own Story", 1))
+    claim, _, _ = opened(path=path)
+    assert (claim.model_name, claim.model_info.provider) == (claims, "unlisted")
+    assert claim.multiplier == 1.0  # the mission: a local model that the table does not list
+
+
 def test_too_slow_for_the_cpu_tier_is_a_refusal_with_three_ways_out(on: Callable[[Hardware], None]) -> None:
     on(machine(cpu_gb_s=0.1))
     with pytest.raises(DoesNotFit) as refused:

@@ -71,21 +71,6 @@ def test_the_same_seed_gives_the_same_story_on_stdout(envelope: bytes, small_mod
     assert b"tokens/s" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "claims"), [("My Tune.Q4_1", "my-tune.q4_1"), ("llama-3-70b", "unlisted-llama-3-70b")]
-)
-def test_any_gguf_file_can_be_run_and_claims_no_more_than_its_name(
-    name: str, claims: str, small_model_path: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / f"{name}.gguf"
-    path.write_bytes(small_model_path.read_bytes().replace(b"Smollm2 135M", b"My Own Story", 1))
-    done = run("generate", SEA, "--json", "--max-tokens", "650", "--threads", "1", "--model.path", str(path))
-    assert done.returncode == 0, done.stderr.decode()
-    response = parse_response(done.stdout)
-    assert (response.model_name, response.model_info.provider) == (claims, "unlisted")
-    assert response.proof is not None and not response.proof.model_sha256.startswith("b179c952")
-
-
 def test_verify_tells_valid_from_invalid_by_its_exit_code(envelope: bytes, tmp_path: Path) -> None:
     whole = run("verify", "-", "--json", stdin=envelope)
     assert whole.returncode == 0 and json.loads(whole.stdout)["canonical"] is True
@@ -206,8 +191,8 @@ def miner(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             process.wait()
 
 
-@pytest.mark.parametrize("story", [SEA, "一个关于灯塔守护人的故事，他能听见大海说话"])
-def test_a_validators_signed_request_gets_a_valid_bound_answer(miner: RunningMiner, story: str) -> None:
+def test_a_validators_signed_request_gets_a_valid_bound_answer(miner: RunningMiner) -> None:
+    story = "一个关于灯塔守护人的故事，他能听见大海说话"
     request = StoryRequest(task_type="blueprint", user_input=story, max_tokens=760)
     reply = miner.ask(request)
     response = parse_response(reply.body)
