@@ -126,9 +126,19 @@ def test_the_verdict_follows_the_mean_and_the_number_of_positions() -> None:
     assert judge(of(low * 0.99, 200), UNCALIBRATED).status == "proven"
     assert judge(of((low + high) / 2, 200), UNCALIBRATED).status == "inconclusive"
     assert judge(of(high * 1.01, 200), UNCALIBRATED).status == "refuted"
-    assert judge(of(0.0, MIN_POSITIONS - 1), UNCALIBRATED).status == "inconclusive"
     assert judge(of(0.0, 200, "token 3"), UNCALIBRATED).status == "refuted"
     assert UNCALIBRATED.limit(100, 3.1) > UNCALIBRATED.limit(400, 3.1)
+
+
+@pytest.mark.parametrize(("margin", "status"), [(0.0, "inconclusive"), (0.08, "inconclusive"), (3.4, "refuted")])
+def test_a_short_answer_is_never_proven_and_refuted_only_if_far_off(margin: float, status: str) -> None:
+    """0.08 nats in 60 positions is the farthest that an honest text was seen; 3.4 is a text that an API wrote."""
+    verdict = judge(of(margin, 60), UNCALIBRATED)
+    assert verdict.status == status and str(MIN_POSITIONS) in verdict.reason
+
+
+def test_no_free_position_tells_nothing() -> None:
+    assert judge(Replay((), 0, 0), UNCALIBRATED).status == "inconclusive"
 
 
 def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ Status = Literal["proven", "refuted", "inconclusive"]
 
 MIN_POSITIONS = 150  # a single token weighs too much in fewer (docs/proof.md); the shortest blueprints have some 180
 PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
+FAR_Z = 30.0  # refutes short answers too: the farthest of 1,601 short honest texts lay at 8.4, a pasted one at hundreds
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
 
@@ -66,19 +67,25 @@ class Verdict:
 
 
 def judge(replay: Replay, calibration: Calibration) -> Verdict:
-    """The verdict on one replay. Pure."""
+    """The verdict on one replay. Pure. Too few positions never prove, and refute only what is far from all honest texts."""
     if replay.refuted:
         return Verdict("refuted", f"the claimed rule cannot write these tokens: {replay.refuted}")
     count, mean = len(replay.margins), replay.mean_margin
-    if count < MIN_POSITIONS:
-        status: Status = "inconclusive"
-        reason = f"{count} free positions; {MIN_POSITIONS} are needed"
-        limits = (0.0, 0.0)
+    if not count:
+        return Verdict("inconclusive", "no free positions")
+    short = count < MIN_POSITIONS
+    proven_to = calibration.limit(count, PROVEN_Z)
+    refuted_above = calibration.limit(count, FAR_Z if short else REFUTED_Z)
+    if mean > refuted_above:
+        status: Status = "refuted"
     else:
-        limits = (calibration.limit(count, PROVEN_Z), calibration.limit(count, REFUTED_Z))
-        status = "proven" if mean <= limits[0] else "refuted" if mean > limits[1] else "inconclusive"
-        reason = f"mean margin {mean:.4f} nats; honest up to {limits[0]:.4f}, refuted above {limits[1]:.4f}"
-    return Verdict(status, reason, mean, replay.match_rate, count, limits, bool(calibration.model_sha256))
+        status = "proven" if mean <= proven_to and not short else "inconclusive"
+    reason = f"mean margin {mean:.4f} nats; honest up to {proven_to:.4f}, refuted above {refuted_above:.4f}"
+    if short:
+        reason += f"; {count} free positions, and a proof needs {MIN_POSITIONS}"
+    return Verdict(
+        status, reason, mean, replay.match_rate, count, (proven_to, refuted_above), bool(calibration.model_sha256)
+    )
 
 
 class Prover:
