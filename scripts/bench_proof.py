@@ -9,9 +9,10 @@ impostors  write answers as a miner would and claim the given file; all are repl
            file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
            claimed file's tokens. A copy of the claimed file's own type is left out: it is the same file, nearly.
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
-honest     judged by the limits of a calibration made from answers that are not among them. `--keep` adds each margin to a
-           file, so that a run that was cut goes on. `--short` judges English texts of 240 to 320 characters in place of
-           blueprints, by the limits that blueprints gave: what the limits would do below the shortest judged length.
+honest     in rounds of 16 to one request, as validators ask; judged by the limits of a calibration made from answers that are
+           not among them. `--keep` adds each margin to a file, so that a run that was cut goes on. `--characters N` judges
+           English texts of N characters, up to a third more, in place of blueprints, by the limits that blueprints gave: cheaper
+           where many are wanted, and what the limits do to answers that are shorter than any blueprint.
 cost       seconds of replay over seconds of generation, one slot, the answers of one round.
 
 Each prints a table, then one JSON line.
@@ -28,7 +29,9 @@ import random
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +57,6 @@ from storyfi_lite.wire.messages import StoryRequest
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
 LENGTHS = (50, 100, 200, 300, 500)
-SHORT = Constraint(Object((("setting", Text(240, 320)),)))
 ROUND = 16
 CALIBRATION_ANSWERS = 30  # their seeds are negative: none of them is judged
 # For a base model that carries no chat template: the texts one after the other.
@@ -70,7 +72,7 @@ def main() -> None:
     options.add_argument("--max-tokens", type=int, default=700)
     options.add_argument("--threads", type=int, default=0)
     options.add_argument("--slots", type=int, default=8)
-    options.add_argument("--short", action="store_true", help="honest: short texts")
+    options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
     options.add_argument("--keep", type=Path, help="honest: margins so far, one line of JSON an answer")
     given = options.parse_args()
     BENCHES[given.what](Bench(given))
@@ -89,18 +91,19 @@ class Bench:
     def write(self, path: Path, settings: EngineSettings, seeds: list[int]) -> Iterator[tuple[int, Generation]]:
         """An honest answer of that file to each seed's request, as many at a time as there are slots."""
         task = tasks.get("blueprint")
+        waiting: deque[tuple[int, Future[Generation]]] = deque()
         with Engine(path, settings, template_of(path)) as engine:
-            for start in range(0, len(seeds), 4 * settings.n_slots):
-                batch = seeds[start : start + 4 * settings.n_slots]
-                futures = []
-                for seed in batch:
-                    request, until_s = self.request(seed), time.monotonic() + 36_000
-                    job = EngineJob(
-                        task.messages(request), self.constraint(seed), SamplingParams(seed % 2**64), until_s,
-                        max_tokens=self.given.max_tokens,
-                    )  # fmt: skip
-                    futures.append(engine.submit(job))
-                yield from zip(batch, (future.result() for future in futures), strict=True)
+            for seed in seeds:
+                request, until_s = self.request(seed), time.monotonic() + 36_000
+                job = EngineJob(
+                    task.messages(request), self.constraint(seed), SamplingParams(seed % 2**64), until_s,
+                    max_tokens=self.given.max_tokens,
+                )  # fmt: skip
+                waiting.append((seed, engine.submit(job)))
+                if len(waiting) > 2 * settings.n_slots:
+                    yield _oldest(waiting)
+            while waiting:
+                yield _oldest(waiting)
 
     def replay(self, seed: int, generation: Generation, tokens: list[int] | None = None) -> Replay:
         rule = ChoiceRule(
@@ -115,19 +118,28 @@ class Bench:
         return [self.replay(seed, generation) for seed, generation in self.write(path, settings, seeds)]
 
     def request(self, seed: int) -> StoryRequest:
-        """One for each seed; short answers in rounds, as validators ask."""
-        if not self.given.short or seed < 0:
+        """One for each seed; in rounds where many honest answers are wanted."""
+        if self.given.what != "honest" or seed < 0:
             return request_of(seed)
+        if not self.given.characters:
+            return request_of(seed // ROUND)
         dice = random.Random(seed // ROUND)
         texts = (made_up(dice) for _ in itertools.count())
         return StoryRequest(task_type="blueprint", user_input=next(text for text in texts if text.isascii()))
 
     def constraint(self, seed: int) -> Constraint:
-        return SHORT if self.given.short and seed >= 0 else tasks.get("blueprint").constraint(self.request(seed))
+        if not self.given.characters or seed < 0:
+            return tasks.get("blueprint").constraint(self.request(seed))
+        return Constraint(Object((("setting", Text(self.given.characters, self.given.characters * 4 // 3)),)))
 
     def calibration(self) -> Calibration:
         seeds = [-1 - number for number in range(CALIBRATION_ANSWERS)]
         return calibrate("bench", self.replays(self.given.model, self.settings, seeds), "bench")
+
+
+def _oldest(waiting: deque[tuple[int, Future[Generation]]]) -> tuple[int, Generation]:
+    seed, future = waiting.popleft()
+    return seed, future.result()
 
 
 def load(path: Path, settings: EngineSettings) -> Model:
@@ -272,7 +284,6 @@ def drift(bench: Bench) -> None:
 
 def honest(bench: Bench) -> None:
     kept = _kept(bench.given.keep)
-    calibration = bench.calibration()
     seeds = [seed for seed in range(bench.given.answers) if seed not in kept]
     started_s = time.monotonic()
     for done, (seed, generation) in enumerate(bench.write(bench.given.model, bench.settings, seeds), 1):
@@ -283,7 +294,7 @@ def honest(bench: Bench) -> None:
                 file.write(json.dumps([seed, *kept[seed]]) + "\n")
         if done % 50 == 0:
             print(f"{len(kept)} answers, {(time.monotonic() - started_s) / done:.1f} s each", flush=True)
-    _report_honest(kept, calibration)
+    _report_honest(kept, bench.calibration())
 
 
 def _kept(path: Path | None) -> dict[int, tuple[float, int, str | None]]:
