@@ -9,6 +9,8 @@ impostors  write answers as a miner would and claim the given file; all are repl
            file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
            claimed file's tokens. A copy of the claimed file's own type is left out: it is the same file, nearly.
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
+           `--written FILE` replays, in place of these, what `write --keep FILE` wrote elsewhere: on a GPU (`--gpu-layers`), on
+           another machine, with another build of llama.cpp (LLAMA_CPP_LIB_PATH).
 honest     in rounds of 16 to one request, as validators ask; judged by the limits of a calibration made from answers that are
            not among them. `--keep` adds each margin to a file, so that a run that was cut goes on. `--characters N` judges
            English texts of N characters, up to a third more, in place of blueprints, by the limits that blueprints gave: cheaper
@@ -30,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +75,12 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=0)
     options.add_argument("--slots", type=int, default=8)
     options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
-    options.add_argument("--keep", type=Path, help="honest: margins so far, one line of JSON an answer")
+    options.add_argument("--keep", type=Path, help="honest: margins so far, write: answers; one line of JSON an answer")
+    options.add_argument("--gpu-layers", type=int, default=0, help="write: layers on the GPU")
+    options.add_argument("--written", type=Path, nargs="+", default=[], help="drift: answers that `write` kept")
     given = options.parse_args()
+    if given.what == "write" and not given.keep:
+        options.error("write needs --keep FILE")
     BENCHES[given.what](Bench(given))
 
 
@@ -105,17 +111,16 @@ class Bench:
             while waiting:
                 yield _oldest(waiting)
 
-    def replay(self, seed: int, generation: Generation, tokens: list[int] | None = None) -> Replay:
-        rule = ChoiceRule(
-            self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), generation.max_tokens
-        )
+    def replay(self, seed: int, tokens: Sequence[int], max_tokens: int) -> Replay:
+        rule = ChoiceRule(self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), max_tokens)
         prompt = self.model.chat_template.tokens(
             self.model.vocabulary, tasks.get("blueprint").messages(self.request(seed))
         )
-        return self.replayer.replay(rule, prompt, tokens or list(generation.tokens))
+        return self.replayer.replay(rule, prompt, list(tokens))
 
     def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
-        return [self.replay(seed, generation) for seed, generation in self.write(path, settings, seeds)]
+        written = self.write(path, settings, seeds)
+        return [self.replay(seed, generation.tokens, generation.max_tokens) for seed, generation in written]
 
     def request(self, seed: int) -> StoryRequest:
         """One for each seed; in rounds where many honest answers are wanted."""
@@ -194,7 +199,7 @@ def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
     found = []
     for seed, generation in bench.write(bench.given.other, bench.settings, seeds):
         tokens = bench.model.vocabulary.tokenize(generation.text, special=False)
-        found.append(bench.replay(seed, generation, tokens))
+        found.append(bench.replay(seed, tokens, generation.max_tokens))
     return found
 
 
@@ -251,7 +256,7 @@ def show(table: Table, facts: dict[str, object]) -> None:
 
 
 def drift(bench: Bench) -> None:
-    """Each row writes with one setting changed; the replay's settings stay."""
+    """Each row was written with one setting changed; the replay's settings stay."""
     base = replace(bench.settings, n_slots=1)
     other_threads = 1 if bench.given.threads != 1 else 2
     rows = {
@@ -264,10 +269,12 @@ def drift(bench: Bench) -> None:
         "q8_0 keys and values": replace(base, kv_type="q8_0"),
         "q4_0 keys and values": replace(base, kv_type="q4_0"),
     }
+    seeds = list(range(bench.given.answers))
     table = Table("written with", "match rate", "mean margin", "largest of an answer", "positions")
     facts: dict[str, object] = {}
-    for name, settings in rows.items():
-        replays = bench.replays(bench.given.model, settings, list(range(bench.given.answers)))
+    elsewhere = ((path.stem, replays_of(bench, path)) for path in bench.given.written)
+    here = ((name, bench.replays(bench.given.model, settings, seeds)) for name, settings in rows.items())
+    for name, replays in elsewhere if bench.given.written else here:
         margins = [margin for one in replays for margin in one.margins]
         matches = sum(one.matches for one in replays) / len(margins)
         largest = max(one.mean_margin for one in replays)
@@ -279,6 +286,20 @@ def drift(bench: Bench) -> None:
     show(table, facts)
 
 
+def write(bench: Bench) -> None:
+    """One line an answer: its seed, tokens and budget."""
+    settings = replace(bench.settings, n_gpu_layers=bench.given.gpu_layers)
+    with bench.given.keep.open("w") as file:
+        for seed, generation in bench.write(bench.given.model, settings, list(range(bench.given.answers))):
+            file.write(json.dumps([seed, generation.max_tokens, *generation.tokens]) + "\n")
+    print(json.dumps({"answers": bench.given.answers, "gpu_layers": bench.given.gpu_layers}))
+
+
+def replays_of(bench: Bench, path: Path) -> list[Replay]:
+    rows = map(json.loads, path.read_text().splitlines())
+    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, *tokens in rows]
+
+
 # --- honest ----------------------------------------------------------------------------------------------------------
 
 
@@ -287,7 +308,7 @@ def honest(bench: Bench) -> None:
     seeds = [seed for seed in range(bench.given.answers) if seed not in kept]
     started_s = time.monotonic()
     for done, (seed, generation) in enumerate(bench.write(bench.given.model, bench.settings, seeds), 1):
-        one = bench.replay(seed, generation)
+        one = bench.replay(seed, generation.tokens, generation.max_tokens)
         kept[seed] = (one.mean_margin, len(one.margins), one.refuted)
         if bench.given.keep:
             with bench.given.keep.open("a") as file:
@@ -352,7 +373,7 @@ def cost(bench: Bench) -> None:
     show(table, {"answers": bench.given.answers, "tokens": tokens, "replay_over_generation": round(ratio, 3)})
 
 
-BENCHES = {"impostors": impostors, "drift": drift, "honest": honest, "cost": cost}
+BENCHES = {"impostors": impostors, "drift": drift, "write": write, "honest": honest, "cost": cost}
 
 if __name__ == "__main__":
     main()

@@ -144,30 +144,16 @@ def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
     """Whether llama.cpp was built for GPUs (None: not installed), and the GPUs that it sees itself."""
     try:
         import llama_cpp
-        from llama_cpp import _ggml
+
+        from storyfi_lite.engine import devices
     except ImportError:
         return None, ()
     if not llama_cpp.llama_supports_gpu_offload():
         return False, ()
-    import ctypes
-
-    ggml = _ggml.libggml
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
-    size = ctypes.POINTER(ctypes.c_size_t)
-    signatures: dict[str, list[Any]] = {"type": [], "description": [], "memory": [size, size]}
-    for function, extra in signatures.items():
-        getattr(ggml, f"ggml_backend_dev_{function}").argtypes = [ctypes.c_void_p, *extra]
     found: list[Gpu] = []
-    for number in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(number)
-        if ggml.ggml_backend_dev_type(device) in (1, 2):  # GPU, integrated GPU (ggml-backend.h)
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-            name = ggml.ggml_backend_dev_description(device).decode(errors="replace")
-            found.append(Gpu(name, total.value, free.value, bandwidth_of(name), index=len(found)))
+    for number, device in enumerate(devices.gpus()):
+        free_bytes, total_bytes = device.memory_bytes()
+        found.append(Gpu(device.description, total_bytes, free_bytes, bandwidth_of(device.description), index=number))
     return True, tuple(found)
 
 

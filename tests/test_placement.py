@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import pytest
 
+from storyfi_lite.engine import devices
+from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.gguf_header import architecture, read_local
@@ -45,8 +50,6 @@ def placed(hardware: Hardware, **wish: object) -> Placement:
 
 def reported_bytes(path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture) -> float:
     """The sum of the buffers that llama.cpp's log names."""
-    from storyfi_lite.engine.model import Context, Model
-
     caplog.clear()
     with caplog.at_level(logging.DEBUG, logger="storyfi_lite.llama"):
         model = Model(path, settings)
@@ -159,6 +162,38 @@ def test_pain_4_several_gpus_and_experts() -> None:
     assert [need.weights_bytes > 0 for need in fits_one.demands[:-1]] == [True, False]  # the faster card alone
     mixtral = placed(machine(12), model="mixtral-8x7b", quant="Q4_K_M")
     assert mixtral.n_on_gpu == mixtral.n_layers and mixtral.settings.experts_in_ram > 0
+
+
+def test_a_gpu_that_holds_nothing_is_left_alone() -> None:
+    """llama.cpp takes memory on every GPU that it sees, for its context and to help with prompts: a full one must stay hidden."""
+    full = Gpu("RTX 3060", 12 * GIB, 200 << 20, 360.0, index=1)
+    beside = replace(machine(24), gpus=(*machine(24).gpus, full))
+    best = placed(beside, model="llama-3-8b")
+    assert best.settings.used_gpus(2) == [0] and best.demands[1].total_bytes == 0
+    alone = placed(replace(machine(12), gpus=(full,)), model="llama-3-8b")
+    assert alone.n_on_gpu == 0 and alone.settings.used_gpus(1) == [] and alone.demands[0].total_bytes == 0
+
+
+def test_only_gpus_with_a_share_are_used() -> None:
+    assert EngineSettings(n_gpu_layers=9).used_gpus(3) == [0, 1, 2]
+    assert EngineSettings(n_gpu_layers=9, tensor_split=(0.0, 4.0, 5.0)).used_gpus(3) == [1, 2]
+    assert EngineSettings(n_gpu_layers=0, tensor_split=(1.0, 0.0)).used_gpus(2) == []
+
+
+def test_without_layers_on_it_a_gpu_is_hidden_from_llama_cpp(
+    small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    load = llama_cpp.llama_model_load_from_file
+
+    def looked_at(path: bytes, params: Any) -> Any:
+        asked.append(ctypes.cast(params.devices, ctypes.POINTER(ctypes.c_size_t))[0])
+        return load(path, params)
+
+    monkeypatch.setattr(devices, "gpus", lambda: [devices.Device(0xBAD, "a full GPU")])
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", looked_at)
+    Model(small_model_path, EngineSettings(n_gpu_layers=0)).close()
+    assert asked == [0]  # a list that ends at once, and not the null that means all
 
 
 def test_pain_5_an_answer_before_the_download_with_reasons() -> None:

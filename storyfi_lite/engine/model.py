@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from llama_cpp import _ggml
 
+from storyfi_lite.engine import devices
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import GGML_TYPES, EngineSettings
@@ -64,10 +65,7 @@ class Model:
         self._keep: list[object] = []  # ctypes arrays that llama.cpp points into
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
-        if settings.tensor_split:
-            shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*settings.tensor_split)
-            params.tensor_split = shares
-            self._keep.append(shares)
+        self._choose_gpus(params, settings)
         if settings.experts_in_ram:
             params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)
         _complaints.clear()
@@ -76,6 +74,19 @@ class Model:
             raise _load_error(path)
         self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self._chat_template = chat_template
+
+    def _choose_gpus(self, params: Any, settings: EngineSettings) -> None:
+        present = devices.gpus()
+        used = settings.used_gpus(len(present))
+        handles = (ctypes.c_void_p * (len(used) + 1))(*(present[number].handle for number in used))  # ends with a null
+        params.devices = ctypes.cast(handles, ctypes.c_void_p)
+        self._keep.append(handles)
+        if settings.tensor_split:
+            shares = (ctypes.c_float * llama_cpp.llama_max_devices())(
+                *(settings.tensor_split[number] for number in used)
+            )
+            params.tensor_split = shares
+            self._keep.append(shares)
 
     def _expert_overrides(self, layers: int) -> ctypes.c_void_p:
         """Keeps the experts of the first `layers` layers in RAM, as llama.cpp's --n-cpu-moe does."""

@@ -27,6 +27,13 @@ class EngineSettings:
     tensor_split: tuple[float, ...] = ()
     experts_in_ram: int = 0  # the first so many layers keep their experts' tensors in RAM
 
+    def used_gpus(self, n_gpus: int) -> list[int]:
+        """Which of so many GPUs hold something. The others stay hidden from llama.cpp, which would take memory on each it
+        sees: a driver's context, and a copy of the largest matrix to help with prompts."""
+        if not self.n_gpu_layers:
+            return []
+        return [number for number in range(n_gpus) if not self.tensor_split or self.tensor_split[number] > 0]
+
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -4,6 +4,7 @@ The rules are llama.cpp's (src/llama-model.cpp load_tensors, llama-kv-cache.cpp,
 llama-cpp-python 0.3.36 ships:
   - `n_gpu_layers` counts from the end and the output layer first: 1 is the output layer alone
   - the token embedding stays in RAM; a tied output is a second copy on the GPU
+  - a GPU without a share is hidden from llama.cpp (engine/model.py), so that nothing is taken there
   - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot; a
     sliding window saves nothing, because llama.cpp keeps the whole cache unless told not to (swa_full)
   - the host keeps one row of logits a slot; the graph's working memory is graph.py's business
@@ -71,9 +72,12 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     """For each GPU in llama.cpp's order, and last for the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     largest = Largest(weights.largest_dense_bytes, weights.largest_expert_bytes)
-    compute = compute_bytes(arch, settings, tuple(devices), n_gpus, largest)
+    used = settings.used_gpus(n_gpus)
+    seen = tuple(used.index(device) if device >= 0 else -1 for device in devices)  # as llama.cpp numbers them
+    *on_gpus, on_host = compute_bytes(arch, settings, seen, len(used), largest)
+    work = {**dict(zip(used, on_gpus, strict=True)), n_gpus: on_host}
     still = stored(arch, weights, settings, n_gpus)
-    return [replace(need, compute_bytes=work) for need, work in zip(still, compute, strict=True)]
+    return [replace(need, compute_bytes=work.get(number, 0)) for number, need in enumerate(still)]
 
 
 def stored(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
@@ -88,5 +92,6 @@ def stored(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     if devices[-1] >= 0 or not weights.tied:
         weight[devices[-1]] += weights.output_bytes
     output = 4 * arch.vocab_size * settings.n_slots
-    gpus = [Demand(weight[i], kv[i], 0, 0, CUDA_CONTEXT_BYTES if i in devices else 0) for i in range(n_gpus)]
+    used = settings.used_gpus(n_gpus)
+    gpus = [Demand(weight[i], kv[i], 0, 0, CUDA_CONTEXT_BYTES if i in used else 0) for i in range(n_gpus)]
     return [*gpus, Demand(weight[-1], kv[-1], 0, output, PROCESS_BYTES)]

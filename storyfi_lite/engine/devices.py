@@ -1,0 +1,49 @@
+"""The GPUs as llama.cpp sees them: its own registry of devices. Knows no driver and no models."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+
+_GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type of ggml-backend.h
+
+
+@dataclass(frozen=True)
+class Device:
+    """`handle`: ggml's own pointer to it."""
+
+    handle: int
+    description: str
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Free and total. On a CUDA device this opens a driver's context, which takes some memory there itself."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        _call("memory", None, ctypes.c_void_p(self.handle), ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+
+def gpus() -> list[Device]:
+    """In llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
+    found = [(kind, device) for kind, device in map(_typed, range(_call("count", ctypes.c_size_t)))]
+    wanted = _GPU if any(kind == _GPU for kind, _ in found) else _INTEGRATED
+    return [Device(device, _description(device)) for kind, device in found if kind == wanted]
+
+
+def _typed(number: int) -> tuple[int, int]:
+    device = _call("get", ctypes.c_void_p, ctypes.c_size_t(number))
+    return _call("type", ctypes.c_int, ctypes.c_void_p(device)), device
+
+
+def _description(device: int) -> str:
+    text: bytes = _call("description", ctypes.c_char_p, ctypes.c_void_p(device))
+    return text.decode(errors="replace")
+
+
+def _call(name: str, result: Any, *arguments: Any) -> Any:
+    """Through libllama: the package holds a second libggml.so, with a registry of its own, which `_ggml` would answer from."""
+    function = getattr(llama_cpp.llama_cpp._lib, f"ggml_backend_dev_{name}")
+    function.restype = result
+    return function(*arguments)
