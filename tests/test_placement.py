@@ -198,7 +198,7 @@ def test_without_layers_on_it_a_gpu_is_hidden_from_llama_cpp(
 
 def test_pain_5_an_answer_before_the_download_with_reasons() -> None:
     best = placed(machine(24))
-    assert not best.exact and best.spec.multiplier > 1
+    assert not best.loads.exact and best.spec.multiplier > 1
     for spec in REGISTRY.local:
         if spec.multiplier > best.spec.multiplier:
             assert any(reason.startswith(f"not {spec.key}:") for reason in best.reasons)
@@ -248,11 +248,28 @@ def test_the_ladder_goes_down_and_ends() -> None:
     current = placed(hardware, model="llama-3-8b", n_ctx=8192)
     words = []
     while step := step_down(current, hardware, EmptyShelf()):
+        assert step[0].speed.tokens_per_s <= current.speed.tokens_per_s * 1.1  # told anew, not kept from above
         current, said = step
         words.append(said)
         assert current.spec.key == "llama-3-8b" and len(words) < 30
     assert words[:3] == ["one request at a time", "keys and values as q8_0", "keys and values as q4_0"]
     assert current.settings.n_gpu_layers == 0 and current.settings.n_ctx == MIN_CONTEXT
+    assert current.demands[0].total_bytes == 0 and current.speed.tokens_per_s < 10
+
+
+def test_a_mixture_steps_down_by_its_experts_first() -> None:
+    hardware = machine(24)
+    current = placed(hardware, model="mixtral-8x7b", quant="Q4_K_M")
+    in_ram = current.settings.experts_in_ram
+    while step := step_down(current, hardware, EmptyShelf()):
+        lower, said = step
+        if "experts" in said:
+            assert lower.settings.experts_in_ram > current.settings.experts_in_ram
+            assert lower.demands[0].total_bytes < current.demands[0].total_bytes
+        if "of 33 layers" in said:
+            assert current.settings.experts_in_ram == 32 > in_ram
+        current = lower
+    assert current.settings.n_gpu_layers == 0
 
 
 # --- loading ---------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """The next smaller thing to try when a load fails for memory although it should have fitted: another program was faster.
 
-One rung at a time: one slot, quantized keys and values, fewer layers on the GPU, a shorter context (never below what the
-tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
+One rung at a time: one slot, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
+(never below what the tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.hardware import Hardware
 from storyfi_lite.placement.fit import KV_TYPES
 from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, Wish, place_file
@@ -18,23 +19,30 @@ LAYERS_A_STEP = 0.1  # of all layers
 
 def step_down(placement: Placement, hardware: Hardware, shelf: Shelf) -> tuple[Placement, str] | None:
     """The next rung and what changed, in words; None at the bottom."""
-    settings = placement.settings
+    changed = _next(placement)
+    if changed is None:
+        return _coarser(placement, hardware, shelf)
+    settings, words = changed
+    return placement.at(settings, hardware), words
+
+
+def _next(placement: Placement) -> tuple[EngineSettings, str] | None:
+    settings, blocks = placement.settings, placement.arch.block_count
+    step = max(1, round(blocks * LAYERS_A_STEP))
     if settings.n_slots > 1:
-        return _with(placement, "one request at a time", n_slots=1)
+        return replace(settings, n_slots=1), "one request at a time"
     if settings.kv_type != KV_TYPES[-1]:
         kv = KV_TYPES[KV_TYPES.index(settings.kv_type) + 1]
-        return _with(placement, f"keys and values as {kv}", kv_type=kv)
+        return replace(settings, kv_type=kv), f"keys and values as {kv}"
+    if settings.n_gpu_layers > 0 and placement.arch.expert_count and settings.experts_in_ram < blocks:
+        experts = min(blocks, settings.experts_in_ram + step)
+        return replace(settings, experts_in_ram=experts), f"the experts of {experts} layers in RAM"
     if settings.n_gpu_layers > 0:
-        on_gpu = min(settings.n_gpu_layers, placement.n_layers)
-        fewer = max(0, on_gpu - max(1, round(placement.n_layers * LAYERS_A_STEP)))
-        return _with(placement, f"{fewer} of {placement.n_layers} layers on the GPU", n_gpu_layers=fewer)
+        fewer = max(0, placement.n_on_gpu - step)
+        return replace(settings, n_gpu_layers=fewer), f"{fewer} of {placement.n_layers} layers on the GPU"
     if settings.n_ctx > MIN_CONTEXT:
-        return _with(placement, f"{MIN_CONTEXT} tokens of context", n_ctx=MIN_CONTEXT)
-    return _coarser(placement, hardware, shelf)
-
-
-def _with(placement: Placement, words: str, **changes: object) -> tuple[Placement, str]:
-    return replace(placement, settings=replace(placement.settings, **changes)), words  # type: ignore[arg-type]
+        return replace(settings, n_ctx=MIN_CONTEXT), f"{MIN_CONTEXT} tokens of context"
+    return None
 
 
 def _coarser(placement: Placement, hardware: Hardware, shelf: Shelf) -> tuple[Placement, str] | None:

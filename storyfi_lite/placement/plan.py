@@ -10,11 +10,11 @@ from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.gguf_header import Header, architecture
 from storyfi_lite.hardware import Hardware
-from storyfi_lite.placement import speed, weights
+from storyfi_lite.placement import memory, speed, weights
 from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.memory import Demand
 from storyfi_lite.placement.shelf import Shelf
-from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Registry
+from storyfi_lite.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 
 Policy = Literal["reward", "fastest", "largest"]
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
@@ -41,20 +41,28 @@ class Wish:
 
 @dataclass(frozen=True)
 class Placement:
-    """`demands`: each usable GPU's bytes in llama.cpp's order, the host's last."""
+    """`demands`: each usable GPU's bytes in llama.cpp's order, the host's last. `arch` and `loads` are the header's where there
+    is one, else from models.yaml."""
 
     spec: ModelSpec
     file: GGUFFile
+    arch: Architecture
+    loads: weights.Weights
     settings: EngineSettings
     demands: tuple[Demand, ...]
     speed: speed.Speed
-    exact: bool  # from the file's header, not from models.yaml
     reasons: tuple[str, ...] = ()
+
+    def at(self, settings: EngineSettings, hardware: Hardware) -> Placement:
+        """The same file with other settings, and what these take and how fast they are."""
+        demands = tuple(memory.demand(self.arch, self.loads, settings, len(hardware.usable_gpus)))
+        predicted = speed.predict(self.arch, self.loads, settings, hardware)
+        return replace(self, settings=settings, demands=demands, speed=predicted)
 
     @property
     def n_layers(self) -> int:
         """All that can go to a GPU, the output layer included."""
-        return self.spec.architecture.block_count + 1
+        return self.arch.block_count + 1
 
     @property
     def n_on_gpu(self) -> int:
@@ -80,7 +88,7 @@ class Placement:
             "predicted_bytes": [{**asdict(need), "total_bytes": need.total_bytes} for need in self.demands],
             "predicted_tokens_per_s": round(self.speed.tokens_per_s, 2),
             "predicted_blueprint_s": round(self.speed.blueprint_s, 1),
-            "speed_from": self.speed.basis, "from_header": self.exact, "reasons": list(self.reasons),
+            "speed_from": self.speed.basis, "from_header": self.loads.exact, "reasons": list(self.reasons),
         }  # fmt: skip
 
 
@@ -95,7 +103,7 @@ def place_file(
     if fit is None:
         return DoesNotFit(_why_not(spec, file, loads, hardware))
     predicted = speed.predict(arch, loads, fit.settings, hardware)
-    return Placement(spec, file, fit.settings, fit.demands, predicted, loads.exact)
+    return Placement(spec, file, arch, loads, fit.settings, fit.demands, predicted)
 
 
 def _why_not(spec: ModelSpec, file: GGUFFile, loads: weights.Weights, hardware: Hardware) -> str:
@@ -215,7 +223,7 @@ def _by_size(placement: Placement) -> int:
 
 
 def _explain(best: Placement, wish: Wish) -> tuple[str, ...]:
-    source = "the file's header" if best.exact else "models.yaml"
+    source = "the file's header" if best.loads.exact else "models.yaml"
     return (
         f"policy {wish.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",
         f"sizes from {source}; speed from {best.speed.basis}",
