@@ -30,6 +30,7 @@ GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
     ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
     ("GTX 1660", 192),
 )  # fmt: skip
+CONTEXT_ROOM_BYTES = 1 << 30  # a CUDA context takes a few hundred MB
 MEND_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python'
 
 
@@ -140,8 +141,9 @@ def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
-    """Whether llama.cpp was built for GPUs (None: not installed), and the GPUs that it sees itself."""
+def read_llama(driver_says: tuple[Gpu, ...]) -> tuple[bool | None, tuple[Gpu, ...]]:
+    """Whether llama.cpp was built for GPUs (None: not installed), and the GPUs that it sees itself. A GPU that is full by
+    `driver_says` is not asked: asking opens a context on it, and where that fails llama.cpp ends the process."""
     try:
         import llama_cpp
 
@@ -152,7 +154,11 @@ def read_llama() -> tuple[bool | None, tuple[Gpu, ...]]:
         return False, ()
     found: list[Gpu] = []
     for number, device in enumerate(devices.gpus()):
-        free_bytes, total_bytes = device.memory_bytes()
+        told = driver_says[number] if number < len(driver_says) else None
+        if told and told.free_bytes < CONTEXT_ROOM_BYTES:
+            free_bytes, total_bytes = told.free_bytes, told.total_bytes
+        else:
+            free_bytes, total_bytes = device.memory_bytes()
         found.append(Gpu(device.description, total_bytes, free_bytes, bandwidth_of(device.description), index=number))
     return True, tuple(found)
 
@@ -169,7 +175,7 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
 
         nvml = pynvml
     driver, gpus = read_gpus(nvml)
-    built, seen = read_llama()
+    built, seen = read_llama(gpus)
     if not gpus:
         gpus = seen  # another maker's GPU: no NVML, but llama.cpp knows it
     root = (models_root or Store().root).absolute()
