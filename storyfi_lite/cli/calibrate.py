@@ -54,8 +54,8 @@ def command(file: Path, answers: int, n_threads: int | None, as_json: bool) -> N
     click.echo(
         f"mean {calibration.mean:.4f} nats a position over {calibration.positions:,} positions of {calibration.answers} answers"
     )
-    click.echo(f"an answer of 200 free positions is proven up to {calibration.limit(200, proof.PROVEN_Z):.4f} "
-               f"and refuted above {calibration.limit(200, proof.REFUTED_Z):.4f}")  # fmt: skip
+    click.echo(f"an answer of 200 free positions is proven up to {calibration.proven_to(200):.4f} "
+               f"and refuted above {calibration.refuted_above(200):.4f}")  # fmt: skip
     bound = proof.rate_bound(calibration.refuted, calibration.answers)
     click.echo(
         f"{calibration.refuted} of them refuted by the limits of all others: at most {bound:.2%} of honest answers, with 95 % confidence"

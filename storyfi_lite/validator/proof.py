@@ -27,6 +27,9 @@ Status = Literal["proven", "refuted", "inconclusive"]
 MIN_POSITIONS = 150  # a single token weighs too much in fewer (docs/proof.md); the shortest blueprints have some 180
 PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
 FAR_Z = 30.0  # refutes short answers too: the farthest of 1,601 short honest texts lay at 8.4, a pasted one at hundreds
+ELSEWHERE_NATS = (
+    0.015  # another machine's kernels: an honest AVX2 answer was 0.036 off on AVX-512, 0.013 above all of its own
+)
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
 
@@ -47,6 +50,13 @@ class Calibration:
     def limit(self, positions: int, z: float) -> float:
         """The mean margin that an honest answer with so many free positions exceeds with probability P(Z > z)."""
         return self.mean + z * math.sqrt(self.between_sd**2 + self.within_sd**2 / positions)
+
+    def proven_to(self, positions: int) -> float:
+        return self.limit(positions, PROVEN_Z)
+
+    def refuted_above(self, positions: int) -> float:
+        """With room for an honest answer that was written on another kind of machine than the calibration's."""
+        return self.limit(positions, FAR_Z if positions < MIN_POSITIONS else REFUTED_Z) + ELSEWHERE_NATS
 
 
 # Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
@@ -74,8 +84,7 @@ def judge(replay: Replay, calibration: Calibration) -> Verdict:
     if not count:
         return Verdict("inconclusive", "no free positions")
     short = count < MIN_POSITIONS
-    proven_to = calibration.limit(count, PROVEN_Z)
-    refuted_above = calibration.limit(count, FAR_Z if short else REFUTED_Z)
+    proven_to, refuted_above = calibration.proven_to(count), calibration.refuted_above(count)
     if mean > refuted_above:
         status: Status = "refuted"
     else:
@@ -261,7 +270,7 @@ def calibrate(sha256: str, replays: list[Replay], made_with: str) -> Calibration
     refuted = 0
     for one in sums:
         others = _limits(total.less(one), means.less(_Sums.of([one.mean])))
-        refuted += one.mean > Calibration("", *others, 0, 0, 0, "").limit(one.count, REFUTED_Z)
+        refuted += one.mean > Calibration("", *others, 0, 0, 0, "").refuted_above(one.count)
     return replace(whole, refuted=refuted)
 
 
