@@ -140,6 +140,9 @@ def raw_server() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
                 connection.recv(65_536)
                 with contextlib.suppress(OSError):  # the validator hung up
                     serve(connection)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65_536):
+                        pass  # a connection closed with unread bytes is reset, and what it answered is lost
 
         threading.Thread(target=run, daemon=True).start()
         return int(listener.getsockname()[1])
