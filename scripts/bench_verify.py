@@ -140,8 +140,11 @@ def verify_and_score(figures: dict[str, float], rng: random.Random) -> None:
         "2 MB of one text": b'{"output_data":{"title":"'
         + b"x" * 1_900_000
         + a_body({"title": "x"}).split(b'"title": "x')[1],
+        "600 kB of marks": a_body({"title": "a" + "\u0301" * 150_000 + "\u0323" * 150_000}),
+        "a theme of marks, just not too long": a_body({"themes": ["\u0323\u0f73\uff9e\u0301" * 4_990]}),
     }
-    figures["worst_hostile_s"] = max(seconds(partial(verify, request, raw), 1) for raw in hostile.values())
+    context = Context(request, 10.0)
+    figures["worst_hostile_s"] = max(seconds(partial(score, raw, context), 1) for raw in hostile.values())
 
 
 def near_copies(figures: dict[str, float], rng: random.Random, old: int) -> None:

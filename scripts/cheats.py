@@ -213,8 +213,9 @@ class Court:
         self.honest = self.loader(path, "Q4_1")
         registry, policy = load_registry(), load_policy()
         once = policy.proof.model_copy(update={"proven_needed": 1, "refuted_needed": 1})
-        self._rules = Rules(registry, policy.model_copy(update={"proof": once}), "validator", proofs=8)
-        self._auditor = Auditor(known_files(registry, Store(), [path]), registry, n_threads)
+        files = known_files(registry, Store(), [path])
+        self._rules = Rules(registry, policy.model_copy(update={"proof": once}), "validator", proofs=8, files=files)
+        self._auditor = Auditor(files, registry, n_threads)
         self._nonce_ns = 0
 
     def loader(self, path: Path, quant: str) -> LocalModelLoader:

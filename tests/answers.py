@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.wire.messages import StoryRequest
 
@@ -120,13 +122,8 @@ def header(request: StoryRequest, **changes: Any) -> dict[str, Any]:
     """A proof's header that fits the request; no replay would bear it out."""
     task = tasks.get(request.task_type)
     return {
-        "sampler": "s/1",
-        "seed": 7,
-        "temperature": 0.8,
-        "min_p": 0.05,
-        "dry_multiplier": 0.8,
-        "dry_base": 1.75,
-        "dry_allowed_length": 4,
+        "sampler": SAMPLER,
+        **asdict(SamplingParams(seed=7)),
         "max_tokens": 900,
         "model_sha256": "a" * 64,
         "quantization": "Q4_1",

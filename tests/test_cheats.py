@@ -19,7 +19,7 @@ EXPECTED = {
     "impostor": ("refuted", 0.0, "mean margin"),
     "inflated": ("refuted", 0.0, "names a file of smollm2-135m"),
     "pasted": ("refuted", 0.0, ""),
-    "tuned": ("inconclusive", 0.5, ""),
+    "tuned": ("no proof", 0.5, ""),
     "own-seed": ("refuted", 0.0, "mean margin"),
     "own-prompt": ("refuted", 0.0, "mean margin"),
     "edited": ("refuted", 0.0, "do not spell the text"),

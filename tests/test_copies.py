@@ -55,6 +55,8 @@ DISGUISES: dict[str, Callable[[Story], Story]] = {
     "Cyrillic look-alikes": lambda story: each_text(story, homoglyphs),
     "accents": lambda story: each_text(story, lambda text: text.replace("e", "é").replace("a", "ä").replace("n", "ñ")),
     "combining marks": lambda story: each_text(story, every_third("\u0301")),
+    "marks of other scripts": lambda story: each_text(story, every_third("\u05b0\u093e\u20dd\u1abe")),
+    "small capitals": lambda story: each_text(story, lambda text: text.translate(str.maketrans("aeon", "ᴀᴇᴏɴ"))),
     "zero-width spaces": lambda story: each_text(story, every_third("\u200b")),
     "tag characters": lambda story: each_text(story, every_third("\U000e0041")),
     "soft hyphens": lambda story: each_text(story, every_third("\u00ad")),

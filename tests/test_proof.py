@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ def prover(small_model_path: Path) -> Iterator[Prover]:
 def changed(response: StoryResponse, proof: dict[str, Any] | None = None, **fields: Any) -> StoryResponse:
     assert response.proof is not None
     header = response.proof.model_copy(update=proof or {})
+    if "output_text" in fields:
+        fields = {"output_data": json.loads(fields["output_text"]), **fields}
     return response.model_copy(update={"proof": header, **fields})
 
 
@@ -88,6 +91,19 @@ def test_text_that_the_tokens_do_not_spell_is_refuted(prover: Prover, honest: St
     assert honest.output_text is not None
     pasted = changed(honest, output_text=honest.output_text.replace("e", "a", 1))
     assert "do not spell" in prover.prove(REQUEST, pasted, SEED).reason
+
+
+def test_data_that_the_text_does_not_say_is_refuted(prover: Prover, honest: StoryResponse) -> None:
+    """Validators of protocol 3.2 read `output_data`, which no token spells."""
+    pasted = changed(honest, output_data={**honest.output_data, "title": "Another"})
+    assert "output_data differ" in prover.prove(REQUEST, pasted, SEED).reason
+
+
+def test_a_prover_holds_one_context_whatever_is_claimed(prover: Prover, honest: StoryResponse) -> None:
+    for kv_type in ("q8_0", "q4_0", "f16"):
+        prover.prove(REQUEST, changed(honest, {"kv_type": kv_type}), SEED)
+        assert prover._held is not None and prover._held[0].kv_type == kv_type
+    assert prover.prove(REQUEST, honest, SEED).status == "proven"
 
 
 def test_another_seed_claimed_and_asked_for_is_refuted_by_the_replay(prover: Prover, honest: StoryResponse) -> None:

@@ -198,6 +198,7 @@ def after(*statuses: Status, model: str = "llama-3-8b", start: Evidence | None =
         (["proven"] * 2, "inconclusive"),
         (["proven"] * 3, "proven"),
         (["inconclusive"] * 20, "inconclusive"),
+        (["refuted"] * 2 + ["inconclusive"] * 40, "refuted"),  # what decides nothing washes nothing away
         (["proven"] * 5 + ["refuted"], "proven"),  # one refutation in a thousand befalls the honest
         (["proven"] * 5 + ["refuted"] + ["proven"] * 5 + ["refuted"], "refuted"),
         (["refuted"] * 2 + ["proven"] * 17, "refuted"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,17 +17,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from storyfi_lite.chain.types import MetagraphSnapshot, Neuron, WriteResult
 from storyfi_lite.errors import BadInput, Busy, ConfigError, LiteError, Unavailable
 from storyfi_lite.registry import load_registry
 from storyfi_lite.rounds.audit import Auditor, Candidate, Finding, KnownFile, choose, known_files
 from storyfi_lite.rounds.draw import STAGES, Question, Story, draw, made_up
-from storyfi_lite.rounds.query import Reply, ask
+from storyfi_lite.rounds.loop import ValidateOptions, _Loop
+from storyfi_lite.rounds.query import Reply, Target, ask, client, query
 from storyfi_lite.rounds.round import Report, Rules, judge_round
 from storyfi_lite.rounds.state import Outcome, Standing, State
 from storyfi_lite.seed import challenge_seed
@@ -38,7 +42,7 @@ from tests.miner_server import BLUEPRINT, MINER, VALIDATOR, make_miner, running
 from tests.test_dendrite import PYTHON
 
 REGISTRY, POLICY = load_registry(), load_policy()
-RULES = Rules(REGISTRY, POLICY, VALIDATOR.ss58_address, proofs=8)
+RULES = Rules(REGISTRY, POLICY, VALIDATOR.ss58_address, proofs=8, files={"a" * 64})
 WALLET: Any = SimpleNamespace(hotkey=VALIDATOR, coldkey=VALIDATOR, coldkeypub=VALIDATOR)
 QUESTION = Question(blueprint_request(), Story(ASKED[0][0]))
 
@@ -185,6 +189,46 @@ def test_a_hostile_miner_costs_bounded_time_and_memory(
         ask(WALLET, MINER.ss58_address, ("127.0.0.1", raw_server(serve)), blueprint_request(), timeout_s=0.5)
 
 
+@pytest.mark.parametrize(
+    ("before", "spoken", "served", "wire"),
+    [
+        ("", "/StoryGenerationSynapse", ["/story", "/StoryGenerationSynapse"], "dendrite"),
+        ("dendrite", "/StoryGenerationSynapse", ["/StoryGenerationSynapse"], "dendrite"),
+        ("dendrite", "/story", ["/StoryGenerationSynapse", "/story"], "btauth"),  # it was brought up to date
+    ],
+)
+def test_the_wire_that_a_miner_spoke_last_comes_first_and_all_the_time_counts(
+    before: str, spoken: str, served: list[str], wire: str
+) -> None:
+    paths, encodings = [], []
+
+    class Miner(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            paths.append(self.path)
+            encodings.append(self.headers["accept-encoding"])
+            time.sleep(0.2)
+            self.send_response(200 if self.path == spoken else 404)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    async def once(timeout_s: float) -> Reply:
+        target = Target(MINER.ss58_address, ("127.0.0.1", server.server_port), before)
+        async with client() as connection:
+            return await query(connection, WALLET, target, blueprint_request(), timeout_s)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Miner) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reply = asyncio.run(once(20))
+        assert (paths, reply.wire, set(encodings)) == (served, wire, {"identity"})
+        assert reply.elapsed_s >= 0.2 * len(served)
+        with pytest.raises(Unavailable, match=r"no answer within 0\.1 s"):
+            asyncio.run(once(0.1))
+        server.shutdown()
+
+
 # --- audit ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +259,12 @@ def test_a_header_that_names_another_models_file_is_refuted_without_a_replay(tmp
 
 
 def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Path) -> None:
-    assert Auditor({}, REGISTRY).prove([some("5F", 1.0)]) == {}
+    report, outcome = play({"old": reply(**GOOD)}, {"old": TRUSTED}, rules=replace(RULES, files=()), old="proven")
+    assert (rows(report)["old"].multiplier, rows(report)["old"].proof) == (
+        0.5,
+        "no proof",
+    )  # nor keeps it a standing alive
+    assert outcome.standings["old"].evidence == TRUSTED.evidence
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
     file = KnownFile("a" * 64, broken, "llama-3-70b", "Q4_K_M", None)
@@ -311,6 +360,19 @@ def test_a_trusted_miner_is_not_paid_for_an_answer_that_cannot_be_replayed() -> 
     assert (rows(report)["old"].multiplier, rows(report)["old"].proof) == (0.5, "no proof")
 
 
+def test_an_answer_that_a_replay_does_not_prove_is_not_paid_as_proven() -> None:
+    report, outcome = play({"old": reply(**GOOD)}, {"old": TRUSTED}, old="inconclusive")
+    assert rows(report)["old"].multiplier == 0.5
+    assert outcome.standings["old"].evidence == TRUSTED.evidence
+
+
+def test_the_log_has_the_missions_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        report, _ = play({"5F3sa2TJAWMq": reply()})
+    base = report.rows[0].base
+    assert f"Miner 5F3sa2TJ: Base={base:.1f}, Multiplier=0.50x, Final={base / 2:.1f}" in caplog.text
+
+
 def test_refutations_pay_less_at_once_and_nothing_when_there_are_two() -> None:
     report, outcome = play({"old": reply(**GOOD)}, {"old": TRUSTED}, old="refuted")
     assert rows(report)["old"].multiplier == 0.5 and "as told" in rows(report)["old"].problem
@@ -357,6 +419,35 @@ def test_the_rounds_record_is_json_with_every_miner() -> None:
     record = json.loads(outcome.report)
     assert [row["hotkey"] for row in record["rows"]] == ["a", "b"] and record["task"] == "blueprint"
     assert record == json.loads(report.to_json())
+
+
+def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None:
+    """Also weights: a state that saw a higher block than the chain has is another chain's, and does not stop them."""
+    options = ValidateOptions(92, "dev", "v", "d", None, 1, 0.0, 5.0, 0, (), 1, None, None, False, None)
+    state, sent = State(None), []
+    state.save(Outcome({"gone": Standing(100.0), "deregistered": Standing(100.0)}, [], None, "{}"))
+    state.weights_set(6_500_000)
+
+    async def set_weights(shares: dict[int, float]) -> WriteResult:
+        sent.append(shares)
+        return WriteResult(True, "ok", "", "set", 1, None)
+
+    with running(make_miner(tmp_path)) as miner:
+        neurons = [
+            Neuron(0, "gone", 0.0, False, None, 0.0, 0.0),
+            Neuron(1, MINER.ss58_address, 0.0, False, ("127.0.0.1", miner.port), 0.0, 0.0),
+            Neuron(2, VALIDATOR.ss58_address, 9.0, True, None, 0.0, 0.0),
+        ]
+        session: Any = SimpleNamespace(
+            snapshot=MetagraphSnapshot(92, 1000, 0.0, tuple(neurons)), set_weights=set_weights
+        )
+        loop = _Loop(options, WALLET, session, state, Auditor({}, REGISTRY), replace(RULES, files=()), [])
+        shown: list[Report] = []
+        asyncio.run(loop.run(shown.append))
+    row = rows(shown[0])["gone"]
+    assert (row.final, row.average, row.problem) == (0.0, 80.0, "no endpoint")
+    assert state.standings()["deregistered"].average == 100.0 and VALIDATOR.ss58_address not in rows(shown[0])
+    assert set(sent[0]) == {0, 1} and state.weights_block == 1
 
 
 # --- state ---------------------------------------------------------------------------------------------------------
@@ -458,7 +549,7 @@ def test_kill_9_loses_no_whole_round_and_keeps_no_half_one(tmp_path: Path) -> No
 
 
 def test_validate_says_what_is_wrong_before_it_asks_anybody(tmp_path: Path) -> None:
-    from storyfi_lite.rounds.loop import ValidateOptions, run
+    from storyfi_lite.rounds.loop import run
 
     (tmp_path / "empty").write_text("\n")
     options = ValidateOptions(

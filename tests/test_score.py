@@ -293,8 +293,8 @@ def test_the_score_is_the_same_in_every_process() -> None:
     assert len(outs) == 1
 
 
-def test_a_megabyte_of_text_in_the_wrong_shape_is_still_scored() -> None:
-    result = scored({"title": "x " * 200_000, "setting": ["大海"] * 20_000})
+def test_text_in_the_wrong_shape_is_still_scored() -> None:
+    result = scored({"title": "x " * 5_000, "setting": ["大海"] * 4_000})
     assert 10 <= result.total < 40
 
 

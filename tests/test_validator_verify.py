@@ -12,7 +12,7 @@ from storyfi_lite import tasks
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.validator import Context, score, verify
-from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, read_response
+from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, read_response, verify_text
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, envelope, header
 from tests.stories import example, request_for
@@ -176,7 +176,9 @@ def test_a_header_that_fits_makes_an_answer_provable() -> None:
         ({"model_sha256": "A" * 64}, "64 hex"),
         ({"prompt_sha256": ""}, "64 hex"),
         ({"prompt_version": "mine/1"}, "prompt's version"),
-        ({"temperature": -1.0}, "sampling number"),
+        ({"temperature": -1.0}, "sampling parameters"),
+        ({"temperature": 1.5, "min_p": 0.0}, "sampling parameters"),
+        ({"sampler": "top-k/1"}, "sampler"),
         ({"max_tokens": 1}, "more tokens"),
         ({"max_tokens": 901}, "budget is over"),
         ({"seed": 8}, "seed"),
@@ -203,6 +205,44 @@ def test_what_nobody_sees_is_remarked_and_costs_points(filler: str) -> None:
     assert seen.readable and any(check.name == "visible" and not check.ok for check in seen.checks)
     parts = {part.name: part for part in score(seen, Context(REQUEST, 10.0)).parts}
     assert parts["schema"].points < 10 and parts["lengths"].points < 10
+
+
+MARKS = "a" + "\u0301" * 150_000 + "\u0323" * 150_000  # what sorts marks by pairs needs minutes for it
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {**ENGLISH, "setting": MARKS},
+        {**ENGLISH, "themes": [MARKS]},
+        {"padding": "x" * 20_000, **ENGLISH},  # a copy could hide behind it
+    ],
+)
+def test_more_text_than_a_task_needs_is_not_read(data: dict[str, Any]) -> None:
+    scored = score(as_bytes(data), Context(REQUEST, 10.0))
+    assert scored.total == 0 and "at most 20,000 are read" in str(scored.zeroed)
+
+
+@pytest.mark.parametrize("id", [[], {}, None, True, 1.0, 10**30])
+def test_chapter_ids_of_any_kind_are_read(id: Any) -> None:
+    assert not verify_text(json.dumps({"chapters": [{"id": id}, {"id": 2}]}).encode()).valid
+
+
+def test_a_replay_that_would_take_an_hour_is_not_begun() -> None:
+    """Long valid texts, spelled a byte a token."""
+    tokens = [1] * 8_193
+    data = {**ENGLISH, "tone": "🐙" * 3_000}
+    seen = verify(REQUEST, as_bytes(data, tokens=tokens, proof=header(REQUEST, max_tokens=60_000)))
+    assert not seen.provable and any("more than 8,192 tokens" in check.detail for check in seen.checks)
+
+
+def test_a_story_cannot_grow_until_nobody_else_can_answer() -> None:
+    """What is valid is handed on to the next stage's request."""
+    arc = example(tasks.get("story_arc").schema_of(request_for("story_arc")))
+    assert verify(request_for("story_arc"), as_bytes(arc)).valid
+    arc["hooks"]["more"] = "x" * 5_000
+    seen = verify(request_for("story_arc"), as_bytes(arc))
+    assert not seen.valid and "hooks has" in seen.problems[0]
 
 
 def test_joiners_that_a_script_needs_are_no_padding() -> None:

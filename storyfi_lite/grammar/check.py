@@ -21,6 +21,9 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, O
 
 MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
 MAX_PROBLEMS = 20
+MAX_OPEN_CHARS = (
+    4_000  # of an object whose keys are the writer's own: it is handed on to the next task, where room is short
+)
 MAX_NUMBER_CHARS = 40
 MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for millions; token ids are 65,536 at most
 
@@ -226,6 +229,10 @@ def _open_problems(node: Open, value: Any, where: str) -> Iterator[str]:
         return
     if len(value) < node.min_entries:
         yield f"{where} has {len(value)} entries, at least {node.min_entries} are asked for"
+    size = len(dump(value))
+    if size > MAX_OPEN_CHARS:
+        yield f"{where} has {size:,} characters, at most {MAX_OPEN_CHARS:,} are read"
+        return
     for key, item in value.items():
         if node.keys and key not in node.keys:
             yield f"{where}.{key:.40} is not one of {', '.join(node.keys)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that could be replayed: provable, and of a model that is worth more than no proof at all."""
+    """An answer that can be replayed here: provable, and of a file that we have."""
 
     hotkey: str
     request: StoryRequest
@@ -78,10 +78,12 @@ def candidate(
     evidence: Evidence,
     policy: Policy,
     registry: Registry,
+    files: Container[str],
 ) -> Candidate | None:
-    """None if no proof could change what the answer is worth."""
+    """None if it cannot be replayed here: no model of the registry is claimed, or the file is none of `files` (by sha256).
+    Whoever names a file that is not here must not be drawn in place of others, nor live on an old standing."""
     model = claimed_model(registry, response)
-    if response.proof is None or model is None:
+    if response.proof is None or model is None or response.proof.model_sha256 not in files:
         return None
     worth = policy.models.get(model.key, model.multiplier)
     return Candidate(hotkey, request, response, seed, max(0.0, worth - policy.proof.unproven_multiplier), evidence)
@@ -122,9 +124,6 @@ class Auditor:
         self._stopped = False
         self._in_use = threading.Lock()  # the file's memory, which close() frees
 
-    def knows(self, one: Candidate) -> bool:
-        return one.response.proof is not None and one.response.proof.model_sha256 in self.files
-
     def prove(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
         """By hotkey. An answer that could not be replayed for our own reasons is left out, and the log says why."""
         with self._in_use:
@@ -136,18 +135,14 @@ class Auditor:
             if self._stopped:
                 break
             try:
-                finding = self._prove(one)
+                found[one.hotkey] = self._prove(one)
             except LiteError as error:
                 log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
-                continue
-            if finding is not None:
-                found[one.hotkey] = finding
         return found
 
-    def _prove(self, one: Candidate) -> Finding | None:
+    def _prove(self, one: Candidate) -> Finding:
         claimed = claimed_model(self._registry, one.response)
-        if one.response.proof is None or claimed is None or not self.knows(one):
-            return None
+        assert one.response.proof is not None and claimed is not None  # or it were no Candidate
         file = self.files[one.response.proof.model_sha256]
         if file.model != claimed.key:
             verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.model}")

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +84,7 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
     wallet = open_wallet(options.network, options.wallet, options.hotkey, options.wallet_path)
     files = await asyncio.to_thread(known_files, registry, Store(), options.model_paths)
     auditor = Auditor(files, registry, options.n_threads)
-    rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs if auditor.files else 0)
+    rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs, auditor.files)
     with contextlib.closing(_state(options, wallet)) as state, contextlib.closing(auditor):
         session = await connect(options.network, wallet, options.netuid)
         try:
@@ -110,8 +110,11 @@ def _inputs(path: Path | None) -> list[str]:
 
 
 def _state(options: ValidateOptions, wallet: Wallet) -> State:
+    from storyfi_lite.chain.networks import dev_directory
+
     root = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
-    kept = State(root / wallet.hotkey.ss58_address / "validator.sqlite")
+    subnet = "dev" if dev_directory(options.network) else f"netuid-{options.netuid}"  # whatever the endpoint is called
+    kept = State(root / wallet.hotkey.ss58_address / subnet / "validator.sqlite")
     if not options.dry_run:
         return kept
     with contextlib.closing(kept):
@@ -174,6 +177,7 @@ class _Loop:
         if not any(isinstance(reply, Reply) for reply in replies.values()):
             log.warning("nobody answered; this round is not counted")
             return None
+        replies |= dict.fromkeys(self._withdrawn(standings, replies), "no endpoint")
         report, outcome = await asyncio.to_thread(
             judge_round,
             self._state.rounds + 1,
@@ -205,6 +209,14 @@ class _Loop:
             and (not public or ipaddress.ip_address(neuron.axon[0]).is_global)
         }
 
+    def _withdrawn(self, known: Iterable[str], asked: Container[str]) -> list[str]:
+        """Miners that were paid once and cannot be asked now: they get 0 like all who do not answer, or they would keep their
+        weight for ever."""
+        snapshot = self._session.snapshot
+        registered = snapshot.by_hotkey if snapshot is not None else {}
+        own = self._rules.validator_ss58
+        return [hotkey for hotkey in known if hotkey in registered and hotkey not in asked and hotkey != own]
+
     async def _ask_all(self, targets: list[Target], question: Question) -> dict[str, Reply | str]:
         """All at once, so that all have the same time; in the order in which the answers came."""
         replies: dict[str, Reply | str] = {}
@@ -224,8 +236,8 @@ class _Loop:
     async def _set_weights(self) -> None:
         """When it is time. What the chain refuses now is tried again after the next round."""
         snapshot, last = self._session.snapshot, self._state.weights_block
-        if snapshot is None or (last is not None and snapshot.block < last + WEIGHTS_EVERY_BLOCKS):
-            return
+        if snapshot is None or (last is not None and last <= snapshot.block < last + WEIGHTS_EVERY_BLOCKS):
+            return  # a height above the chain's own is another chain's, begun anew under the same name
         averages = {
             neuron.uid: standing.average
             for hotkey, standing in self._state.standings().items()

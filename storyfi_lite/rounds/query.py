@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -67,7 +67,12 @@ def ask(
 
 def client() -> httpx.AsyncClient:
     """For a whole round. Follows no redirect and no proxy: the endpoint on chain is what was asked."""
-    return httpx.AsyncClient(trust_env=False, timeout=None, limits=httpx.Limits(max_keepalive_connections=0))
+    return httpx.AsyncClient(
+        trust_env=False,
+        timeout=None,
+        limits=httpx.Limits(max_keepalive_connections=0),
+        headers={"accept-encoding": "identity"},  # a compressed answer of bounded size may be of any size
+    )
 
 
 async def query(
@@ -77,16 +82,30 @@ async def query(
     request: StoryRequest,
     timeout_s: float = TIMEOUT_S,
 ) -> Reply:
-    """Signs and sends: over the wire that the miner spoke last; to a new one btauth first, then the dendrite's if there is
-    no such path. Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""
-    if target.wire != dendrite.WIRE:
-        reply = await _over_btauth(connection, wallet, target, request, timeout_s)
-        if reply is not None:
-            return reply
-    reply = await _over_dendrite(connection, wallet, target, request, timeout_s)
+    """Signs and sends: over the wire that the miner spoke last, to a new one btauth; over the other if there is no such
+    path. However slowly it trickles, `timeout_s` is the end, and all of the time counts. Raises Unavailable (no answer,
+    refused, too large) or Busy (the miner said so)."""
+    wires = [_over_btauth, _over_dendrite]
+    if target.wire == dendrite.WIRE:
+        wires.reverse()
+    started_s = time.monotonic()
+
+    async def first() -> Reply | None:
+        for over in wires:
+            reply = await over(connection, wallet, target, request, timeout_s)
+            if reply is not None:
+                return reply
+        return None
+
+    try:
+        reply = await asyncio.wait_for(first(), timeout_s)
+    except asyncio.TimeoutError:
+        raise Unavailable(f"no answer within {timeout_s:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unavailable(f"no answer ({type(error).__name__})") from None
     if reply is None:
         raise Unavailable("the miner speaks neither wire")
-    return reply
+    return replace(reply, elapsed_s=time.monotonic() - started_s)
 
 
 async def _over_btauth(
@@ -94,8 +113,8 @@ async def _over_btauth(
 ) -> Reply | None:
     body = request.model_dump_json(exclude_none=True).encode()
     headers, nonce_ns = btauth.sign_request(wallet, target.hotkey_ss58, body)
-    got = await _post(connection, target.url + btauth.PATH, headers, body, timeout_s)
-    return None if got is None else Reply(*got, nonce_ns)
+    got = await _post(connection, target.url + btauth.PATH, headers, body)
+    return None if got is None else Reply(got, 0.0, nonce_ns)
 
 
 async def _over_dendrite(
@@ -104,28 +123,20 @@ async def _over_dendrite(
     headers, body, nonce_ns = dendrite.sign_request(
         wallet.hotkey, target.hotkey_ss58, target.endpoint, request, timeout_s
     )
-    got = await _post(connection, target.url + dendrite.PATH, headers, body, timeout_s)
-    return None if got is None else Reply(dendrite.complete_response(got[0]), got[1], nonce_ns, dendrite.WIRE)
+    got = await _post(connection, target.url + dendrite.PATH, headers, body)
+    return None if got is None else Reply(dendrite.complete_response(got), 0.0, nonce_ns, dendrite.WIRE)
 
 
-async def _post(
-    connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, timeout_s: float
-) -> tuple[bytes, float] | None:
-    """The answer's bytes and seconds; None if there is no such path. However slowly it trickles, `timeout_s` is the end."""
-    started_s = time.monotonic()
-    try:
-        status, received = await asyncio.wait_for(_read(connection, url, headers, body), timeout_s)
-    except asyncio.TimeoutError:
-        raise Unavailable(f"no answer within {timeout_s:g} s") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Unavailable(f"no answer ({type(error).__name__})") from None
+async def _post(connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes) -> bytes | None:
+    """The answer's bytes; None if there is no such path."""
+    status, received = await _read(connection, url, headers, body)
     if status == 404:
         return None
     if status == 503:
         raise Busy("the miner is busy")
     if status != 200:
         raise Unavailable(f"the miner answered HTTP {status}")
-    return received, time.monotonic() - started_s
+    return received
 
 
 async def _read(connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:

@@ -7,8 +7,9 @@ did not answer gets 0 for the round.
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from storyfi_lite.registry import Registry
@@ -38,6 +39,9 @@ from storyfi_lite.validator import (
     verify,
 )
 
+log = logging.getLogger(__name__)
+
+MAX_PROBLEM_CHARS = 500
 Prove = Callable[[Sequence[Candidate]], Mapping[str, Finding]]
 
 
@@ -72,12 +76,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Rules:
-    """What does not change from round to round. `proofs`: replays a round at most. `validator_ss58`: who asks."""
+    """What does not change from round to round. `proofs`: replays a round at most. `files`: sha256 of those that can be
+    replayed with. `validator_ss58`: who asks."""
 
     registry: Registry
     policy: Policy
     validator_ss58: str
     proofs: int
+    files: Container[str]
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules
     chance = None
     if answer.provable and answer.response is not None:
         seed = challenge_seed(rules.validator_ss58, hotkey, str(reply.nonce_ns), request.task_type, request.user_input)
-        chance = candidate(hotkey, request, answer.response, seed, before.evidence, rules.policy, rules.registry)
+        evidence = before.evidence
+        chance = candidate(hotkey, request, answer.response, seed, evidence, rules.policy, rules.registry, rules.files)
     return _Seen(reply, answer, fingerprint(request, answer.data, hotkey), chance)
 
 
@@ -160,6 +167,7 @@ def _pay(
     paid = Reward(0.0, 0.0, 0.0, "not an answer")
     if response is not None:
         paid = reward(base, response, _proof_of(one, finding, evidence, rules), rules.policy, rules.registry)
+    log.info(paid.log_line(hotkey))
     problems = [base.zeroed or "", "" if base.zeroed else "; ".join(one.answer.problems[:2])]
     if finding is not None and finding.proof.status == "refuted":
         problems.append(finding.verdict.reason)
@@ -175,23 +183,22 @@ def _pay(
         paid.multiplier,
         paid.final,
         0.0,
-        "; ".join(filter(None, problems)),
+        "; ".join(filter(None, problems))[:MAX_PROBLEM_CHARS],
     )
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
 
 
 def _proof_of(one: _Seen, finding: Finding | None, evidence: Evidence, rules: Rules) -> Proof | None:
-    """What speaks for this answer: the miner's standing, if the answer could be replayed at all. Else a miner with a good
-    standing would write the rest by any means."""
+    """What speaks for this answer: the miner's standing, if the answer could be replayed at all, and no replay of it failed.
+    Else a miner with a good standing would write the rest by any means."""
     assert one.answer.response is not None
     model = claimed_model(rules.registry, one.answer.response)
     if model is None:
         return None
     pooled = standing(evidence, model.key, rules.policy)
-    if pooled.status == "proven" and one.candidate is None:
+    failed = finding is not None and finding.proof.status != "proven"
+    if pooled.status == "proven" and (one.candidate is None or failed):
         return Proof("inconclusive", model.key)
-    if finding is not None and finding.proof.status == "refuted" and pooled.status == "proven":
-        return Proof("inconclusive", model.key)  # one refuted answer is not paid as proven
     return pooled
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.validator.verify import same_answer, sampling
 from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
     from storyfi_lite.engine.replay import Replay, Replayer
+    from storyfi_lite.engine.settings import EngineSettings
 
 Status = Literal["proven", "refuted", "inconclusive"]
 
@@ -109,7 +111,7 @@ class Prover:
         self._settings = EngineSettings(n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         self._path = path
         self.model: Model = Model(path, self._settings, chat_template)
-        self._contexts: dict[tuple[str, int], tuple[Context, Replayer]] = {}
+        self._held: tuple[EngineSettings, Context, Replayer] | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -149,15 +151,22 @@ class Prover:
         return self.model.chat_template.tokens(self.model.vocabulary, _task(request).messages(request))
 
     def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
-        """On a context of the claimed KV type that holds so many tokens, kept for the next answer."""
+        """On a context of the claimed KV type that holds so many tokens, kept for the next answer; one at a time, or whoever
+        is replayed could have us fill our memory with them."""
         from storyfi_lite.engine.model import Context
         from storyfi_lite.engine.replay import Replayer
 
-        key = (kv_type, 1 << max(11, (tokens + 8).bit_length()))
-        if key not in self._contexts:
-            context = Context(self.model, replace(self._settings, kv_type=kv_type, n_ctx=key[1]))
-            self._contexts[key] = (context, Replayer(context))
-        return self._contexts[key][1]
+        if self._held is None or self._held[0].kv_type != kv_type or self._held[0].n_ctx < tokens + 8:
+            self._drop_context()
+            settings = replace(self._settings, kv_type=kv_type, n_ctx=1 << max(11, (tokens + 8).bit_length()))
+            context = Context(self.model, settings)
+            self._held = (settings, context, Replayer(context))
+        return self._held[2]
+
+    def _drop_context(self) -> None:
+        if self._held is not None:
+            self._held[1].close()
+            self._held = None
 
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
@@ -177,8 +186,8 @@ class Prover:
         }
         for name, (claimed, ours) in claims.items():
             if claimed != ours:
-                return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed} against {ours}")
-        if _sampling(header) != _sampling(SamplingParams(0)):
+                return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed!s:.80} against {ours}")
+        if sampling(header) != sampling(SamplingParams(0)):
             return Verdict("inconclusive", "the sampling parameters are not those that the limits were measured with")
         if header.kv_type not in GGML_TYPES:
             return Verdict("refuted", f"there is no KV cache type {header.kv_type:.20}")
@@ -189,12 +198,12 @@ class Prover:
             return Verdict("refuted", "the tokens do not spell the text")
         if not constraint.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
             return Verdict("refuted", "the claimed token budget cannot hold this answer")
+        if not same_answer(response):
+            return Verdict("refuted", "output_text and output_data differ")
         return None
 
     def close(self) -> None:
-        for context, _ in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        self._drop_context()
         self.model.close()
 
     def __enter__(self) -> Prover:
@@ -202,17 +211,6 @@ class Prover:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _sampling(numbers: Any) -> tuple[float, ...]:
-    """Whoever may choose these may make an unlikely token look likely: a proof is for the published ones only."""
-    return (
-        numbers.temperature,
-        numbers.min_p,
-        numbers.dry_multiplier,
-        numbers.dry_base,
-        float(numbers.dry_allowed_length),
-    )
 
 
 def _task(request: StoryRequest) -> Any:

@@ -209,7 +209,7 @@ def _is_large(claim: Claim, policy: Policy) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The newest verdicts of one miner's replays, oldest first, and the model that they were about."""
+    """The newest verdicts of one miner's replays that decided anything, oldest first, and the model that they were about."""
 
     model: str = ""
     statuses: tuple[Status, ...] = ()
@@ -217,7 +217,9 @@ class Evidence:
 
 def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
     """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
-    new name would wash a miner clean."""
+    new name would wash a miner clean. What decides nothing is not kept: it would push out what does."""
+    if proof.status == "inconclusive":
+        return evidence
     kept = tuple(one for one in evidence.statuses if proof.model == evidence.model or one == "refuted")
     return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
 

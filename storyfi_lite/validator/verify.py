@@ -9,12 +9,12 @@ tokens spell the text, is for the proof: that needs the model's file.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.check import Check, parse_json
@@ -22,9 +22,13 @@ from storyfi_lite.validator.text import strings, visible
 from storyfi_lite.wire.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 
 MAX_RESPONSE_BYTES = 4_000_000  # text and data of 1 MB each, tokens, header
+MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER = 20_000, 5_000  # twice what the longest valid answers that were seen hold
+MAX_REPLAY_TOKENS = 8_192  # a chapter, or all of another answer; a validator's time is not the miner's to spend
 MAX_HIDDEN_SHARE = 0.05  # Persian writes one joiner in some thirty characters; prose, a blank line in a hundred
 _MAX_TOKEN_ID = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+_PUBLISHED = SamplingParams(seed=0)
 
 # An answer is valid without these: they say what can be proven of it, and what a reader does not see.
 REMARKS = ("canonical", "proof", "visible")
@@ -93,7 +97,7 @@ def verify_text(raw: bytes, task: str | None = None) -> Verification:
     if response is not None:
         return _verify_response(request, constraint, response)
     report = constraint.check(raw.strip(b" \t\r\n"))
-    return _verification(task, [*report.checks, _visible(story)], report.data, None)
+    return _verification(task, [*report.checks, _size(request, story), _visible(story)], report.data, None)
 
 
 def task_of(data: dict[str, Any]) -> str | None:
@@ -122,7 +126,7 @@ def _request_for(task: str, story: dict[str, Any]) -> StoryRequest:
     named = (
         [chapter.get("id") for chapter in chapters if isinstance(chapter, dict)] if isinstance(chapters, list) else []
     )
-    ids = [id for id in dict.fromkeys(named) if type(id) is int and 1 <= id <= 12]
+    ids = list(dict.fromkeys(id for id in named if type(id) is int and 1 <= id <= 12))
     stages: dict[str, Any] = {"blueprint": {}, "characters": {}, "story_arc": {}, "chapter_ids": ids or [1]}
     return StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
 
@@ -135,7 +139,7 @@ def _verify_response(request: StoryRequest, constraint: Constraint, response: St
     if text is not None and report.data is not None:
         checks.append(_same(report.data, response.output_data))
     if report.data is not None:
-        checks.append(_visible(report.data))
+        checks += [_size(request, report.data), _visible(report.data)]
     if response.tokens is not None:
         checks.append(_tokens(response.tokens, text))
     if response.proof is not None:
@@ -150,6 +154,19 @@ def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
     except (ValueError, TypeError, RecursionError):
         same = False
     return Check("data", same, f"output_text and output_data {'are the same' if same else 'differ'}")
+
+
+def _size(request: StoryRequest, data: dict[str, Any]) -> Check:
+    """Who may send any amount may hide a copy behind it, and fill the validator's database."""
+    size, most = sum(map(len, strings(data, MAX_RESPONSE_BYTES))), max_text_chars(request)
+    return Check(
+        "size", size <= most, f"{size:,} characters of text{'' if size <= most else f'; at most {most:,} are read'}"
+    )
+
+
+def max_text_chars(request: StoryRequest) -> int:
+    """The most text that an answer may hold, in all its strings together."""
+    return max(MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER * len(request.chapter_ids or ()))
 
 
 def _visible(data: dict[str, Any]) -> Check:
@@ -174,19 +191,41 @@ def _proof(request: StoryRequest, constraint: Constraint, response: StoryRespons
     """The header's shape, and all of it that follows from the request and the answer."""
     task = tasks.get(request.task_type)
     count = len(response.tokens or ())
-    numbers = (header.temperature, header.min_p, header.dry_multiplier, header.dry_base)
+    most = MAX_REPLAY_TOKENS * max(1, len(request.chapter_ids or ()))
     wrong = {
         "there are no tokens": not count,
         "a hash is not 64 hex digits": not all(map(_SHA256.fullmatch, (header.model_sha256, header.prompt_sha256))),
         "the grammar is not this task's": header.grammar_sha256 != constraint.sha256,
         "the prompt's version is not this task's": header.prompt_version != task.prompt_version,
-        "a sampling number is out of range": not all(math.isfinite(number) and number >= 0 for number in numbers),
+        "the sampler is not the published one": header.sampler != SAMPLER,
+        "the sampling parameters are not the published ones": sampling(header) != sampling(_PUBLISHED),
         "the seed is not the request's": request.seed is not None and header.seed != request.seed,
         "the budget is over the request's": request.max_tokens is not None and header.max_tokens > request.max_tokens,
         "there are more tokens than the budget": count > header.max_tokens,
+        f"there are more than {most:,} tokens": count > most,
     }
     found = [problem for problem, is_wrong in wrong.items() if is_wrong]
     return Check("proof", not found, "; ".join(found) or "the header fits the request; the replay decides")
+
+
+def sampling(numbers: ProofHeader | SamplingParams) -> tuple[float, ...]:
+    """Whoever may choose these may make an unlikely token look likely: a proof is for the published ones only."""
+    return (
+        numbers.temperature,
+        numbers.min_p,
+        numbers.dry_multiplier,
+        numbers.dry_base,
+        float(numbers.dry_allowed_length),
+    )
+
+
+def same_answer(response: StoryResponse) -> bool:
+    """`output_text`, read as JSON, is `output_data`."""
+    try:
+        said = parse_json((response.output_text or "").encode())
+    except (BadInput, UnicodeEncodeError):
+        return False
+    return isinstance(said, dict) and _same(said, response.output_data).ok
 
 
 def _verification(
