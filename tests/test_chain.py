@@ -496,6 +496,7 @@ def test_network_names() -> None:
     assert labels("finney")[0] == "finney" and len(labels("finney")) > 1
     assert labels("ws://a:1,wss://b", "local") == ["ws://a:1", "wss://b", "local"]
     assert labels("wss://user:password@host:443/v1/KEY?k=KEY") == ["wss://host:443"]
+    assert labels("ws://[::1]:9944/KEY") == ["ws://[::1]:9944"]
     assert labels("dev") == ["dev"]
     assert networks.dev_directory("dev:/some/where") == Path("/some/where")
     assert networks.dev_directory("test") is None
@@ -510,9 +511,17 @@ def test_network_names() -> None:
         "ws://192.168.1.9",
     ):
         assert not networks.is_public(local)
-    for wrong in ("", "nakamoto", "http://host", "test,dev", "dev,test"):
+    for wrong in ("", "nakamoto", "http://host", "test,dev", "dev,test", "ws://", "ws://host:99999", "ws://host:x"):
         with pytest.raises(BadInput):
             networks.endpoints(wrong)
+
+
+@pytest.mark.parametrize("url", ["https://host/KEY", "https://user:KEY@host", "wss://[host/KEY", "ws://host:99999/KEY"])
+def test_a_providers_key_is_not_in_the_error(url: str) -> None:
+    with pytest.raises(BadInput, match="known: dev") as error:
+        networks.endpoints(url)
+    assert "KEY" not in str(error.value)
+    networks.is_public(url)  # nor is it a crash
 
 
 def test_external_ip() -> None:

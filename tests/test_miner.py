@@ -333,6 +333,20 @@ def test_idle_connections_make_room(server: Running, monkeypatch: pytest.MonkeyP
         each.close()
 
 
+def test_slow_bodies_make_room(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can name a validator in a header, and then send its body a byte at a time."""
+    monkeypatch.setattr(lifecycle, "MAX_CONNECTIONS", 8)
+    slow = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(20)]
+    for connection in slow:
+        connection.putrequest("POST", "/story")
+        for name, value in {**signed(story()), "content-length": "100"}.items():
+            connection.putheader(name, value)
+        connection.endheaders(b'{"task')
+    assert server.ask().status_code == 200
+    for connection in slow:
+        connection.close()
+
+
 def test_headers_without_end(shared: Running) -> None:
     with socket.create_connection(("127.0.0.1", shared.port)) as flood:
         flood.sendall(b"POST /story HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 100_000)

@@ -44,12 +44,7 @@ class RpcEndpoint:
 
     @property
     def label(self) -> str:
-        parts = urlsplit(self.network)  # user, path and query may hold a provider's key
-        return (
-            f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
-            if parts.scheme
-            else self.network
-        )
+        return printable(self.network)
 
     def client(self) -> Client:
         from bittensor import Client
@@ -91,13 +86,34 @@ def dev_directory(network: str) -> Path | None:
     return Path(directory) if directory else Path(platformdirs.user_state_dir("storyfi-lite")) / "dev"
 
 
+def printable(network: str) -> str:
+    """One network's name as it may be shown: of a URL the scheme, host and port, for user, path and query may hold a
+    provider's key."""
+    if "://" not in network:
+        return network
+    try:
+        parts = urlsplit(network)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # brackets or a port that are none
+        return f"{network.partition(':')[0]}://…"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")
+
+
+def _is_endpoint(name: str) -> bool:
+    try:
+        parts = urlsplit(name)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def is_public(network: str) -> bool:
     """Whether what is published there must be reachable from the internet: all but the plainly local."""
     return not all(_is_local(name.strip()) for name in network.split(","))
 
 
 def _is_local(name: str) -> bool:
-    host = urlsplit(name).hostname
+    host = urlsplit(name).hostname if _is_endpoint(name) else None
     if name == "local" or host == "localhost" or dev_directory(name) is not None:
         return True
     try:
@@ -119,9 +135,9 @@ def endpoints(networks: str | Sequence[str]) -> list[Endpoint]:
 
     found: dict[str, Endpoint] = {}
     for name in names:
-        if name not in NETWORKS and urlsplit(name).scheme not in ("ws", "wss"):
+        if name not in NETWORKS and not _is_endpoint(name):
             known = ", ".join(["dev (alone)", *sorted(NETWORKS), "ws://HOST:PORT"])
-            raise BadInput(f"unknown network {name!r}; known: {known}")
+            raise BadInput(f"unknown network {printable(name)!r}; known: {known}")
         found[name] = RpcEndpoint(name)
     for name in names:  # after all that the operator named
         for url in default_fallback_endpoints(name):

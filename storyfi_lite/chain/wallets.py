@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storyfi_lite.chain.networks import dev_directory
+from storyfi_lite.chain.networks import dev_directory, printable
 from storyfi_lite.chain.types import MetagraphSnapshot
 from storyfi_lite.errors import ConfigError
 
@@ -57,7 +57,7 @@ def wallet_flags(wallet: Wallet) -> str:
 
 def check_registered(snapshot: MetagraphSnapshot, wallet: Wallet, network: str) -> None:
     """Raises ConfigError if the wallet's hotkey is not registered on the snapshot's subnet."""
-    hotkey = wallet.hotkey.ss58_address
+    hotkey, network = wallet.hotkey.ss58_address, printable(network)
     if hotkey not in snapshot.by_hotkey:
         raise ConfigError(
             f"hotkey {hotkey} is not registered on subnet {snapshot.netuid} of {network}\n"

@@ -224,10 +224,12 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
 
 
 def _miner_card(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, str]:
+    from storyfi_lite.chain.networks import printable
+
     neuron = session.own_neuron
     card = {
         "hotkey": hotkey,
-        "network": f"{options.network}, netuid {options.netuid}",
+        "network": f"{', '.join(map(printable, options.network.split(',')))}, netuid {options.netuid}",
         "version": __version__,
     }
     if neuron is None:

@@ -33,16 +33,19 @@ class GuardedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with what it lacks: a time-out for a request's headers, and room kept for honest
     callers.
 
-    When all connections are taken, the one that has kept its headers back for longest makes room.
+    When all connections are taken, the one that has kept its headers or its body back for longest makes room: nobody knows
+    yet who sends a body that is not there in full.
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _since_s = 0.0  # when the connection was made, or its last request answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        waiting = [c for c in self.connections if isinstance(c, GuardedProtocol) and c._deadline is not None]
         if len(self.connections) > MAX_CONNECTIONS:
-            (min(waiting, key=_waits_until) if waiting else self)._hang_up()
+            waiting = [c for c in self.connections if isinstance(c, GuardedProtocol) and c is not self and c._waits()]
+            min(waiting, key=lambda one: one._since_s, default=self)._hang_up()
+        self._since_s = self.loop.time()
         self._guard()
 
     def data_received(self, data: bytes) -> None:
@@ -51,11 +54,16 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._since_s = self.loop.time()
         self._guard()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._disarm()
+
+    def _waits(self) -> bool:
+        """For bytes of the caller's."""
+        return self._deadline is not None or (self.cycle is not None and self.cycle.more_body)
 
     def _guard(self) -> None:
         """Armed exactly while no request is being answered; data that is no whole head does not move the
@@ -73,10 +81,6 @@ class GuardedProtocol(H11Protocol):
     def _hang_up(self) -> None:
         self._disarm()
         self.transport.abort()
-
-
-def _waits_until(protocol: GuardedProtocol) -> float:
-    return protocol._deadline.when() if protocol._deadline is not None else float("inf")
 
 
 class StoryServer(uvicorn.Server):
