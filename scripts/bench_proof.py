@@ -248,7 +248,7 @@ def shown_span(values: list[float], digits: int) -> str:
 
 
 def show(table: Table, facts: dict[str, object]) -> None:
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 140).print(table)
     print(json.dumps(facts))
 
 

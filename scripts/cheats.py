@@ -300,7 +300,7 @@ def table(arguments: list[str]) -> None:
         figures = (f"{row.base:.0f}", f"{row.multiplier:g}", row.proof, Text(row.problem[:90]))
         shown.add_row(kind, *figures, f"{1000 * one.judged_s:.0f}", f"{one.replayed_s:.1f}" if one.replayed_s else "")
     court.close()
-    Console().print(shown)
+    Console(width=None if Console().is_terminal else 140).print(shown)
     print(json.dumps(facts))
 
 
