@@ -8,6 +8,7 @@ impostor    runs a coarser requantization (Q2_K) of the file that it claims
 inflated    runs the file, claims llama-3-70b on an 80 GB card
 pasted      gives a text that an API wrote, spelled in the file's tokens, as if the file had written it
 tuned       the same, with sampling parameters that make unlikely tokens look likelier
+elsewhere   pastes too, and names a file that no validator has, so that nobody can replay it
 own-seed    writes under a seed of its own choice, claims the challenge's
 own-prompt  writes from a prompt of its own, claims the task's
 edited      improves the text by hand after it was written
@@ -18,7 +19,7 @@ unproven    leaves out tokens and header
 stale       gives its first answer to every later request
 copycat     (table only) gives a neighbour's answer as its own
 junk        an empty object, at once
-huge, deep, nan    (table only) 50 MB; 10,000 levels; numbers that are none
+huge, deep, nan, marks    (table only) 50 MB; 10,000 levels; numbers that are none; 300,000 accents on one letter
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ class Cheat:
     def _tuned(self, job: Job, answer: Answer) -> Answer:
         return _with_header(self._pasted(job, answer), temperature=1.5, min_p=0.0)
 
+    def _elsewhere(self, job: Job, answer: Answer) -> Answer:
+        return _with_header(self._pasted(job, answer), model_sha256="0" * 64)
+
     def _own_seed(self, job: Job, answer: Answer) -> Answer:
         return _with_header(answer, seed=job.seed)
 
@@ -181,14 +185,22 @@ def _with_header(answer: Answer, **changes: Any) -> Answer:
     return replace(answer, proof=answer.proof.model_copy(update=changes))
 
 
+def _enveloped(data: dict[str, Any]) -> bytes:
+    """As an API miner would send it."""
+    info = {"mode": "api", "name": "m", "version": "1", "provider": "p"}
+    claim = {"miner_version": "m", "miner_mode": "APIFallbackLoader", "model_name": "m", "gpu_memory_gb": 0.0}
+    return dump({"output_data": data, "generation_time": 1.0, "model_info": info, **claim}).encode()
+
+
 KINDS = (
-    "inflated", "pasted", "tuned", "own-seed", "own-prompt", "edited", "edited-ids", "truncated", "injected", "unproven", "stale",
-    "junk",
+    "inflated", "pasted", "tuned", "elsewhere", "own-seed", "own-prompt", "edited", "edited-ids", "truncated", "injected",
+    "unproven", "stale", "junk",
 )  # fmt: skip
 RAW: dict[str, Callable[[], bytes]] = {
     "huge": lambda: b'{"output_data": {"title": "' + b"x" * 50_000_000 + b'"}}',
     "deep": lambda: b'{"output_data": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001,
     "nan": lambda: b'{"output_data": {"title": NaN, "themes": [Infinity]}}',
+    "marks": lambda: _enveloped({**FINE, "themes": ["a" + "\u0301" * 150_000 + "\u0323" * 150_000]}),
 }
 
 

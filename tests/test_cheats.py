@@ -20,6 +20,7 @@ EXPECTED = {
     "inflated": ("refuted", 0.0, "names a file of smollm2-135m"),
     "pasted": ("refuted", 0.0, ""),
     "tuned": ("no proof", 0.5, ""),
+    "elsewhere": ("no proof", 0.5, ""),
     "own-seed": ("refuted", 0.0, "mean margin"),
     "own-prompt": ("refuted", 0.0, "mean margin"),
     "edited": ("refuted", 0.0, "do not spell the text"),
@@ -33,8 +34,9 @@ EXPECTED = {
     "huge": ("no proof", 0.0, "more than 4,000,000 bytes"),
     "deep": ("no proof", 0.0, "not an answer"),
     "nan": ("no proof", 0.0, "NaN is not JSON"),
+    "marks": ("no proof", 0.5, "at most 20,000 are read"),
 }
-WORTH_NOTHING = ("stale", "copycat", "huge", "deep", "nan")
+WORTH_NOTHING = ("stale", "copycat", "huge", "deep", "nan", "marks")
 
 
 @pytest.fixture(scope="module")
