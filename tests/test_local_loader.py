@@ -97,10 +97,9 @@ def test_cancelling_an_answer_frees_the_engine(loader: LocalModelLoader) -> None
     assert not loader.health().running
 
 
-def test_refusals_pass_through(loader: LocalModelLoader) -> None:
+def test_refusals_pass_through(loader: LocalModelLoader, answer: Answer) -> None:
     with pytest.raises(BadInput, match="needs at least"):
         loader.submit(job(max_tokens=5))
-    loader.submit(job(max_tokens=580)).result()
     with pytest.raises(Busy):  # it knows by now how long an answer takes
         loader.submit(job(within_s=0.3))
     assert loader.health().alive
