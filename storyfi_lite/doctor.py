@@ -264,7 +264,7 @@ def judge_build(gpus: tuple[str, ...], gpu_build: bool | None, has_key: bool) ->
     if gpu_build is None:
         if has_key:
             return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
-        return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install 'storyfi-lite[local]'")
+        return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install '.[local]'")
     if gpus and not gpu_build:
         return Check(
             "llama.cpp",

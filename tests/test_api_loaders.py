@@ -739,7 +739,7 @@ def test_a_missing_package_is_named_with_its_extra(vendor, meter, monkeypatch):
 
     for name in ("openai", "google.generativeai.client", "google.generativeai"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'storyfi-lite\[{vendor}\]'"):
+    with pytest.raises(ConfigError, match=rf"pip install '\.\[{vendor}\]'"):
         api_loader_class(vendor)(Secret(KEY), ApiSettings("m"), meter)
 
 

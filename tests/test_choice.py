@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from storyfi_lite.cli import cli
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 from storyfi_lite.gguf_header import Header
 from storyfi_lite.hardware import Gpu, Hardware
 from storyfi_lite.loaders import choice as loading
@@ -112,6 +112,47 @@ def test_too_slow_for_the_cpu_tier_is_a_refusal_with_three_ways_out(on: Callable
         opened()
     ways = str(refused.value).split("three ways out:")[1]
     assert "storyfi-lite probe" in ways and "GEMINI_API_KEY" in ways and "--model.name" in ways
+
+
+@pytest.mark.parametrize(
+    "trouble", [Unavailable("no hub"), BadInput("it was uploaded again"), DoesNotFit("the disk is full")]
+)
+@pytest.mark.parametrize("name", [None, "smollm2-135m"])
+def test_what_cannot_be_fetched_is_replaced_by_what_is_on_disk(
+    on: Callable[[Hardware], None],
+    monkeypatch: pytest.MonkeyPatch,
+    small_model_path: Path,
+    trouble: LiteError,
+    name: str | None,
+) -> None:
+    on(machine(cpu_gb_s=1.2 if name else 40.0))  # named, it may also be too slow for a validator
+
+    def pull(*_: object) -> Path:
+        raise trouble
+
+    monkeypatch.setattr(loading.Store, "pull", pull)
+    claim, facts, notes = opened(name=name, n_threads=1)
+    assert (claim.model_name, facts["quantization"]) == ("smollm2-135m", "Q4_1")
+    assert any(str(trouble) in note for note in notes)
+    with pytest.raises(type(trouble)):
+        opened(name="smollm2-135m", quant="Q8_0", n_threads=1)
+
+
+@pytest.mark.parametrize("url", ["localhost:18790/v1", "", "foo bar", "http://[::1", "ftp://host", "http://"])
+def test_a_base_url_that_is_none_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(BadInput, match="no address of a server"):
+        opened(name="gpt-4-turbo", api_base_url=url)
+
+
+def test_a_base_url_is_never_silently_left_unused(on: Callable[[Hardware], None]) -> None:
+    on(machine(gpu_gb=24))
+    with pytest.raises(BadInput, match="a local model answers here"):
+        opened(api_base_url="http://127.0.0.1:1/v1")
+
+
+def test_a_quantization_that_no_file_has_is_wrong_use() -> None:
+    with pytest.raises(BadInput, match="no file has the quantization 'FOO'"):
+        opened(quant="FOO")
 
 
 def test_a_gpu_that_lies_idle_is_never_silently_half_paid(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from storyfi_lite.cli import COMMANDS, cli
+from storyfi_lite.errors import BadInput
+from tests.answers import ENGLISH
 
 HEAVY = (
     "llama_cpp",
@@ -59,6 +63,38 @@ def test_completion_script_names_the_program(shell: str) -> None:
     assert "_STORYFI_LITE_COMPLETE" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["mine", "--rate", "nan"], "--rate"), (["mine", "--min-stake", "nan"], "--min-stake"),
+        (["mine", "--min-stake", "-5"], "--min-stake"), (["mine", "--api.daily-usd", "nan"], "--api.daily-usd"),
+        (["generate", "x", "--temperature", "nan"], "--temperature"), (["validate", "--interval", "nan"], "--interval"),
+        (["validate", "--timeout", "inf"], "--timeout"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_refused(arguments: list[str], option: str) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2 and option in done.output
+
+
+@pytest.mark.parametrize("redirect", ["", " <&-", " > /dev/full", " --json | true; exit ${PIPESTATUS[0]}"])
+def test_only_an_answer_that_is_not_valid_exits_1(tmp_path: Path, redirect: str) -> None:
+    story = tmp_path / "story.json"
+    story.write_text(json.dumps(ENGLISH))
+    program = f"{sys.executable} -c 'from storyfi_lite.cli import main; main()' verify"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    file = "" if "<&-" in redirect else story
+    done = subprocess.run(
+        ["bash", "-c", f"{program} {file}{redirect}"], env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode in ({0} if not redirect else {0, 70, 120, 141}), done.stderr
+
+
+def test_a_story_that_cannot_be_kept_is_told_before_it_is_written(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["story", "a heist", "-o", str(tmp_path / "nowhere" / "story.json")])
+    assert isinstance(done.exception, BadInput) and "cannot write" in str(done.exception)
+
+
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     code = "import sys; sys.modules['llama_cpp'] = None\nfrom storyfi_lite.cli import main; main()"
@@ -71,4 +107,4 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(tmp_path: Path
     arguments[1] = str(response)
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 78
-    assert "pip install 'storyfi-lite[local]'" in done.stderr and "Traceback" not in done.stderr
+    assert "pip install '.[local]'" in done.stderr and "Traceback" not in done.stderr

@@ -49,6 +49,17 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(total=self.cards[index][1] * GIB, free=self.cards[index][2] * GIB)
 
+    NVML_CLOCK_MEM = 2
+
+    def nvmlDeviceGetMemoryBusWidth(self, index: int) -> int:
+        if "A40" in self.cards[index][0]:
+            raise self.NVMLError("Not Supported")
+        return 384
+
+    def nvmlDeviceGetMaxClockInfo(self, index: int, kind: int) -> int:
+        assert kind == self.NVML_CLOCK_MEM
+        return 9751 if "3090" in self.cards[index][0] else 10501
+
     def nvmlDeviceGetCudaComputeCapability(self, index: int) -> tuple[int, int]:
         return 8, 9
 
@@ -59,7 +70,7 @@ class FakeNvml:
         return "/usr/bin/other-miner"
 
 
-TWO = FakeNvml(("NVIDIA GeForce RTX 4090", 24, 20), ("NVIDIA GeForce RTX 3060", 12, 12))
+TWO = FakeNvml(("NVIDIA GeForce RTX 4090", 24, 20), ("NVIDIA GeForce RTX 3090", 24, 12))
 
 
 def test_no_driver_is_an_ordinary_case() -> None:
@@ -70,10 +81,27 @@ def test_what_the_driver_says_and_who_else_is_there() -> None:
     driver, gpus = hardware.read_gpus(TWO, {})
     assert driver == "570.1"
     assert [(gpu.free_bytes // GIB, gpu.bandwidth_gb_s, gpu.compute_capability) for gpu in gpus] == [
-        (20, 1008, "8.9"),
-        (12, 360, "8.9"),
+        (20, 1008.1, "8.9"),
+        (12, 936.1, "8.9"),
     ]
     assert gpus[0].holders == ("other-miner (pid 4242, 3.0 GiB)",)
+
+
+@pytest.mark.parametrize(
+    ("name", "gb_s"),
+    [
+        ("NVIDIA GeForce RTX 3090", 936), ("NVIDIA GeForce RTX 3090 Ti", 1008), ("NVIDIA RTX A4000", 448), ("NVIDIA A40", 696),
+        ("NVIDIA RTX A1000", None), ("Quadro P1000", None), ("NVIDIA T400", None), ("Tesla T4", 320), ("NVIDIA L40S", 864),
+        ("NVIDIA A100-SXM4-80GB", 2039), ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3350),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 2080 with Max-Q Design", None), ("GPU", None),
+    ],
+)  # fmt: skip
+def test_a_card_is_known_by_whole_words_of_its_name(name: str, gb_s: float | None) -> None:
+    assert hardware.bandwidth_of(name) == gb_s
+
+
+def test_where_the_driver_does_not_say_the_table_does() -> None:
+    assert hardware.read_gpus(FakeNvml(("NVIDIA A40", 48, 48)), {})[1][0].bandwidth_gb_s == 696
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,63 @@ def test_what_is_here_is_run_whether_it_is_in_time_or_not() -> None:
         assert (best.speed.blueprint_s <= AIM_S) == in_time
 
 
+@pytest.mark.parametrize(("gb", "ram_gb"), [(24, 6), (24, 8), (24, 12), (24, 64)])
+def test_little_ram_is_no_reason_to_leave_the_gpu_to_a_smaller_model(gb: int, ram_gb: int) -> None:
+    """The experts of a few layers need a few gigabytes there; more layers' do not fit, and need not."""
+    best = placed(machine(gb, held_gb=0.3, ram_gb=ram_gb))
+    assert best.spec.key == "mixtral-8x7b" and best.settings.experts_in_ram == 6
+
+
+def test_a_second_and_slower_card_slows_nothing() -> None:
+    fast, slow = Gpu("RTX 3080", 10 * GIB, 10 * GIB, 760.0), Gpu("P40", 24 * GIB, 24 * GIB, 347.0, index=1)
+    alone = placed(replace(machine(10), gpus=(fast,)), model="mistral-7b", quant="Q8_0")
+    both = placed(replace(machine(10), gpus=(fast, slow)), model="mistral-7b", quant="Q8_0")
+    assert both.speed.tokens_per_s == alone.speed.tokens_per_s and both.settings.tensor_split[1] == 0
+
+
+class Pulled(EmptyShelf):
+    """llama-3-8b Q4_K_M is on disk, nothing else."""
+
+    def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
+        return 0 if (spec.key, file.quant) == ("llama-3-8b", "Q4_K_M") else file.size_bytes
+
+
+def test_of_equally_paid_models_the_one_on_disk_is_run() -> None:
+    assert placed(machine(8)).spec.key == "mistral-7b"
+    best = place(REGISTRY, machine(8), Wish(), Pulled())
+    assert (best.spec.key, best.file.quant) == ("llama-3-8b", "Q4_K_M")
+    assert place(REGISTRY, machine(24, 24), Wish(), Pulled()).spec.key == "llama-3-70b"  # paid better: worth a download
+
+
+class Damaged(EmptyShelf):
+    def header(self, spec: ModelSpec, file: GGUFFile) -> None:
+        if spec.key == "mistral-7b":
+            raise BadInput(f"{file.quant} is cut off")
+
+
+def test_a_damaged_file_is_left_out_and_stops_nothing() -> None:
+    best = place(REGISTRY, machine(12), Wish(), Damaged())
+    assert best.spec.key == "llama-3-8b"
+    with pytest.raises(DoesNotFit, match="cut off"):
+        place(REGISTRY, machine(12), Wish(model="mistral-7b"), Damaged())
+    with pytest.raises(BadInput, match="cut off"):
+        place(REGISTRY, machine(12), Wish(model="mistral-7b", quant="Q8_0"), Damaged())
+
+
+def test_where_nothing_is_surely_in_time_the_window_itself_decides() -> None:
+    slow = [gb_s / 100 for gb_s in range(100, 1000, 5)]
+    found = [attempt(replace(machine(), cpu_bandwidth_gb_s=gb_s)) for gb_s in slow]
+    seconds = [best.speed.blueprint_s for best in found if best]
+    assert AIM_S < max(seconds) <= 30 and None in found
+
+
+def attempt(hardware: Hardware) -> Placement | None:
+    try:
+        return placed(hardware)
+    except DoesNotFit:
+        return None
+
+
 def test_policies_and_limits() -> None:
     assert placed(machine(24)).speed.blueprint_s <= AIM_S
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s

@@ -93,6 +93,19 @@ def test_a_file_arrives_whole_and_a_second_pull_asks_nothing(hub: Hub, tmp_path:
     assert len(hub.log) == asked
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_damaged_file_is_not_called_complete(hub: Hub, tmp_path: Path, exact: bool) -> None:
+    """Of the right size but other bytes; and a stub, where the size is not known to the byte."""
+    notes: list[str] = []
+    path = pull(tmp_path, part(exact=exact))
+    path.write_bytes(b"\0" * len(MODEL))
+    assert pull(tmp_path, part(exact=exact), notes=notes) == path and path.read_bytes() == MODEL
+    assert "fetched again" in notes[0] and path.with_name("model.gguf.damaged").exists()
+    path.write_bytes(MODEL[:1000])
+    spec, file = model(part(exact=exact, pinned=False))
+    assert not Store(tmp_path).is_complete(spec, file)
+
+
 def test_the_token_goes_to_the_hub_and_never_to_its_storage(hub: Hub, tmp_path: Path) -> None:
     pull(tmp_path)
     for _, path, headers in hub.log:

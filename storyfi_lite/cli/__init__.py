@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+import traceback
 from typing import NoReturn
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from storyfi_lite import __version__
 from storyfi_lite.errors import ConfigError, LiteError
@@ -63,9 +66,16 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C."""
+    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C, 141 when nobody reads on. 1 and 3 are commands' answers, so what
+    nobody foresaw is 70."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
     try:
         sys.exit(cli.main(standalone_mode=False))
+    except SystemExit as end:
+        pipe_is_closed = isinstance(sys.stdout, PacifyFlushWrapper)  # click's mark, and its code is 1
+        sys.exit(141 if pipe_is_closed else end.code)
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
@@ -80,11 +90,15 @@ def main() -> None:
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
-            raise
-        _fail(
-            f"this needs {error.name}, which is not installed:\n  pip install 'storyfi-lite[{extra}]'",
-            ConfigError.exit_code,
-        )
+            _fail_unforeseen()
+        _fail(f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'", ConfigError.exit_code)
+    except Exception:
+        _fail_unforeseen()
+
+
+def _fail_unforeseen() -> NoReturn:
+    traceback.print_exc()
+    _fail("this is a fault of storyfi-lite's; please report the lines above", LiteError.exit_code)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

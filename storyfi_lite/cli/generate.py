@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, api_options, chapter_ids_option, model_options, placement_options
+from storyfi_lite.cli.options import (
+    TASK_NAMES,
+    Number,
+    api_options,
+    chapter_ids_option,
+    model_options,
+    placement_options,
+)
 
 if TYPE_CHECKING:
     from storyfi_lite.placement.plan import Policy
@@ -33,7 +40,7 @@ TIMEOUT_S = 3600.0
     "--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]"
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
-@click.option("--temperature", type=click.FloatRange(0, 5), help="[default: 0.7]")
+@click.option("--temperature", type=Number(0, 5), help="[default: 0.7]")
 @model_options
 @placement_options
 @api_options

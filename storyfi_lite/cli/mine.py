@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import api_options, chain_options, model_options, placement_options
+from storyfi_lite.cli.options import Number, api_options, chain_options, model_options, placement_options
 
 
 @click.command(name="mine")
@@ -23,14 +23,21 @@ from storyfi_lite.cli.options import api_options, chain_options, model_options, 
 @model_options
 @placement_options
 @api_options
-@click.option("--min-stake", "min_stake_tao", default=0.0, show_default=True, help="Refuse callers with less stake.")
+@click.option(
+    "--min-stake",
+    "min_stake_tao",
+    type=Number(min=0),
+    default=0.0,
+    show_default=True,
+    help="Refuse callers with less stake.",
+)
 @click.option("--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit.")
 @click.option(
     "--rate",
     "rate_per_minute",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     help="Answers a minute for one hotkey.",
 )
 @click.option("--allow", multiple=True, metavar="HOTKEY", help="Always answer this hotkey. May be repeated.")

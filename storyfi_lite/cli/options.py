@@ -29,6 +29,16 @@ chapter_ids_option = click.option(
 )
 
 
+class Number(click.FloatRange):
+    """click's own takes "nan", which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 class _Price(click.ParamType):
     name = "price"
 
@@ -143,7 +153,7 @@ api_options = _together(
     click.option(
         "--api.daily-usd",
         "daily_usd",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         help="Spend no more US dollars than this a day; needs --api.price.",
     ),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storyfi_lite.cli.options import TASK_NAMES, threads_option
+from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
     from storyfi_lite.wire.messages import StoryRequest
@@ -48,6 +49,8 @@ def command(
         _request("blueprint", {"user_input": text})
     )  # a mistake is told before a model is fetched
     seed = secrets.randbits(64) if seed is None else seed
+    if output is not None:
+        _write(output, "")  # nor is a directory that cannot be written to
     with DownloadProgress() as progress:
         choice = ModelChoice(model_name, model_path, n_threads=n_threads)
         loader, facts = open_loader(choice, Notices(progress.update, progress.note))
@@ -58,11 +61,27 @@ def command(
         loader.close()
     if output is None:
         click.echo(story)
-    else:
-        part = output.with_name(f".{output.name}.part")
-        part.write_text(story + "\n", encoding="utf-8")
-        part.replace(output)
-        click.echo(output, err=True)
+        return
+    try:
+        _write(output, story + "\n")
+    except BadInput:
+        click.echo(story)  # minutes of work
+        raise
+    click.echo(output, err=True)
+
+
+def _write(output: Path, text: str) -> None:
+    """Whole or not at all; an empty text is only tried. Raises BadInput."""
+    part = output.with_name(f".{output.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        if text:
+            part.replace(output)
+        else:
+            part.unlink()
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {output}: {error.strerror}") from None
 
 
 def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import chain_options, json_option, threads_option
+from storyfi_lite.cli.options import Number, chain_options, json_option, threads_option
 
 if TYPE_CHECKING:
     from storyfi_lite.rounds.round import Report
@@ -18,9 +18,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(name="validate")
 @chain_options("validator")
 @click.option("--rounds", type=click.IntRange(min=1), help="Stop after so many rounds.  [default: never]")
-@click.option("--interval", "interval_s", default=300.0, show_default=True, type=click.FloatRange(min=0),
+@click.option("--interval", "interval_s", default=300.0, show_default=True, type=Number(min=0),
               help="Seconds from the start of one round to the next.")  # fmt: skip
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=click.FloatRange(min=1),
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=Number(min=1),
               help="Seconds that miners have.")  # fmt: skip
 @click.option(
     "--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most."

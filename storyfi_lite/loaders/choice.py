@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.gguf_header import Header, architecture, read_local
 from storyfi_lite.hardware import Hardware, probe
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.placement.ladder import step_down
-from storyfi_lite.placement.plan import Placement, Policy, Wish, place, place_file
+from storyfi_lite.placement.plan import Placement, Policy, Wish, place, place_file, place_one
 from storyfi_lite.placement.shelf import StoreShelf
 from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
 from storyfi_lite.store import Store
@@ -103,6 +104,11 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
     hardware = probe()
 
     def local() -> tuple[Loader, Mapping[str, str]]:
+        if choice.api_base_url and not choice.fallback_api:
+            raise BadInput(
+                "--api.base-url is for OpenAI, and a local model answers here\n"
+                "  --model.name gpt-4-turbo, or --model.fallback_api openai"
+            )
         return _open_local(choice, notices, hardware, warm_up)
 
     if choice.fallback_api:
@@ -120,8 +126,26 @@ def open_local(choice: ModelChoice, notices: Notices) -> tuple[LocalModelLoader,
 
 
 def _check(choice: ModelChoice) -> None:
-    if choice.name and choice.path:
-        raise BadInput("--model.name and --model.path exclude each other")
+    if choice.path and (choice.name or choice.quant):
+        raise BadInput("--model.path names one file: --model.name and --quant do not go with it")
+    if choice.quant:
+        known = {file.quant for spec in load_registry().local for file in spec.files}
+        if choice.quant.upper() not in {quant.upper() for quant in known}:
+            raise BadInput(f"no file has the quantization {choice.quant!r}; there are {', '.join(sorted(known))}")
+    if choice.api_base_url is not None:
+        _check_base_url(choice.api_base_url)
+
+
+def _check_base_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        fine = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+        )
+    except ValueError:
+        fine = False
+    if not fine:
+        raise BadInput("--api.base-url is no address of a server\n  --api.base-url http://127.0.0.1:8000/v1")
 
 
 def choose_api(hardware: Hardware, choice: ModelChoice) -> str | None:
@@ -206,15 +230,12 @@ def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, shelf: Sto
         placement = _place(registry, hardware, choice, shelf)
     try:
         path = store.pull(placement.spec, placement.file, notices.progress, notices.note)
-    except Unavailable as error:
-        if choice.is_explicit:
+    except (Unavailable, BadInput, DoesNotFit) as error:  # no hub, another file there than we know, no disk
+        here = None if choice.quant else _best_here(registry, hardware, choice, shelf)
+        if here is None:
             raise
-        notices.note(f"{error}; looking for what is here already")
-        here = [spec.model_copy(update={"files": files}) for spec in registry.local if (files := _here(store, spec))]
-        if not here:
-            raise
-        placement = _place(registry.model_copy(update={"local": tuple(here)}), hardware, choice, shelf)
-        path = store.path(placement.spec, placement.file)
+        notices.note(f"{error}; taking what is here already")
+        placement, path = here, store.path(here.spec, here.file)
     exact = replace(choice, name=placement.spec.key, quant=placement.file.quant)
     return replace(_place(registry, hardware, exact, shelf), reasons=placement.reasons), path
 
@@ -226,8 +247,18 @@ def _place(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: S
         raise error if choice.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
 
 
-def _here(store: Store, spec: ModelSpec) -> tuple[GGUFFile, ...]:
-    return tuple(file for file in spec.files if store.is_complete(spec, file))
+def _best_here(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: StoreShelf) -> Placement | None:
+    """Of the files that are on disk, of the named model if one is named; None without any."""
+    store = Store()
+    wanted = [registry.find(choice.name)] if choice.name else registry.local
+    whole = [(spec, tuple(file for file in spec.files if store.is_complete(spec, file)))
+             for spec in wanted if isinstance(spec, ModelSpec)]  # fmt: skip
+    here = [spec.model_copy(update={"files": files}) for spec, files in whole if files]
+    if not here:
+        return None
+    if choice.name:
+        return place_one(here[0], hardware, choice.wish, shelf)
+    return _place(Registry(local=tuple(here), api=registry.api), hardware, choice, shelf)
 
 
 def _load(

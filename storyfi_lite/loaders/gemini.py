@@ -33,7 +33,7 @@ class GeminiLoader(ApiLoader):
                 warnings.simplefilter("ignore", FutureWarning)  # that it gets no new features
                 from google.generativeai.client import configure, get_default_generative_client
         except ImportError:
-            raise ConfigError("Gemini needs a package that is missing: pip install 'storyfi-lite[gemini]'") from None
+            raise ConfigError("Gemini needs a package that is missing\n  pip install '.[gemini]'") from None
         where = {"api_endpoint": self.settings.base_url} if self.settings.base_url else None
         with _connecting:
             configure(api_key=self._key.reveal(), transport="rest", client_options=where)

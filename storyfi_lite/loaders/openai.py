@@ -30,7 +30,7 @@ class OpenAILoader(ApiLoader):
             import httpx  # the package's own HTTP library
             import openai  # noqa: F401
         except ImportError:
-            raise ConfigError("OpenAI needs a package that is missing: pip install 'storyfi-lite[openai]'") from None
+            raise ConfigError("OpenAI needs a package that is missing\n  pip install '.[openai]'") from None
         # once: a call's own would read all certificates again, 20 ms and a megabyte that is freed late
         self._tls = httpx.create_ssl_context()
 
@@ -117,8 +117,8 @@ def _is_about_schema(error: Any) -> bool:
 def _reply(completion: Any) -> Reply:
     """Servers that only look like OpenAI's leave fields out, so nothing is taken for granted."""
     usage = getattr(completion, "usage", None)
-    prompt_tokens = getattr(usage, "prompt_tokens", None)
-    completion_tokens = getattr(usage, "completion_tokens", None)
+    prompt_tokens = _count(getattr(usage, "prompt_tokens", None))
+    completion_tokens = _count(getattr(usage, "completion_tokens", None))
     choices = getattr(completion, "choices", None)
     if not choices:
         return Reply("", prompt_tokens, completion_tokens)
@@ -126,4 +126,9 @@ def _reply(completion: Any) -> Reply:
     refusal = getattr(message, "refusal", None) or ""
     if choices[0].finish_reason == "content_filter":
         refusal = refusal or "answer blocked (content_filter)"
-    return Reply(getattr(message, "content", None) or "", prompt_tokens, completion_tokens, refusal)
+    text = getattr(message, "content", None)
+    return Reply(text if isinstance(text, str) else "", prompt_tokens, completion_tokens, str(refusal))
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None

@@ -6,6 +6,7 @@ then fewer layers on the GPU. Layers go to the GPUs by free memory; to the faste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from storyfi_lite.engine.settings import EngineSettings, KVType
@@ -67,10 +68,8 @@ class Fitter:
         for kv in KV_TYPES:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
-                more = (
-                    self._with_layers(replace(fit.settings, n_slots=n), self.arch.block_count + 1) for n in GPU_SLOTS
-                )
-                return next((wider for wider in more if wider and base.n_slots == 1), fit)
+                more = [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 else []
+                return self._first(more) or fit  # on the same GPUs: a slower one more would slow every answer
         return None
 
     def _experts(self, base: EngineSettings) -> Fit | None:
@@ -132,14 +131,6 @@ class Fitter:
         ]
 
 
-def _least(low: int, high: int, attempt) -> Fit | None:  # type: ignore[no-untyped-def]
-    """The fit of the smallest number that has one; more dropped never needs more of a GPU."""
-    best = None
-    while low <= high:
-        middle = (low + high) // 2
-        fit = attempt(middle)
-        if fit:
-            best, high = fit, middle - 1
-        else:
-            low = middle + 1
-    return best
+def _least(low: int, high: int, attempt: Callable[[int], Fit | None]) -> Fit | None:
+    """The fit of the smallest number that has one. Not by halving: the larger ones may fail as well, for want of RAM."""
+    return next((fit for number in range(low, high + 1) if (fit := attempt(number))), None)

@@ -15,6 +15,7 @@ from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.memory import Demand
 from storyfi_lite.placement.shelf import Shelf
 from storyfi_lite.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
+from storyfi_lite.store import SPARE_BYTES
 
 Policy = Literal["reward", "fastest", "largest"]
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
@@ -134,21 +135,35 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
         best = _best_of(spec, hardware, wish, shelf)
         if isinstance(best, str):
             refused[spec.key] = best
-        elif best.speed.blueprint_s > AIM_S:
-            refused[spec.key] = (
-                f"{best.file.quant} would take {best.speed.blueprint_s:.0f} s ({best.where}); the window is {FULL_MARKS_S:.0f} s, {AIM_S:.0f} s predicted are allowed"
-            )
         else:
             found.append(best)
+    best_s = min((one.speed.blueprint_s for one in found), default=0.0)
+    allowed_s = (
+        AIM_S if best_s <= AIM_S else FULL_MARKS_S
+    )  # where nothing is surely in time, what will be if all goes well
+    refused |= {one.spec.key: _too_slow(one, allowed_s) for one in found if one.speed.blueprint_s > allowed_s}
+    found = [one for one in found if one.spec.key not in refused]
     if not found:
         raise DoesNotFit(
             "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
         )
-    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": _by_reward, "fastest": _by_speed, "largest": _by_size}
+
+    def by_reward(one: Placement) -> tuple[float, ...]:
+        bits = QUANT_BITS.get(one.file.quant, 0.0)
+        return one.spec.multiplier, _at_hand(one, shelf), bits, one.speed.tokens_per_s
+
+    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": by_reward, "fastest": _by_speed, "largest": _by_size}
     best = max(found, key=ranks[wish.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
     why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
     return replace(best, reasons=(*_explain(best, wish), *why_not))
+
+
+def _too_slow(one: Placement, allowed_s: float) -> str:
+    return (
+        f"{one.file.quant} would take {one.speed.blueprint_s:.0f} s ({one.where}); the window is {FULL_MARKS_S:.0f} s, "
+        f"{allowed_s:.0f} s predicted are allowed"
+    )
 
 
 def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
@@ -198,9 +213,14 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
 
 def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
     missing, free = shelf.missing_bytes(spec, file), hardware.disk_free_bytes
-    if missing > free:
-        return DoesNotFit(f"{file.quant} is {missing / 1e9:.0f} GB to fetch, the disk has {free / 1e9:.0f} GB free")
-    return place_file(spec, file, hardware, wish, shelf.header(spec, file))
+    if missing and missing + SPARE_BYTES > free:
+        return DoesNotFit(f"{file.quant} is {missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free")
+    try:
+        return place_file(spec, file, hardware, wish, shelf.header(spec, file))
+    except BadInput as error:
+        if wish.quant:
+            raise
+        return DoesNotFit(str(error))  # one damaged file does not stop the others
 
 
 def _at_hand(placement: Placement, shelf: Shelf) -> int:
@@ -208,10 +228,6 @@ def _at_hand(placement: Placement, shelf: Shelf) -> int:
     if not shelf.missing_bytes(placement.spec, placement.file):
         return 2
     return 1 if placement.file.package else 0
-
-
-def _by_reward(placement: Placement) -> tuple[float, float, float]:
-    return placement.spec.multiplier, QUANT_BITS.get(placement.file.quant, 0.0), placement.speed.tokens_per_s
 
 
 def _by_speed(placement: Placement) -> float:

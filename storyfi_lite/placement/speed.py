@@ -1,7 +1,7 @@
 """How fast an answer will be written: bytes that a token reads over the speed of reading them, device by device.
 
 A prediction, not a promise. The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept
-per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from the table of hardware.py.
+per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from its memory's clock and width, or the table of hardware.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
             gb_s = (gpu.bandwidth_gb_s or UNKNOWN_GPU_GB_S) * GPU_EFFICIENCY
             in_cache = devices[:-1].count(number) * _cache_bytes(arch, settings)
             seconds += (read[number] + in_cache) / (gb_s * 1e9) + devices.count(number) * GPU_LAYER_S
-            words.append(f"{read[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s")
+            assumed = "" if gpu.bandwidth_gb_s else ", assumed: its bandwidth is not known"
+            words.append(f"{read[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s{assumed}")
     return Speed(1 / max(seconds, 1e-6), "; ".join(words))
 
 

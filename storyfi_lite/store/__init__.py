@@ -28,6 +28,7 @@ from storyfi_lite.store import sources
 from storyfi_lite.store.fetch import Fetch
 
 SPARE_BYTES = 256 << 20  # left free on the disk
+INEXACT_SHARE = 0.9  # of the size in models.yaml, where that is not exact: a file below it was cut off
 
 OnProgress = Callable[[str, int, int], None]  # file name, bytes done, bytes in all
 OnNote = Callable[[str], None]
@@ -49,7 +50,7 @@ class Store:
         return self.root / spec.key / Path(part.path).name
 
     def is_complete(self, spec: ModelSpec, file: GGUFFile) -> bool:
-        """Whether every part is here. Cheap: by name, and by size where that is exact; the hash was checked on arrival."""
+        """Whether every part is here. Cheap: by name and size; the hash was checked on arrival."""
         return all(self._part_complete(spec, part) for part in file.parts)
 
     def _part_complete(self, spec: ModelSpec, part: Part) -> bool:
@@ -57,7 +58,7 @@ class Store:
             size = self._part_path(spec, part).stat().st_size
         except OSError:
             return False
-        return not part.exact or size == part.size_bytes
+        return size == part.size_bytes if part.exact else size >= INEXACT_SHARE * part.size_bytes
 
     def complete_files(self, registry: Registry) -> list[tuple[ModelSpec, GGUFFile, Path]]:
         """All that is here whole."""
@@ -78,11 +79,14 @@ class Store:
     def pull(
         self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
     ) -> Path:
-        """Fetches what is missing, part by part; returns part 1's path. Makes no network call if all is here.
+        """Fetches what is missing or not the pinned bytes, part by part; returns part 1's path. Makes no network call if all is
+        here.
 
         Raises Unavailable, DoesNotFit (disk), or BadInput (bytes that are not the pinned ones)."""
-        missing = [part for part in file.parts if not self._part_complete(spec, part)]
         with self._disk_errors():
+            for part in file.parts:
+                self._set_damaged_aside(spec, part, on_note)
+            missing = [part for part in file.parts if not self._part_complete(spec, part)]
             if missing:
                 self._check_disk(self.missing_bytes(spec, file))
             for part in missing:
@@ -90,6 +94,16 @@ class Store:
                     if not self._part_complete(spec, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
         return self.path(spec, file)
+
+    def _set_damaged_aside(self, spec: ModelSpec, part: Part, on_note: OnNote) -> None:
+        """A file that came some other way, or changed since, is hashed once; what was fetched here, was on its arrival."""
+        path = self._part_path(spec, part)
+        if part.sha256 and self._part_complete(spec, part) and digest.file_sha256(path) != part.sha256:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            on_note(
+                f"{path.name} does not have the bytes that models.yaml pins: it is {aside.name} now, and fetched again"
+            )
 
     def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
         """Tries the sources in order; the last one's error is the answer."""
