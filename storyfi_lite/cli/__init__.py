@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from storyfi_lite import __version__
 from storyfi_lite.errors import ConfigError, LiteError
@@ -52,6 +52,13 @@ class LazyGroup(click.Group):
             return None
         return importlib.import_module(f"storyfi_lite.cli.{module}").command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before click sees it, which exits 1
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+            raise click.exceptions.Exit(141) from None
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="storyfi-lite")
@@ -73,9 +80,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
     try:
         sys.exit(cli.main(standalone_mode=False))
-    except SystemExit as end:
-        pipe_is_closed = isinstance(sys.stdout, PacifyFlushWrapper)  # click's mark, and its code is 1
-        sys.exit(141 if pipe_is_closed else end.code)
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
