@@ -284,7 +284,8 @@ def has_api_key(setup: Setup) -> bool:
 
 
 def check_model(setup: Setup) -> Check:
-    """The model's file is whole, or any model's if none is named. Cheap: no checksum."""
+    """The model's file is whole, or any model's if none is named. Cheap: its header, no checksum."""
+    from storyfi_lite.gguf_header import read_local
     from storyfi_lite.registry import ApiModel, load_registry
     from storyfi_lite.store import Store
 
@@ -294,6 +295,8 @@ def check_model(setup: Setup) -> Check:
         if isinstance(wanted, ApiModel):
             return Check("model file", "skip", f"{wanted.key} is an API model")
         found = [(spec.key, path) for spec, _file, path in Store().complete_files(registry) if wanted in (None, spec)]
+        for _, path in found:
+            read_local(path)
     except LiteError as error:
         return _mend("model file", error)
     if found:

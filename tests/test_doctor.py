@@ -18,6 +18,8 @@ from storyfi_lite import doctor
 from storyfi_lite.chain.dev import DevNetwork, dev_network
 from storyfi_lite.cli import cli
 from storyfi_lite.doctor import Check, Setup
+from storyfi_lite.registry import ModelSpec, load_registry
+from storyfi_lite.store import Store
 
 
 @pytest.fixture
@@ -170,3 +172,15 @@ def test_the_command_reports_all_and_exits_by_what_it_found(setup: Setup, monkey
     assert broken.exit_code == 1
     assert "To mend: chain." in broken.stdout and "btcli subnets list" in broken.stdout
     assert "secret-value" not in fine.output + broken.output
+
+
+def test_a_model_file_that_is_no_model_is_told(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORYFI_LITE_MODELS", str(tmp_path / "models"))
+    store, spec = Store(), load_registry().find("smollm2-135m")
+    assert isinstance(spec, ModelSpec)
+    path = store.path(spec, spec.file("Q4_1"))
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(spec.file("Q4_1").size_bytes)  # as large as it should be, and empty
+    found = doctor.check_model(setup)
+    assert found.status == "mend" and path.name in found.detail

@@ -292,6 +292,8 @@ def test_policies_and_limits() -> None:
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
     assert placed(machine(24), policy="largest").file.size_bytes >= placed(machine(24)).file.size_bytes
     assert placed(machine(24), model="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
+    with pytest.raises(DoesNotFit, match="made for 4096"):
+        placed(machine(80), model="yi-34b", n_ctx=32_768)
     with pytest.raises(BadInput, match="API model"):
         placed(machine(24), model="gpt-4-turbo")
     with pytest.raises(BadInput, match="did you mean"):

@@ -113,10 +113,6 @@ class Model:
             source = raw.decode()
         return ChatTemplate(source, self.vocabulary.special_text("bos"), self.vocabulary.special_text("eos"))
 
-    @property
-    def train_context_tokens(self) -> int:
-        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
-
     def metadata(self, key: str) -> str:
         """A metadata value as text; empty if the file has none."""
         buffer = ctypes.create_string_buffer(256)

@@ -98,6 +98,8 @@ def place_file(
 ) -> Placement | DoesNotFit:
     """The best way to run one file, or why there is none. Without its header, by the registry's figures."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
+    if wish.n_ctx and wish.n_ctx > arch.context_length:
+        return DoesNotFit(f"{wish.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=wish.n_ctx or MIN_CONTEXT, n_threads=wish.n_threads or 0)
     fit = Fitter(arch, loads, hardware).best(base)
