@@ -128,7 +128,7 @@ def open_local(choice: ModelChoice, notices: Notices) -> tuple[LocalModelLoader,
 def _check(choice: ModelChoice) -> None:
     if choice.path and (choice.name or choice.quant):
         raise BadInput("--model.path names one file: --model.name and --quant do not go with it")
-    if choice.quant:
+    if choice.quant and not choice.name:
         known = {file.quant for spec in load_registry().local for file in spec.files}
         if choice.quant.upper() not in {quant.upper() for quant in known}:
             raise BadInput(f"no file has the quantization {choice.quant!r}; there are {', '.join(sorted(known))}")
