@@ -49,12 +49,12 @@ from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.gguf_header import read_local
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
-from storyfi_lite.rounds.draw import made_up
+from storyfi_lite.models.gguf import read_local
+from storyfi_lite.protocol.messages import StoryRequest
+from storyfi_lite.rounds.questions import made_up
 from storyfi_lite.validator.proof import PROVEN_Z, REFUTED_Z, Calibration, calibrate, judge, rate_bound
-from storyfi_lite.wire.messages import StoryRequest
 
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}

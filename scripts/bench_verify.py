@@ -25,8 +25,8 @@ from rich.table import Table
 
 from storyfi_lite import tasks
 from storyfi_lite.grammar.schema import Array, Const, Node, Object, Open, Text, Tuple, dump
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator import Context, CopyIndex, Entry, fingerprint, score, verify
-from storyfi_lite.wire.messages import StoryRequest
 
 SHARES = {"blueprint": 40, "characters": 25, "story_arc": 25, "chapters": 10}
 ROUND = 256
@@ -148,7 +148,7 @@ def verify_and_score(figures: dict[str, float], rng: random.Random) -> None:
 
 
 def near_copies(figures: dict[str, float], rng: random.Random, old: int) -> None:
-    """All of one task, which is the worst case: everything on one shelf. 16 of the round are copies."""
+    """All of one task, which is the worst case: everything on one catalog. 16 of the round are copies."""
     request = a_request("blueprint", {})
     schema = tasks.get("blueprint").schema_of(request)
     writers = [Writer(rng, han) for han in (False, True)]

@@ -31,9 +31,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.devchain.substrate import DevNetwork, dev_network
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.verify import verify
-from storyfi_lite.wire.messages import StoryRequest
 from tests import openai_server
 from tests.api_server import Step
 from tests.chain_faults import FaultyLine

@@ -40,23 +40,23 @@ import bench_proof
 
 from storyfi_lite import tasks
 from storyfi_lite.cli import main as storyfi_lite
-from storyfi_lite.digest import file_sha256
 from storyfi_lite.engine.prompt import prompt_sha256
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
-from storyfi_lite.miner import compose
+from storyfi_lite.miner import run as mining
 from storyfi_lite.miner.service import to_response
-from storyfi_lite.registry import load_registry
+from storyfi_lite.models.digest import file_sha256
+from storyfi_lite.models.registry import load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.protocol.messages import StoryRequest
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.audit import Auditor, Candidate, Finding, known_files
-from storyfi_lite.rounds.draw import Question, Story
 from storyfi_lite.rounds.query import Reply
+from storyfi_lite.rounds.questions import Question, Story
 from storyfi_lite.rounds.round import Row, Rules, judge_round
-from storyfi_lite.seed import challenge_seed
-from storyfi_lite.store import Store
 from storyfi_lite.validator import CopyIndex, fingerprint, load_policy
-from storyfi_lite.wire.messages import StoryRequest
 
 # What an API may answer: well written, and not by the claimed file.
 FINE = {
@@ -321,9 +321,9 @@ def table(arguments: list[str]) -> None:
 
 def mine(kind: str) -> None:
     """The rest of the command line is storyfi-lite's own."""
-    honest = compose.open_loader
+    honest = mining.open_loader
 
-    def open_cheat(options: compose.MineOptions) -> tuple[Any, Mapping[str, str]]:
+    def open_cheat(options: mining.MineOptions) -> tuple[Any, Mapping[str, str]]:
         loader, facts = honest(options)
         assert isinstance(loader, LocalModelLoader)
         if kind != "impostor":
@@ -338,7 +338,7 @@ def mine(kind: str) -> None:
         return Impostor(other, claim, sha256), facts
 
     with tempfile.TemporaryDirectory() as scratch:
-        compose.open_loader = open_cheat  # type: ignore[assignment]
+        mining.open_loader = open_cheat  # type: ignore[assignment]
         storyfi_lite()
 
 

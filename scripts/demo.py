@@ -26,15 +26,15 @@ from rich.table import Table
 from rich.text import Text
 
 from storyfi_lite.chain import connect
-from storyfi_lite.chain.dev import DevNetwork, dev_network
-from storyfi_lite.registry import ModelSpec, load_registry
+from storyfi_lite.devchain.substrate import DevNetwork, dev_network
+from storyfi_lite.models.registry import ModelSpec, load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse, parse_response
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.query import Reply, ask
-from storyfi_lite.seed import challenge_seed
-from storyfi_lite.store import Store
 from storyfi_lite.validator.reward import DEFAULT_POLICY
 from storyfi_lite.validator.verify import verify
 from storyfi_lite.wire.btauth import PATH
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_response
 
 MODEL, QUANT = "smollm2-135m", "Q4_1"  # the file that a Python package carries: no hub is needed
 STORY = "a lighthouse keeper who hears the sea speak"

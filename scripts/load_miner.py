@@ -36,7 +36,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from storyfi_lite.chain.dev import dev_network
+from storyfi_lite.devchain.substrate import dev_network
 from storyfi_lite.wire.btauth import PATH
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, NAME, body_hash
 from tests.mine_process import sign_as_dendrite, small_model_flags, start

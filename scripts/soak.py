@@ -33,9 +33,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.devchain.substrate import DevNetwork, dev_network
+from storyfi_lite.protocol.messages import ModelInfo, StoryRequest, StoryResponse, TaskName
 from storyfi_lite.validator.verify import verify
-from storyfi_lite.wire.messages import ModelInfo, StoryRequest, StoryResponse, TaskName
 from tests.dendrite_process import MISSING, PYTHON, DendriteProcess, dendrite_process
 from tests.mine_process import MineProcess, small_model_flags, start
 from tests.scripted_model import scripted_model

@@ -19,8 +19,8 @@ from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.grammar import Constraint
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.score import time_points
-from storyfi_lite.wire.messages import StoryRequest
 
 Clock = Callable[[], float]
 FAR_S = 3600.0

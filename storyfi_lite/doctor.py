@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from storyfi_lite.errors import LiteError, Unavailable
-from storyfi_lite.hardware import MEND_BUILD
-from storyfi_lite.secrets import load_key
+from storyfi_lite.loaders.keys import load_key
+from storyfi_lite.machine.hardware import MEND_BUILD
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import MetagraphSnapshot
@@ -285,9 +285,9 @@ def has_api_key(setup: Setup) -> bool:
 
 def check_model(setup: Setup) -> Check:
     """The model's file is whole, or any model's if none is named. Cheap: its header, no checksum."""
-    from storyfi_lite.gguf_header import read_local
-    from storyfi_lite.registry import ApiModel, load_registry
-    from storyfi_lite.store import Store
+    from storyfi_lite.models.gguf import read_local
+    from storyfi_lite.models.registry import ApiModel, load_registry
+    from storyfi_lite.models.store import Store
 
     try:
         registry = load_registry()

@@ -9,7 +9,7 @@ from typing import Any
 from storyfi_lite import tasks
 from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.grammar.schema import dump
-from storyfi_lite.wire.messages import StoryRequest
+from storyfi_lite.protocol.messages import StoryRequest
 
 ENGLISH = {
     "title": "What the Tide Said",

@@ -17,7 +17,7 @@ from typing import Any
 
 from bittensor import Client, RpcConnectionError, RpcPolicyError
 
-from storyfi_lite.chain.dev import DevSubstrate
+from storyfi_lite.devchain.substrate import DevSubstrate
 
 
 @dataclass

@@ -22,11 +22,11 @@ import httpx
 import psutil
 from bittensor import Wallet, http_auth
 
-from storyfi_lite.chain.dev import DevNetwork
+from storyfi_lite.devchain.substrate import DevNetwork
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.wire.btauth import PATH
-from storyfi_lite.wire.claim import Claim
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, NAME, signed_message
-from storyfi_lite.wire.messages import StoryRequest
+from storyfi_lite.wire.transport import SignedCaller
 from tests.small_model import small_model
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def sign_as_dendrite(
 ) -> dict[str, str]:
     """The headers that bittensor 10's client sends. Upstream's class signs no byte of the body: the default."""
     fields = {"bt_header_dendrite_uuid": str(uuid.uuid4()), "computed_body_hash": body_hash}
-    claim = Claim(key.ss58_address, time.time_ns() if nonce_ns is None else nonce_ns, fields)
+    claim = SignedCaller(key.ss58_address, time.time_ns() if nonce_ns is None else nonce_ns, fields)
     return {
         **fields,
         "bt_header_axon_hotkey": receiver_ss58,

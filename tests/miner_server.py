@@ -24,15 +24,15 @@ from bittensor.sp_core import Keypair
 from storyfi_lite.errors import BadInput, Busy, EngineError
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
 from storyfi_lite.loaders.meter import Usage
-from storyfi_lite.miner.admission import Gate, Policy
+from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.lifecycle import StoryServer, bind, serve
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.miner.service import StoryService
+from storyfi_lite.protocol.messages import ModelInfo
 from storyfi_lite.wire.btauth import BtAuth
 from storyfi_lite.wire.dendrite import Dendrite
-from storyfi_lite.wire.messages import ModelInfo
 
 MINER = Keypair.create_from_uri("//Miner")
 VALIDATOR = Keypair.create_from_uri("//Validator")
@@ -134,7 +134,7 @@ class ScriptedLoader:
 def make_miner(state_dir: Path, loader: ScriptedLoader | None = None, **gate: object) -> Miner:
     loader = loader or ScriptedLoader()
     transports = (BtAuth(MINER.ss58_address), Dendrite(MINER.ss58_address))
-    policy = Policy(
+    policy = AdmissionPolicy(
         min_stake_tao=100.0,
         rate_per_minute=float(gate.pop("rate_per_minute", 6_000)),  # type: ignore[arg-type]
         allow=frozenset({ALLOWED.ss58_address}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storyfi_lite.registry import ModelSpec, load_registry
-from storyfi_lite.store import Store
+from storyfi_lite.models.registry import ModelSpec, load_registry
+from storyfi_lite.models.store import Store
 
 
 def small_model() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from storyfi_lite.grammar.schema import Array, Const, Node, Object, Open, Text, Tuple
-from storyfi_lite.wire.messages import StoryRequest
+from storyfi_lite.protocol.messages import StoryRequest
 
 LETTERS = "The tide keeps what the town forgets, and gives it back by night. "
 

@@ -33,11 +33,11 @@ from storyfi_lite.errors import (
 from storyfi_lite.loaders.answers import read_answer, simple_schema
 from storyfi_lite.loaders.api import ApiLoader, ApiSettings
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
-from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_loader_class, open_api
+from storyfi_lite.loaders.keys import Secret, load_key
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
-from storyfi_lite.secrets import Secret, load_key
-from storyfi_lite.wire.messages import ModelInfo, StoryRequest
+from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+from storyfi_lite.protocol.messages import ModelInfo, StoryRequest
 from tests import api_server, gemini_server, openai_server
 from tests.api_server import Script, Step
 

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import pytest
 
-from storyfi_lite import registry
 from storyfi_lite.cli import main
+from storyfi_lite.models import registry
 from tests.test_gguf_header import gguf
 
 NAME = "llm-00001-of-00002.gguf"
@@ -140,7 +140,7 @@ def test_a_file_that_is_here_and_does_not_match_its_size_is_no_model_of_the_regi
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A wrong file in the store's place: placement reads its header before anything is loaded."""
-    from storyfi_lite.store import Store
+    from storyfi_lite.models.store import Store
 
     store = Store(tmp_path)
     spec = registry.load_registry().find("smollm2-135m")

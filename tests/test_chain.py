@@ -19,8 +19,8 @@ from websockets.asyncio.server import serve
 from storyfi_lite.chain import ChainSession, Timing, connect, networks, open_wallet
 from storyfi_lite.chain import address as address_module
 from storyfi_lite.chain.address import external_ip
-from storyfi_lite.chain.dev import DevNetwork, DevSubstrate, dev_network
-from storyfi_lite.chain.devchain import GENESIS_UNIX_S, DevChain, DevState, Refused, signing_payload
+from storyfi_lite.devchain.state import GENESIS_UNIX_S, DevChain, DevState, Refused, signing_payload
+from storyfi_lite.devchain.substrate import DevNetwork, DevSubstrate, dev_network
 from storyfi_lite.errors import BadInput, ConfigError, Unavailable
 from tests.chain_faults import FaultyEndpoint
 

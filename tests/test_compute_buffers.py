@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.graph import Largest, compute_bytes
 from storyfi_lite.placement.memory import layer_devices
-from storyfi_lite.registry import Architecture
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "compute_buffers.json").read_text())
 ROWS: dict[str, list[list[Any]]] = defaultdict(list)

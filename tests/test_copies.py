@@ -143,7 +143,7 @@ def test_ones_own_old_answer_is_a_replay() -> None:
     assert like.copy_of == "same" and "given before" in like.saw
 
 
-def test_another_task_is_another_shelf() -> None:
+def test_another_task_is_another_kind_of_answer() -> None:
     other = fingerprint(request_for("story_arc"), ENGLISH, "a")
     (like,) = CopyIndex([other]).compare([entry(ENGLISH, "b", 1.0)])
     assert like.copy_of is None

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from storyfi_lite import doctor
-from storyfi_lite.chain.dev import DevNetwork, dev_network
 from storyfi_lite.cli import cli
+from storyfi_lite.devchain.substrate import DevNetwork, dev_network
 from storyfi_lite.doctor import Check, Setup
-from storyfi_lite.registry import ModelSpec, load_registry
-from storyfi_lite.store import Store
+from storyfi_lite.models.registry import ModelSpec, load_registry
+from storyfi_lite.models.store import Store
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_command_reports_all_and_exits_by_what_it_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("storyfi_lite.store")
+    pytest.importorskip("storyfi_lite.models.store")
     monkeypatch.setenv("GEMINI_API_KEY", "secret-value")
     args = ["doctor", "--network", setup.network, "--axon.port", str(setup.port)]
     fine = CliRunner().invoke(cli, [*args, "--json"])

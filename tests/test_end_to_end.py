@@ -20,12 +20,12 @@ import jsonschema
 import pytest
 
 from storyfi_lite import tasks
-from storyfi_lite.chain.dev import DevNetwork, dev_network
+from storyfi_lite.devchain.substrate import DevNetwork, dev_network
 from storyfi_lite.errors import Unavailable
+from storyfi_lite.protocol.messages import StoryRequest, parse_response
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.query import ask
-from storyfi_lite.seed import challenge_seed
 from storyfi_lite.validator.verify import verify
-from storyfi_lite.wire.messages import StoryRequest, parse_response
 from tests.stories import request_for
 
 PROGRAM = [sys.executable, "-c", "from storyfi_lite.cli import main; main()"]

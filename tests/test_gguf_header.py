@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.gguf_header import architecture, read_header, read_local
+from storyfi_lite.models.gguf import architecture, read_header, read_local
 
 
 def text(value: str) -> bytes:

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import llama_cpp
 import pytest
 
-from storyfi_lite import hardware
-from storyfi_lite.engine import devices
 from storyfi_lite.errors import BadInput
+from storyfi_lite.machine import devices, hardware
 
 GIB = 2**30
 

@@ -17,7 +17,7 @@ from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, Busy, EngineError
 from storyfi_lite.loaders.base import Answer, Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader, prompt_sha256
-from storyfi_lite.wire.messages import StoryRequest
+from storyfi_lite.protocol.messages import StoryRequest
 
 SETTINGS = EngineSettings(n_ctx=1536, n_threads=1)
 

@@ -15,7 +15,7 @@ from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
-from storyfi_lite.wire.messages import parse_request
+from storyfi_lite.protocol.messages import parse_request
 
 SLOTS = 3
 GOOD = {  # the first SLOTS of them are the fast set's; Chinese and English are in test_end_to_end

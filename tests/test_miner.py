@@ -31,9 +31,9 @@ from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.gpus import GpuCollector
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
-from storyfi_lite.seed import challenge_seed
+from storyfi_lite.protocol.messages import parse_response
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
-from storyfi_lite.wire.messages import parse_response
 from tests.miner_server import (
     ALLOWED,
     BLUEPRINT,

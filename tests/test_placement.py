@@ -14,19 +14,20 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from storyfi_lite.engine import devices
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
-from storyfi_lite.gguf_header import architecture, read_local
-from storyfi_lite.hardware import Gpu, Hardware
-from storyfi_lite.loaders import choice as loading
+from storyfi_lite.machine import devices
+from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.models.gguf import architecture, read_local
+from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
+from storyfi_lite.opening import loader as loading
 from storyfi_lite.placement import memory, weights
+from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.ladder import step_down
-from storyfi_lite.placement.plan import AIM_S, MIN_CONTEXT, Placement, Wish, finer_than, place
-from storyfi_lite.placement.shelf import EmptyShelf
-from storyfi_lite.registry import GGUFFile, ModelSpec, load_registry
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, Wish, finer_than, place
+from storyfi_lite.placement.step_down import step_down
+from storyfi_lite.protocol.limits import AIM_S
 
 GIB = 2**30
 REGISTRY = load_registry()
@@ -42,7 +43,7 @@ def machine(*gpus_gb: float, held_gb: float = 0, ram_gb: int = 64, names: tuple[
 
 
 def placed(hardware: Hardware, **wish: object) -> Placement:
-    return place(REGISTRY, hardware, Wish(**wish), EmptyShelf())  # type: ignore[arg-type]
+    return place(REGISTRY, hardware, Wish(**wish), EmptyCatalog())  # type: ignore[arg-type]
 
 
 # --- predicted and reported ------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_keys_and_values_are_quantized_before_layers_are_dropped() -> None:
         assert best.settings.n_ctx >= MIN_CONTEXT
 
 
-class OneFile(EmptyShelf):
+class OneFile(EmptyCatalog):
     """Only the coarsest file of each model that is fine enough is here."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
@@ -244,7 +245,7 @@ def test_a_second_and_slower_card_slows_nothing() -> None:
     assert both.speed.tokens_per_s == alone.speed.tokens_per_s and both.settings.tensor_split[1] == 0
 
 
-class Pulled(EmptyShelf):
+class Pulled(EmptyCatalog):
     """llama-3-8b Q4_K_M is on disk, nothing else."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
@@ -258,7 +259,7 @@ def test_of_equally_paid_models_the_one_on_disk_is_run() -> None:
     assert place(REGISTRY, machine(24, 24), Wish(), Pulled()).spec.key == "llama-3-70b"  # paid better: worth a download
 
 
-class Damaged(EmptyShelf):
+class Damaged(EmptyCatalog):
     def header(self, spec: ModelSpec, file: GGUFFile) -> None:
         if spec.key == "mistral-7b":
             raise BadInput(f"{file.quant} is cut off")
@@ -306,7 +307,7 @@ def test_the_ladder_goes_down_and_ends() -> None:
     hardware = machine(12)
     current = placed(hardware, model="llama-3-8b", n_ctx=8192)
     words = []
-    while step := step_down(current, hardware, EmptyShelf()):
+    while step := step_down(current, hardware, EmptyCatalog()):
         assert step[0].speed.tokens_per_s <= current.speed.tokens_per_s * 1.1  # told anew, not kept from above
         current, said = step
         words.append(said)
@@ -320,7 +321,7 @@ def test_a_mixture_steps_down_by_its_experts_first() -> None:
     hardware = machine(24)
     current = placed(hardware, model="mixtral-8x7b", quant="Q4_K_M")
     in_ram = current.settings.experts_in_ram
-    while step := step_down(current, hardware, EmptyShelf()):
+    while step := step_down(current, hardware, EmptyCatalog()):
         lower, said = step
         if "experts" in said:
             assert lower.settings.experts_in_ram > current.settings.experts_in_ram

@@ -16,6 +16,7 @@ from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.miner.service import to_response
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.proof import (
     MIN_POSITIONS,
     UNCALIBRATED,
@@ -27,7 +28,6 @@ from storyfi_lite.validator.proof import (
     rate_bound,
     save_calibration,
 )
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
 SEED = 77

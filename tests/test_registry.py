@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.errors import BadInput, RegistryError
-from storyfi_lite.registry import ApiModel, ModelSpec, load_registry
+from storyfi_lite.models.registry import ApiModel, ModelSpec, load_registry
 
 TEXT = (Path(__file__).parent.parent / "models.yaml").read_text()
 MULTIPLIERS = {

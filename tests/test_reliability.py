@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from scripts import chaos, soak
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from tests.dendrite_process import PYTHON
 from tests.miner_server import CLAIM
 

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.registry import load_registry
+from storyfi_lite.models.registry import load_registry
+from storyfi_lite.protocol.messages import StoryResponse
 from storyfi_lite.validator import (
     Evidence,
-    Policy,
     Proof,
+    RewardPolicy,
     Score,
     load_policy,
     moving_average,
@@ -24,14 +25,13 @@ from storyfi_lite.validator import (
 )
 from storyfi_lite.validator.proof import Status
 from storyfi_lite.validator.reward import DEFAULT_POLICY
-from storyfi_lite.wire.messages import StoryResponse
 from tests.answers import ENGLISH, as_bytes
 
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimedModel:
     model_name: str
     gpu_memory_gb: float = 24.0
     miner_mode: str = "LocalModelLoader"
@@ -44,7 +44,7 @@ def changed(tmp_path: Path, **changes: object) -> Path:
 
 
 @pytest.fixture
-def mission(tmp_path: Path) -> Policy:
+def mission(tmp_path: Path) -> RewardPolicy:
     return load_policy(changed(tmp_path, rule="mission"))
 
 
@@ -64,51 +64,58 @@ MISSION_TABLE = [
 
 @pytest.mark.parametrize(("name", "multiplier"), [*MISSION_TABLE, ("a-model-of-my-own", 1.0), ("smollm2-135m", 0.5)])
 @pytest.mark.parametrize(("gpu_memory_gb", "factor"), [(24.0, 1.0), (79.9, 1.0), (80.0, 1.1), (192.0, 1.1)])
-def test_the_missions_rule(mission: Policy, name: str, multiplier: float, gpu_memory_gb: float, factor: float) -> None:
-    assert reward(Score(50.0, ()), Claim(name, gpu_memory_gb), policy=mission).multiplier == pytest.approx(
+def test_the_missions_rule(
+    mission: RewardPolicy, name: str, multiplier: float, gpu_memory_gb: float, factor: float
+) -> None:
+    assert reward(Score(50.0, ()), ClaimedModel(name, gpu_memory_gb), policy=mission).multiplier == pytest.approx(
         multiplier * factor
     )
 
 
 @pytest.mark.parametrize("name", ["gemini-2.5-flash", "gpt-4-turbo", "llama-3-70b", "anything"])
-def test_the_missions_rule_for_an_api(mission: Policy, name: str) -> None:
-    given = reward(Score(81.2, ()), Claim(name, 96.0, "APIFallbackLoader"), policy=mission)
+def test_the_missions_rule_for_an_api(mission: RewardPolicy, name: str) -> None:
+    given = reward(Score(81.2, ()), ClaimedModel(name, 96.0, "APIFallbackLoader"), policy=mission)
     assert given.multiplier == 0.5 and given.final == pytest.approx(40.6)
 
 
-def test_the_missions_log_line(mission: Policy) -> None:
-    given = reward(Score(81.2, ()), Claim("yi-34b-chat", 80.0), policy=mission)
+def test_the_missions_log_line(mission: RewardPolicy) -> None:
+    given = reward(Score(81.2, ()), ClaimedModel("yi-34b-chat", 80.0), policy=mission)
     assert given.log_line(HOTKEY) == "Miner 5F3sa2TJ: Base=81.2, Multiplier=1.32x, Final=107.2"
 
 
-def test_an_api_model_run_locally_is_no_local_model(mission: Policy) -> None:
-    assert reward(Score(50.0, ()), Claim("gpt-4-turbo", 96.0), policy=mission).multiplier == 0.5
+def test_an_api_model_run_locally_is_no_local_model(mission: RewardPolicy) -> None:
+    assert reward(Score(50.0, ()), ClaimedModel("gpt-4-turbo", 96.0), policy=mission).multiplier == 0.5
 
 
 @pytest.mark.parametrize("memory", [float("nan"), float("inf"), -1.0])
-def test_memory_that_no_card_has_pays_nothing(mission: Policy, memory: float) -> None:
-    assert reward(Score(50.0, ()), Claim("yi-34b", memory), policy=mission).multiplier == 1.2
+def test_memory_that_no_card_has_pays_nothing(mission: RewardPolicy, memory: float) -> None:
+    assert reward(Score(50.0, ()), ClaimedModel("yi-34b", memory), policy=mission).multiplier == 1.2
 
 
 @pytest.mark.parametrize(
     ("claim", "proof", "multiplier", "says"),
     [
-        (Claim("llama-3-70b"), None, 0.5, "not proven"),
-        (Claim("llama-3-70b"), Proof("inconclusive", "llama-3-70b"), 0.5, "not proven"),
-        (Claim("llama-3-70b"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
-        (Claim("meta-llama/Meta-Llama-3-70B-Instruct"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
-        (Claim("llama-3-70b", 192.0), Proof("proven", "llama-3-70b"), 1.5, "is proven"),  # memory is a claim, too
-        (Claim("llama-3-70b"), Proof("refuted", "llama-3-70b"), 0.0, "refuted"),
-        (Claim("llama-3-70b"), Proof("proven", "llama-3-8b"), 0.0, "the replay proves llama-3-8b"),
-        (Claim("gemma-7b"), Proof("proven", "gemma-7b"), 0.9, "is proven"),
-        (Claim("a-model-of-my-own", 192.0), None, 0.5, "not proven"),
-        (Claim("a-model-of-my-own"), Proof("proven", "a-model-of-my-own"), 0.5, "not proven"),
-        (Claim("gpt-4-turbo"), Proof("proven", "gpt-4-turbo"), 0.5, "not proven"),
-        (Claim("llama-3-70b", 96.0, "APIFallbackLoader"), None, 0.5, "API"),
-        (Claim("llama-3-70b", 96.0, "something else"), Proof("proven", "llama-3-70b"), 0.5, "API"),
+        (ClaimedModel("llama-3-70b"), None, 0.5, "not proven"),
+        (ClaimedModel("llama-3-70b"), Proof("inconclusive", "llama-3-70b"), 0.5, "not proven"),
+        (ClaimedModel("llama-3-70b"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
+        (ClaimedModel("meta-llama/Meta-Llama-3-70B-Instruct"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
+        (
+            ClaimedModel("llama-3-70b", 192.0),
+            Proof("proven", "llama-3-70b"),
+            1.5,
+            "is proven",
+        ),  # memory is a claim, too
+        (ClaimedModel("llama-3-70b"), Proof("refuted", "llama-3-70b"), 0.0, "refuted"),
+        (ClaimedModel("llama-3-70b"), Proof("proven", "llama-3-8b"), 0.0, "the replay proves llama-3-8b"),
+        (ClaimedModel("gemma-7b"), Proof("proven", "gemma-7b"), 0.9, "is proven"),
+        (ClaimedModel("a-model-of-my-own", 192.0), None, 0.5, "not proven"),
+        (ClaimedModel("a-model-of-my-own"), Proof("proven", "a-model-of-my-own"), 0.5, "not proven"),
+        (ClaimedModel("gpt-4-turbo"), Proof("proven", "gpt-4-turbo"), 0.5, "not proven"),
+        (ClaimedModel("llama-3-70b", 96.0, "APIFallbackLoader"), None, 0.5, "API"),
+        (ClaimedModel("llama-3-70b", 96.0, "something else"), Proof("proven", "llama-3-70b"), 0.5, "API"),
     ],
 )
-def test_the_proof_rule_is_the_default(claim: Claim, proof: Proof | None, multiplier: float, says: str) -> None:
+def test_the_proof_rule_is_the_default(claim: ClaimedModel, proof: Proof | None, multiplier: float, says: str) -> None:
     given = reward(Score(80.0, ()), claim, proof)
     assert (given.base, given.multiplier, given.final) == (80.0, multiplier, 80.0 * multiplier)
     assert says in given.reason
@@ -120,7 +127,7 @@ def test_no_lie_pays_more_than_the_truth_of_an_api() -> None:
     for name in names:
         for mode in ("LocalModelLoader", "APIFallbackLoader"):
             for memory in (0.0, 80.0, 1e300, float("inf")):
-                assert reward(Score(100.0, ()), Claim(name, memory, mode)).final <= 50.0
+                assert reward(Score(100.0, ()), ClaimedModel(name, memory, mode)).final <= 50.0
 
 
 def test_a_response_is_a_claim() -> None:
@@ -134,10 +141,10 @@ def test_a_response_is_a_claim() -> None:
 def test_an_owner_changes_the_policy(tmp_path: Path) -> None:
     proof = {**DEFAULT.proof.model_dump(), "unproven_multiplier": 0.25, "pay_large_gpu": True}
     policy = load_policy(changed(tmp_path, proof=proof, models={"llama-3-70b": 2.0}, api_multiplier=0.4))
-    claim = Claim("llama-3-70b", 80.0)
+    claim = ClaimedModel("llama-3-70b", 80.0)
     assert reward(Score(10.0, ()), claim, policy=policy).multiplier == 0.25
     assert reward(Score(10.0, ()), claim, Proof("proven", "llama-3-70b"), policy).multiplier == pytest.approx(2.2)
-    assert reward(Score(10.0, ()), Claim("x", 0.0, "APIFallbackLoader"), policy=policy).multiplier == 0.4
+    assert reward(Score(10.0, ()), ClaimedModel("x", 0.0, "APIFallbackLoader"), policy=policy).multiplier == 0.4
 
 
 @pytest.mark.parametrize(
@@ -225,8 +232,8 @@ def test_a_new_name_does_not_wash_a_miner_clean() -> None:
 def test_the_standing_of_one_model_neither_pays_nor_punishes_the_claim_of_another() -> None:
     evidence = after("proven", "proven", "proven")
     small, large = (standing(evidence, model, DEFAULT) for model in ("llama-3-8b", "llama-3-70b"))
-    assert reward(Score(90.0, ()), Claim("llama-3-8b"), small).final == 90.0
-    assert reward(Score(90.0, ()), Claim("llama-3-70b"), large).final == 45.0
+    assert reward(Score(90.0, ()), ClaimedModel("llama-3-8b"), small).final == 90.0
+    assert reward(Score(90.0, ()), ClaimedModel("llama-3-70b"), large).final == 45.0
 
 
 def test_a_moving_average_starts_at_nothing_and_forgets() -> None:

@@ -26,17 +26,17 @@ import pytest
 
 from storyfi_lite.chain.types import MetagraphSnapshot, Neuron, WriteResult
 from storyfi_lite.errors import BadInput, Busy, ConfigError, LiteError, Unavailable
-from storyfi_lite.registry import load_registry
+from storyfi_lite.models.registry import load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.protocol.messages import parse_request, parse_response
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.audit import Auditor, Candidate, Finding, KnownFile, choose, known_files
-from storyfi_lite.rounds.draw import STAGES, Question, Story, draw, made_up
 from storyfi_lite.rounds.loop import ValidateOptions, _Loop
 from storyfi_lite.rounds.query import Reply, Target, ask, client, query
+from storyfi_lite.rounds.questions import STAGES, Question, Story, draw, made_up
 from storyfi_lite.rounds.round import Report, Rules, judge_round
 from storyfi_lite.rounds.state import Outcome, Standing, State
-from storyfi_lite.seed import challenge_seed
-from storyfi_lite.store import Store
 from storyfi_lite.validator import CopyIndex, Evidence, Proof, Verdict, fingerprint, load_policy, verify
-from storyfi_lite.wire.messages import parse_request, parse_response
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, header
 from tests.miner_server import BLUEPRINT, MINER, VALIDATOR, make_miner, running
 from tests.test_dendrite import PYTHON

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from storyfi_lite import tasks, validator
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator import Context, Likeness, Score, judged, score, verify
 from storyfi_lite.validator import reward as reward_function
 from storyfi_lite.validator.judge import INSTRUCTIONS, material, read_grade
-from storyfi_lite.wire.messages import StoryRequest
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request
 from tests.stories import example, request_for
 

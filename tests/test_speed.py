@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.gguf_header import architecture, read_local
-from storyfi_lite.hardware import Hardware
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.placement import calibrate, speed, weights
 from storyfi_lite.placement.calibrate import CpuSpeed
 

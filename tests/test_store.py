@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
-from storyfi_lite.registry import Architecture, GGUFFile, HubSource, ModelSpec, PackageSource, Part
-from storyfi_lite.store import SPARE_BYTES, Store, fetch
+from storyfi_lite.models import fetch
+from storyfi_lite.models.registry import Architecture, GGUFFile, HubSource, ModelSpec, PackageSource, Part
+from storyfi_lite.models.store import SPARE_BYTES, Store
 from tests.hub_server import Hub, serve
 
 CHUNK = fetch.CHUNK_BYTES
@@ -44,9 +45,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("PIP_INDEX_URL", f"{hub.url}/simple")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr("storyfi_lite.store.sources.WAITS_S", (0.0, 0.0))
+        monkeypatch.setattr("storyfi_lite.models.sources.WAITS_S", (0.0, 0.0))
         monkeypatch.setattr(
-            "storyfi_lite.store.fetch.Fetch.__init__.__defaults__", (lambda seconds: None,), raising=False
+            "storyfi_lite.models.fetch.Fetch.__init__.__defaults__", (lambda seconds: None,), raising=False
         )
         yield hub
 

@@ -11,9 +11,9 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import dump
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator import Context, score, verify
 from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, read_response, verify_text
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, envelope, header
 from tests.stories import example, request_for
 

@@ -19,7 +19,6 @@ from storyfi_lite.errors import (
 from storyfi_lite.miner.nonces import require_retention
 from storyfi_lite.wire import http_status
 from storyfi_lite.wire.btauth import BtAuth
-from storyfi_lite.wire.claim import Claim, Transport, check_age, parse_nonce
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, Dendrite, body_hash, signed_message
 from storyfi_lite.wire.http_status import (
     PUBLIC_TEXT,
@@ -28,6 +27,7 @@ from storyfi_lite.wire.http_status import (
     retry_after_header,
     status_of,
 )
+from storyfi_lite.wire.transport import SignedCaller, Transport, check_age, parse_nonce
 
 ALICE = Keypair.create_from_uri("//Alice")
 BOB = Keypair.create_from_uri("//Bob")
@@ -66,7 +66,7 @@ def test_a_class_without_hash_fields_has_one_hash_for_every_body() -> None:
 
 def test_the_signed_message() -> None:
     fields = {"bt_header_dendrite_uuid": "u-1", "computed_body_hash": "h"}
-    assert signed_message(Claim("sender", 17, fields), "receiver") == b"17.sender.receiver.u-1.h"
+    assert signed_message(SignedCaller("sender", 17, fields), "receiver") == b"17.sender.receiver.u-1.h"
 
 
 # --- age ------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_nonce() -> None:
 
 @pytest.mark.parametrize("transport", [BtAuth(BOB.ss58_address), Dendrite(BOB.ss58_address)])
 def test_every_wire_says_how_long_a_nonce_must_be_kept(transport: Transport) -> None:
-    from storyfi_lite.miner.compose import NONCE_RETENTION_S
+    from storyfi_lite.miner.run import NONCE_RETENTION_S
 
     require_retention(NONCE_RETENTION_S, [transport.window_s])
 

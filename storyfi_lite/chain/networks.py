@@ -66,7 +66,7 @@ class DevEndpoint:
     def client(self) -> Client:
         from bittensor import Client
 
-        from storyfi_lite.chain.dev import DevSubstrate, dev_network
+        from storyfi_lite.devchain.substrate import DevSubstrate, dev_network
 
         net = dev_network(self.directory)
         if net.server is not None:

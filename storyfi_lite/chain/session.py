@@ -3,7 +3,7 @@
 Reading `snapshot` never waits. A background task refreshes it; whatever goes wrong there (a connection that
 hangs, drops, refuses, tells of an impossible height or stands still) leaves the snapshot as it was, with its
 age growing, and the task goes on to the next endpoint after a wait that doubles with each failure. The
-connection that failed is not repaired but thrown away (lane.py). Deciding how old a snapshot may be is the
+connection that failed is not repaired but thrown away (client_thread.py). Deciding how old a snapshot may be is the
 caller's business.
 
 Use a session from one event loop. It knows nothing of stories, HTTP or scores.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from storyfi_lite.chain import networks
 from storyfi_lite.chain.address import external_ip
-from storyfi_lite.chain.lane import Lane
+from storyfi_lite.chain.client_thread import ClientThread
 from storyfi_lite.chain.types import ChainHealth, MetagraphSnapshot, Neuron, WriteResult
 from storyfi_lite.chain.wallets import check_registered
 from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
@@ -111,7 +111,7 @@ class ChainSession:
         self._now_s = now_s
         self._snapshot: MetagraphSnapshot | None = None
         self._block_time_s = 12.0
-        self._lane: Lane | None = None
+        self._client_thread: ClientThread | None = None
         self._opening = asyncio.Lock()
         self._turn = 0  # which endpoint comes next
         self._failures = 0  # in a row
@@ -176,9 +176,9 @@ class ChainSession:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
-        if self._lane is not None:
-            await self._lane.close()
-            self._lane = None
+        if self._client_thread is not None:
+            await self._client_thread.close()
+            self._client_thread = None
         for endpoint in self._endpoints:
             endpoint.close()
 
@@ -213,7 +213,7 @@ class ChainSession:
         self._failures += 1
         self._error = error
         self._problem = f"{self._endpoints[self._turn].label}: {error or type(error).__name__}"
-        self._drop_lane()
+        self._drop_client_thread()
         self._turn = (self._turn + 1) % len(self._endpoints)
         wait_s = min(self._timing.backoff_most_s, self._timing.backoff_first_s * 2 ** min(self._failures - 1, 20))
         wait_s = max(wait_s * random.uniform(0.5, 1.0), _retry_after_s(error))
@@ -368,31 +368,31 @@ class ChainSession:
     # The connection -----------------------------------------------------------
 
     async def _call(self, job: Callable[[Client], Awaitable[T]], timeout_s: float) -> T:
-        """Run a job on the current lane, opening one if there is none. A lane that times out is abandoned."""
+        """Run a job on the current client thread, opening one if there is none. A client thread that times out is abandoned."""
         async with self._opening:
-            lane = self._lane or await self._open_lane()
+            thread = self._client_thread or await self._open_client_thread()
         try:
-            return await lane.call(job, timeout_s)
+            return await thread.call(job, timeout_s)
         except TimeoutError:
-            self._drop_lane(lane)
+            self._drop_client_thread(thread)
             raise
 
-    async def _open_lane(self) -> Lane:
-        lane = Lane(self._endpoints[self._turn].client)
+    async def _open_client_thread(self) -> ClientThread:
+        thread = ClientThread(self._endpoints[self._turn].client)
         try:
-            await lane.open(self._timing.open_s)
-            self._block_time_s = await lane.call(lambda client: client.block_time(), self._timing.read_s)
+            await thread.open(self._timing.open_s)
+            self._block_time_s = await thread.call(lambda client: client.block_time(), self._timing.read_s)
         except BaseException:
-            lane.abandon()
+            thread.abandon()
             raise
-        self._lane = lane
-        return lane
+        self._client_thread = thread
+        return thread
 
-    def _drop_lane(self, lane: Lane | None = None) -> None:
-        """Abandon the current lane, or `lane` if that is still the current one."""
-        if self._lane is not None and lane in (None, self._lane):
-            self._lane.abandon()
-            self._lane = None
+    def _drop_client_thread(self, thread: ClientThread | None = None) -> None:
+        """Abandon the current client thread, or `thread` if that is still the current one."""
+        if self._client_thread is not None and thread in (None, self._client_thread):
+            self._client_thread.abandon()
+            self._client_thread = None
 
 
 def _axon(text: str | None) -> tuple[str, int] | None:

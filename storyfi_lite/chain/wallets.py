@@ -28,7 +28,7 @@ def open_wallet(network: str, name: str, hotkey: str, path: Path | None = None) 
     if dev is not None and path is None:
         path = dev / "wallets"
         if hotkey == "default":
-            from storyfi_lite.chain.dev import dev_wallet
+            from storyfi_lite.devchain.substrate import dev_wallet
 
             return dev_wallet(dev, name)
     wallet = Wallet(name, hotkey, str(path or DEFAULT_WALLET_PATH))

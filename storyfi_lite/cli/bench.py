@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from storyfi_lite.engine.engine import Engine
-    from storyfi_lite.placement.plan import Policy
+    from storyfi_lite.placement.plan import PlacementPolicy
 
 
 @click.command()
@@ -28,7 +28,7 @@ def command(
     quant: str | None,
     ctx: int | None,
     n_threads: int | None,
-    policy: Policy,
+    policy: PlacementPolicy,
     min_quant: str | None,
     as_json: bool,
 ) -> None:
@@ -44,7 +44,7 @@ def command(
     storyfi-lite bench --model.name mistral-7b --json > speed.json
     """
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_local
+    from storyfi_lite.opening.loader import ModelChoice, Notices, open_local
 
     with DownloadProgress() as progress:
         choice = ModelChoice(model_name, model_path, quant, ctx, n_threads, policy, min_quant)

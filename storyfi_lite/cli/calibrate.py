@@ -68,9 +68,9 @@ def _honest_answers(file: Path, answers: int, n_threads: int | None) -> Any:
     import time
 
     from storyfi_lite.loaders.base import Job
-    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
     from storyfi_lite.miner.service import to_response
-    from storyfi_lite.wire.messages import StoryRequest
+    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+    from storyfi_lite.protocol.messages import StoryRequest
 
     quiet = Notices(lambda name, done, total: None, lambda note: None)
     loader, _ = open_loader(ModelChoice(path=file, n_threads=n_threads), quiet)

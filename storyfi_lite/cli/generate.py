@@ -20,7 +20,7 @@ from storyfi_lite.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from storyfi_lite.placement.plan import Policy
+    from storyfi_lite.placement.plan import PlacementPolicy
 
 TIMEOUT_S = 3600.0
 
@@ -63,7 +63,7 @@ def command(
     quant: str | None,
     ctx: int | None,
     n_threads: int | None,
-    policy: Policy,
+    policy: PlacementPolicy,
     min_quant: str | None,
     fallback_api: str | None,
     api_base_url: str | None,
@@ -83,9 +83,9 @@ def command(
     from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.loaders.base import Job
-    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
     from storyfi_lite.miner.service import to_response
-    from storyfi_lite.wire.messages import parse_request
+    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+    from storyfi_lite.protocol.messages import parse_request
 
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
     request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
@@ -139,7 +139,7 @@ def _context(file: Any) -> dict[str, Any]:
         return {}
     from storyfi_lite.errors import BadInput
     from storyfi_lite.grammar.check import parse_json
-    from storyfi_lite.wire.messages import MAX_BODY_BYTES
+    from storyfi_lite.protocol.messages import MAX_BODY_BYTES
 
     raw = file.read(MAX_BODY_BYTES + 1)
     data = parse_json(raw) if len(raw) <= MAX_BODY_BYTES else None

@@ -29,7 +29,7 @@ def command(task: str, spelling: str, chapter_ids: list[int] | None) -> None:
     storyfi-lite grammar chapters --chapter-ids 1,2 --format json-schema
     """
     from storyfi_lite import tasks
-    from storyfi_lite.wire.messages import StoryRequest
+    from storyfi_lite.protocol.messages import StoryRequest
 
     stages: dict[str, dict[str, object]] = {"blueprint": {}, "characters": {}, "story_arc": {}}
     request = StoryRequest.model_validate(

@@ -62,7 +62,7 @@ def command(**flags: Any) -> None:
     storyfi-lite mine --axon.external_ip 203.0.113.7 --axon.external_port 18091
     """
     from storyfi_lite.miner import logs
-    from storyfi_lite.miner.compose import MineOptions, run
+    from storyfi_lite.miner.run import MineOptions, run
 
     logs.setup(flags.pop("log_format"))
     run(MineOptions(**flags))

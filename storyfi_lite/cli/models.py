@@ -11,9 +11,9 @@ import click
 from storyfi_lite.cli.options import hardware_option, json_option
 
 if TYPE_CHECKING:
-    from storyfi_lite.hardware import Hardware
-    from storyfi_lite.placement.shelf import Shelf
-    from storyfi_lite.registry import ModelSpec
+    from storyfi_lite.machine.hardware import Hardware
+    from storyfi_lite.models.registry import ModelSpec
+    from storyfi_lite.placement.catalog import Catalog
 
 
 @click.command()
@@ -26,15 +26,15 @@ def command(hardware: Path | None, as_json: bool) -> None:
     storyfi-lite models
     storyfi-lite models --hardware used-3090.json
     """
-    from storyfi_lite.hardware import from_json, probe
-    from storyfi_lite.placement.shelf import EmptyShelf, StoreShelf
-    from storyfi_lite.registry import load_registry
-    from storyfi_lite.store import Store
+    from storyfi_lite.machine.hardware import from_json, probe
+    from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.models.store import Store
+    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
 
     registry = load_registry()
     machine = from_json(hardware) if hardware else probe()
-    shelf: Shelf = EmptyShelf() if hardware else StoreShelf(Store())
-    rows = [_local(spec, machine, shelf) for spec in registry.local]
+    catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
+    rows = [_local(spec, machine, catalog) for spec in registry.local]
     rows += [_row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API") for model in registry.api]
     if as_json:
         click.echo(json.dumps(rows))
@@ -42,13 +42,13 @@ def command(hardware: Path | None, as_json: bool) -> None:
         _print(rows)
 
 
-def _local(spec: ModelSpec, machine: Hardware, shelf: Shelf) -> dict[str, Any]:
+def _local(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]:
     from storyfi_lite.errors import DoesNotFit
     from storyfi_lite.placement.plan import Wish, place_one
 
-    here = [file.quant for file in spec.files if not shelf.missing_bytes(spec, file)]
+    here = [file.quant for file in spec.files if not catalog.missing_bytes(spec, file)]
     try:
-        found = place_one(spec, machine, Wish(), shelf)
+        found = place_one(spec, machine, Wish(), catalog)
     except DoesNotFit as error:
         return _row(spec.key, spec.tier, spec.multiplier, fits="does not fit", reason=str(error), here=here)
     return _row(

@@ -12,7 +12,7 @@ from storyfi_lite.cli.options import hardware_option, json_option, placement_opt
 
 if TYPE_CHECKING:
     from storyfi_lite.placement.memory import Demand
-    from storyfi_lite.placement.plan import Placement, Policy
+    from storyfi_lite.placement.plan import Placement, PlacementPolicy
 
 
 @click.command()
@@ -26,7 +26,7 @@ def command(
     model_name: str | None,
     quant: str | None,
     ctx: int | None,
-    policy: Policy,
+    policy: PlacementPolicy,
     min_quant: str | None,
     hardware: Path | None,
     as_json: bool,
@@ -41,16 +41,16 @@ def command(
     storyfi-lite place --model.name llama-3-8b --ctx 8192
     storyfi-lite place --hardware used-3090.json --json
     """
-    from storyfi_lite.hardware import from_json, probe
+    from storyfi_lite.machine.hardware import from_json, probe
+    from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.models.store import Store
+    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
     from storyfi_lite.placement.plan import Wish, place
-    from storyfi_lite.placement.shelf import EmptyShelf, StoreShelf
-    from storyfi_lite.registry import load_registry
-    from storyfi_lite.store import Store
 
     machine = from_json(hardware) if hardware else probe()
-    shelf = EmptyShelf() if hardware else StoreShelf(Store())
+    catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
     wish = Wish(policy, model_name, quant, ctx, min_quant or Wish.min_quant)
-    found = place(load_registry(), machine, wish, shelf)
+    found = place(load_registry(), machine, wish, catalog)
     if machine.fault:
         click.echo(machine.fault, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))

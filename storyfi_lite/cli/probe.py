@@ -10,7 +10,7 @@ import click
 from storyfi_lite.cli.options import json_option
 
 if TYPE_CHECKING:
-    from storyfi_lite.hardware import Hardware
+    from storyfi_lite.machine.hardware import Hardware
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
     storyfi-lite probe --json | jq '.gpus[0].free_bytes'
     """
     from storyfi_lite.errors import ConfigError
-    from storyfi_lite.hardware import probe
+    from storyfi_lite.machine.hardware import probe
 
     machine = probe()
     if as_json:

@@ -38,10 +38,10 @@ def command(
     storyfi-lite prove response.json --text "a heist" --model.path model.gguf
     """
     from storyfi_lite.errors import BadInput
-    from storyfi_lite.registry import load_registry
+    from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.protocol.messages import parse_request, parse_response
     from storyfi_lite.validator.proof import Prover
     from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
-    from storyfi_lite.wire.messages import parse_request, parse_response
 
     if (text is None) == (request_file is None):
         raise BadInput("give the request: --text TEXT, or --request FILE.json")

@@ -25,9 +25,9 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     storyfi-lite pull smollm2-135m          # 98 MB, runs on any CPU
     """
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.loaders.choice import choose_file
-    from storyfi_lite.registry import load_registry
-    from storyfi_lite.store import Store
+    from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.models.store import Store
+    from storyfi_lite.opening.loader import choose_file
 
     store = Store(models_dir)
     spec, file = choose_file(load_registry(), store, model, quant)

@@ -14,7 +14,7 @@ from storyfi_lite.cli.options import TASK_NAMES, threads_option
 from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
-    from storyfi_lite.wire.messages import StoryRequest
+    from storyfi_lite.protocol.messages import StoryRequest
 
 TIMEOUT_S = 7200.0
 
@@ -43,7 +43,7 @@ def command(
     """
     from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.loaders.choice import ModelChoice, Notices, open_loader
+    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
 
     tasks.get("blueprint").messages(
         _request("blueprint", {"user_input": text})
@@ -99,7 +99,7 @@ def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:
 
 def _request(task: str, story: dict[str, Any], chapter_ids: list[int] | None = None) -> StoryRequest:
     """Raises BadInput."""
-    from storyfi_lite.wire.messages import parse_request
+    from storyfi_lite.protocol.messages import parse_request
 
     stages = {stage: story[stage] for stage in TASK_NAMES[:3] if stage in story}
     body = {"task_type": task, "user_input": story["user_input"], "chapter_ids": chapter_ids, **stages}

@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 from llama_cpp import _ggml
 
-from storyfi_lite.engine import devices
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
-from storyfi_lite.engine.settings import GGML_TYPES, EngineSettings
+from storyfi_lite.engine.settings import KV_TYPE_IDS, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
+from storyfi_lite.machine import devices
 
 log = logging.getLogger("storyfi_lite.llama")
 
@@ -170,7 +170,7 @@ class Context:
         self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least
         params.n_batch, params.n_ubatch = self.n_batch, min(settings.n_ubatch, self.n_batch)
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = GGML_TYPES[settings.kv_type]
+        params.type_k = params.type_v = KV_TYPE_IDS[settings.kv_type]
         params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
         params.kv_unified = False  # a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True

@@ -7,7 +7,7 @@ from typing import Literal
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 # ggml_type of ggml.h
-GGML_TYPES: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
+KV_TYPE_IDS: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
 SAMPLER = "gumbel-softminp-dry/1"
 

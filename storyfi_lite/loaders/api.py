@@ -31,9 +31,9 @@ from storyfi_lite.errors import Busy, ConfigError, DeadlineExceeded, LiteError, 
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.loaders.answers import read_answer
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.keys import Secret
 from storyfi_lite.loaders.meter import Meter, Prices
-from storyfi_lite.secrets import Secret
-from storyfi_lite.wire.messages import ModelInfo
+from storyfi_lite.protocol.messages import ModelInfo
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storyfi_lite.loaders.meter import Usage
-from storyfi_lite.wire.messages import MinerMode, ModelInfo, ProofHeader, StoryRequest
+from storyfi_lite.protocol.messages import MinerMode, ModelInfo, ProofHeader, StoryRequest
 
 
 @dataclass(frozen=True)

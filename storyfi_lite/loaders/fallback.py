@@ -19,8 +19,8 @@ from pathlib import Path
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
 from storyfi_lite.loaders.api import ApiLoader, ApiSettings
 from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.keys import Secret, load_key
 from storyfi_lite.loaders.meter import Meter
-from storyfi_lite.secrets import Secret, load_key
 
 logger = logging.getLogger(__name__)
 

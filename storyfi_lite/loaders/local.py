@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storyfi_lite import tasks
-from storyfi_lite.digest import file_sha256
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME
 from storyfi_lite.engine.prompt import prompt_sha256
@@ -19,7 +18,8 @@ from storyfi_lite.errors import EngineError, LiteError
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
-from storyfi_lite.wire.messages import ModelInfo, ProofHeader, StoryRequest
+from storyfi_lite.models.digest import file_sha256
+from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from storyfi_lite.wire.claim import Claim, NonceStore, Transport
+from storyfi_lite.protocol.messages import MAX_BODY_BYTES, StoryRequest
 from storyfi_lite.wire.http_status import Refused
-from storyfi_lite.wire.messages import MAX_BODY_BYTES, StoryRequest
+from storyfi_lite.wire.transport import NonceStore, SignedCaller, Transport
 
 MAX_HEADERS = 64
 BODY_TIMEOUT_S = 10.0
@@ -45,7 +45,7 @@ class Directory(Protocol):
 
 
 @dataclass(frozen=True)
-class Policy:
+class AdmissionPolicy:
     """Whom the operator answers. `allow` needs no registration, permit or stake; `deny` wins over all."""
 
     require_permit: bool = True
@@ -69,7 +69,7 @@ class Admitted:
     """A request that will be answered."""
 
     caller: Caller
-    claim: Claim
+    claim: SignedCaller
     request: StoryRequest
     body: bytes  # as it came; the dendrite's answer repeats it
 
@@ -102,7 +102,7 @@ class Gate:
 
     directory: Directory
     nonces: NonceStore
-    policy: Policy = field(default_factory=Policy)
+    policy: AdmissionPolicy = field(default_factory=AdmissionPolicy)
     now_ns: Callable[[], int] = time.time_ns
     body_timeout_s: float = BODY_TIMEOUT_S
     max_body_bytes: int = MAX_BODY_BYTES

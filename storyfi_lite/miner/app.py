@@ -25,8 +25,8 @@ from storyfi_lite.miner.admission import Admitted, Gate
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.service import CallerGone, StoryService
 from storyfi_lite.miner.status import Facts, render
-from storyfi_lite.wire.claim import Transport
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused, public_body, retry_after_header, status_of
+from storyfi_lite.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from storyfi_lite.loaders.base import Answer, Loader
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner.admission import Admitted, Caller
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.wire.http_status import Refused
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 if TYPE_CHECKING:
     from storyfi_lite.validator.score import Score

@@ -16,11 +16,10 @@ from storyfi_lite import __version__
 from storyfi_lite.errors import DeadlineExceeded, EngineError, Unavailable
 from storyfi_lite.loaders.base import Answer, Job, Loader
 from storyfi_lite.miner.admission import Admitted
-from storyfi_lite.seed import challenge_seed
-from storyfi_lite.wire.messages import StoryResponse
+from storyfi_lite.protocol.limits import AIM_S, DEADLINE_S
+from storyfi_lite.protocol.messages import StoryResponse
+from storyfi_lite.protocol.seed import challenge_seed
 
-DEADLINE_S = 55.0  # validators hang up after 60 s
-AIM_S = 26.0  # full marks up to 30 s, the way there and back included
 GRACE_S = 2.0  # a loader that keeps deadlines never needs it
 
 

@@ -14,12 +14,12 @@ from storyfi_lite import __version__
 from storyfi_lite.loaders.base import Loader
 
 if TYPE_CHECKING:
-    from storyfi_lite.miner.metrics import Event, Metrics
+    from storyfi_lite.protocol.limits import FULL_MARKS_S
+from storyfi_lite.miner.metrics import Event, Metrics
 
 Facts = Callable[[], Mapping[str, Mapping[str, str]]]  # card -> label -> value, e.g. Chain -> height -> 123
 
 REFRESH_S = 5
-FULL_MARKS_S = 30.0  # the subnet's full marks for speed; nothing after 60 s
 
 _STYLE = Path(__file__).with_name("status.css").read_text(encoding="utf-8")
 

@@ -6,7 +6,7 @@
     fit       the settings under which one file fits
     speed     predicted tokens a second; calibrate measures the CPU
     plan      the choice among all files, and its reasons
-    ladder    the next smaller thing to try when a load fails all the same
+    step_down the next smaller thing to try when a load fails all the same
 
 Pure arithmetic but for calibrate: loads no model, makes no network call.
 """

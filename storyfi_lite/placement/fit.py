@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from storyfi_lite.engine.settings import EngineSettings, KVType
-from storyfi_lite.hardware import Hardware
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.memory import Demand, demand, stored
 from storyfi_lite.placement.weights import Weights
-from storyfi_lite.registry import Architecture
 
 GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
 RAM_MARGIN_BYTES = 512 << 20

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.allocator import HOST, Graph, Node, peaks
-from storyfi_lite.registry import Architecture
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 OFFLOADED_BATCH = (

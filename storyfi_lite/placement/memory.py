@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.graph import KV_BYTES, Largest, compute_bytes
 from storyfi_lite.placement.weights import Weights
-from storyfi_lite.registry import Architecture
 
 CUDA_CONTEXT_BYTES = (
     500 << 20

@@ -8,23 +8,22 @@ from typing import Any, Literal
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
-from storyfi_lite.gguf_header import Header, architecture
-from storyfi_lite.hardware import Hardware
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.gguf import Header, architecture
+from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
+from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.placement import memory, speed, weights
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.memory import Demand
-from storyfi_lite.placement.shelf import Shelf
-from storyfi_lite.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
-from storyfi_lite.store import SPARE_BYTES
+from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
 
-Policy = Literal["reward", "fastest", "largest"]
+PlacementPolicy = Literal["reward", "fastest", "largest"]
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
 MIN_QUANT = "Q3_K_M"
 # bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
 QUANT_BITS = {"IQ2_XXS": 2.1, "IQ2_XS": 2.3, "Q2_K": 2.6, "IQ3_XS": 3.3, "Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_0": 4.5,
               "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "F16": 16.0}  # fmt: skip
-FULL_MARKS_S = speed.FULL_MARKS_S
-AIM_S = 24.0  # the prediction must be so far inside the window: it is good to a quarter
 GIB = 2**30
 
 
@@ -32,7 +31,7 @@ GIB = 2**30
 class Wish:
     """What the user decided; None leaves it to the machine."""
 
-    policy: Policy = "reward"
+    policy: PlacementPolicy = "reward"
     model: str | None = None
     quant: str | None = None
     n_ctx: int | None = None
@@ -127,14 +126,14 @@ def finer_than(minimum: str, file: GGUFFile) -> bool:
     return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
 
 
-def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+def place(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
     """Raises DoesNotFit with every model's reason, or BadInput for an unknown or API model."""
     if wish.model:
-        return _named(registry, hardware, wish, shelf)
+        return _named(registry, hardware, wish, catalog)
     found: list[Placement] = []
     refused: dict[str, str] = {}
     for spec in registry.local:
-        best = _best_of(spec, hardware, wish, shelf)
+        best = _best_of(spec, hardware, wish, catalog)
         if isinstance(best, str):
             refused[spec.key] = best
         else:
@@ -152,9 +151,13 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
 
     def by_reward(one: Placement) -> tuple[float, ...]:
         bits = QUANT_BITS.get(one.file.quant, 0.0)
-        return one.spec.multiplier, _at_hand(one, shelf), bits, one.speed.tokens_per_s
+        return one.spec.multiplier, _at_hand(one, catalog), bits, one.speed.tokens_per_s
 
-    ranks: dict[Policy, Callable[[Placement], Any]] = {"reward": by_reward, "fastest": _by_speed, "largest": _by_size}
+    ranks: dict[PlacementPolicy, Callable[[Placement], Any]] = {
+        "reward": by_reward,
+        "fastest": _by_speed,
+        "largest": _by_size,
+    }
     best = max(found, key=ranks[wish.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
     why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
@@ -168,11 +171,11 @@ def _too_slow(one: Placement, allowed_s: float) -> str:
     )
 
 
-def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+def _named(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
     spec = registry.find(wish.model or "")
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
-    best = place_one(spec, hardware, wish, shelf)
+    best = place_one(spec, hardware, wish, catalog)
     reasons = ["you named it", *_explain(best, wish)]
     if best.speed.blueprint_s > FULL_MARKS_S:
         reasons.append(
@@ -181,15 +184,15 @@ def _named(registry: Registry, hardware: Hardware, wish: Wish, shelf: Shelf) -> 
     return replace(best, reasons=tuple(reasons))
 
 
-def place_one(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement:
+def place_one(spec: ModelSpec, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
     """The best way to run one model, in time or not. Raises DoesNotFit."""
-    best = _best_of(spec, hardware, wish, shelf)
+    best = _best_of(spec, hardware, wish, catalog)
     if isinstance(best, str):
         raise DoesNotFit(best)
     return best
 
 
-def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | str:
+def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement | str:
     """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
     if wish.quant:
         files = (
@@ -201,7 +204,7 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
         files = [file for file in spec.files if finer_than(wish.min_quant, file)]
     if not files:
         return f"it has no file of {wish.quant}" if wish.quant else f"it has no file as fine as {wish.min_quant}"
-    tried = [_try(spec, file, hardware, wish, shelf) for file in files]
+    tried = [_try(spec, file, hardware, wish, catalog) for file in files]
     placed = [result for result in tried if isinstance(result, Placement)]
     if not placed:
         return str(tried[0])
@@ -209,25 +212,25 @@ def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, shelf: Shelf) -> P
     if wish.policy == "fastest":
         return max(placed, key=_by_speed)
     if not in_time:  # no reason to fetch another one
-        return max(placed, key=lambda p: (_at_hand(p, shelf), p.speed.tokens_per_s))
-    return max(in_time, key=lambda p: (_at_hand(p, shelf), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
+        return max(placed, key=lambda p: (_at_hand(p, catalog), p.speed.tokens_per_s))
+    return max(in_time, key=lambda p: (_at_hand(p, catalog), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
 
 
-def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, shelf: Shelf) -> Placement | DoesNotFit:
-    missing, free = shelf.missing_bytes(spec, file), hardware.disk_free_bytes
+def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement | DoesNotFit:
+    missing, free = catalog.missing_bytes(spec, file), hardware.disk_free_bytes
     if missing and missing + SPARE_BYTES > free:
         return DoesNotFit(f"{file.quant} is {missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free")
     try:
-        return place_file(spec, file, hardware, wish, shelf.header(spec, file))
+        return place_file(spec, file, hardware, wish, catalog.header(spec, file))
     except BadInput as error:
         if wish.quant:
             raise
         return DoesNotFit(str(error))  # one damaged file does not stop the others
 
 
-def _at_hand(placement: Placement, shelf: Shelf) -> int:
+def _at_hand(placement: Placement, catalog: Catalog) -> int:
     """What the operator has pulled is what they want to run; then what can be had without the hub."""
-    if not shelf.missing_bytes(placement.spec, placement.file):
+    if not catalog.missing_bytes(placement.spec, placement.file):
         return 2
     return 1 if placement.file.package else 0
 

@@ -1,7 +1,7 @@
 """How fast an answer will be written: bytes that a token reads over the speed of reading them, device by device.
 
 A prediction, not a promise. The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept
-per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from its memory's clock and width, or the table of hardware.py.
+per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from its memory's clock and width, or the table of machine/hardware.py.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.hardware import Hardware
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.memory import kv_layer_bytes, layer_devices
 from storyfi_lite.placement.weights import Weights
-from storyfi_lite.registry import Architecture
 
 BLUEPRINT_TOKENS = 400  # the commonest task: a 135M model writes 260-280, larger ones more
 PROMPT_TOKENS = 250
-FULL_MARKS_S, TIMEOUT_S = 30.0, 60.0  # of the subnet's speed score
 GPU_EFFICIENCY = 0.8  # of the data sheet's bandwidth, when decoding quantized weights
 CPU_LAYER_S = 25e-6  # norms, rotations and waits, a layer and token: what is left over of two small models
 GPU_LAYER_S = 40e-6  # launches and small kernels, a layer and token

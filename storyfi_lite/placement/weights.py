@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from storyfi_lite.gguf_header import Header
-from storyfi_lite.registry import Architecture, GGUFFile
+from storyfi_lite.models.gguf import Header
+from storyfi_lite.models.registry import Architecture, GGUFFile
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # bits a weight that llama-quantize gives token_embd and output.weight (llama-quant.cpp); the rest of the file is the layers

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storyfi_lite.errors import BadInput, LiteError
-from storyfi_lite.registry import ModelSpec, Registry
-from storyfi_lite.store import Store
-from storyfi_lite.validator import Evidence, Policy, Proof, Prover, Verdict
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
+from storyfi_lite.models.registry import ModelSpec, Registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+from storyfi_lite.validator import Evidence, Proof, Prover, RewardPolicy, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Finding:
 
 def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) -> dict[str, KnownFile]:
     """By sha256. A file of `paths` must be one of the registry's, byte for byte; raises BadInput if it is none."""
-    from storyfi_lite.digest import file_sha256
+    from storyfi_lite.models.digest import file_sha256
 
     found = {}
     for spec, file, path in store.complete_files(registry):
@@ -76,7 +76,7 @@ def candidate(
     response: StoryResponse,
     seed: int,
     evidence: Evidence,
-    policy: Policy,
+    policy: RewardPolicy,
     registry: Registry,
     files: Container[str],
 ) -> Candidate | None:
@@ -99,14 +99,14 @@ def claimed_model(registry: Registry, response: StoryResponse) -> ModelSpec | No
     return model if isinstance(model, ModelSpec) else None
 
 
-def choose(candidates: Sequence[Candidate], budget: int, policy: Policy, dice: random.Random) -> list[Candidate]:
+def choose(candidates: Sequence[Candidate], budget: int, policy: RewardPolicy, dice: random.Random) -> list[Candidate]:
     """At most `budget` of them, drawn without putting back; the chance is in proportion to `weight`."""
     # Efraimidis and Spirakis (2006): the largest u^(1/w) are such a draw.
     keyed = [(dice.random() ** (1 / weight(one, policy)), at, one) for at, one in enumerate(candidates)]
     return [one for _, _, one in sorted(keyed, reverse=True)[:budget]]
 
 
-def weight(one: Candidate, policy: Policy) -> float:
+def weight(one: Candidate, policy: RewardPolicy) -> float:
     """Above 0: a claim that gains nothing today is checked too, now and then, for it may gain tomorrow. A miner that lacks
     proofs, or was refuted before, is looked at more often."""
     missing = max(0, policy.proof.proven_needed - one.evidence.statuses.count("proven"))
@@ -172,8 +172,8 @@ class Auditor:
 def _layers_on_gpu(file: KnownFile, registry: Registry) -> int:
     """As many as this machine's placement would take."""
     from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.gguf_header import read_local
-    from storyfi_lite.hardware import probe
+    from storyfi_lite.machine.hardware import probe
+    from storyfi_lite.models.gguf import read_local
     from storyfi_lite.placement.plan import Wish, place_file
 
     spec = next(spec for spec in registry.local if spec.key == file.model)

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from storyfi_lite.errors import BadInput, LiteError
-from storyfi_lite.registry import load_registry
+from storyfi_lite.models.registry import load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.protocol.messages import MAX_USER_INPUT_CHARS
 from storyfi_lite.rounds.audit import Auditor, known_files
-from storyfi_lite.rounds.draw import Question, draw
 from storyfi_lite.rounds.query import Reply, Target, client, query
+from storyfi_lite.rounds.questions import Question, draw
 from storyfi_lite.rounds.round import Report, Rules, judge_round
 from storyfi_lite.rounds.state import State
-from storyfi_lite.store import Store
 from storyfi_lite.validator import CopyIndex, load_policy, weights
 from storyfi_lite.validator.reward import DEFAULT_POLICY
-from storyfi_lite.wire.messages import MAX_USER_INPUT_CHARS
 
 if TYPE_CHECKING:
     from bittensor import Wallet

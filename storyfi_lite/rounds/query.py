@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import httpx
 
 from storyfi_lite.errors import Busy, Unavailable
+from storyfi_lite.protocol.limits import TIMEOUT_S
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
 from storyfi_lite.wire import btauth, dendrite
-from storyfi_lite.wire.messages import StoryRequest
 
 if TYPE_CHECKING:
     from bittensor import Wallet
 
-TIMEOUT_S = 60.0
 UNKNOWN = ""  # a miner of which no answer has come yet
 
 

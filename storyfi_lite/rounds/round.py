@@ -12,12 +12,12 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from storyfi_lite.registry import Registry
+from storyfi_lite.models.registry import Registry
+from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.audit import Candidate, Finding, candidate, choose, claimed_model
-from storyfi_lite.rounds.draw import Question, Story
 from storyfi_lite.rounds.query import Reply
+from storyfi_lite.rounds.questions import Question, Story
 from storyfi_lite.rounds.state import Outcome, Standing
-from storyfi_lite.seed import challenge_seed
 from storyfi_lite.validator import (
     UNCOMPARED,
     Context,
@@ -25,9 +25,9 @@ from storyfi_lite.validator import (
     Entry,
     Evidence,
     Fingerprint,
-    Policy,
     Proof,
     Reward,
+    RewardPolicy,
     Score,
     Verification,
     fingerprint,
@@ -80,7 +80,7 @@ class Rules:
     replayed with. `validator_ss58`: who asks."""
 
     registry: Registry
-    policy: Policy
+    policy: RewardPolicy
     validator_ss58: str
     proofs: int
     files: Container[str]

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storyfi_lite.errors import ConfigError
-from storyfi_lite.rounds.draw import STAGES, Story
 from storyfi_lite.rounds.query import UNKNOWN
+from storyfi_lite.rounds.questions import STAGES, Story
 from storyfi_lite.validator import Evidence, Fingerprint
 
 MAX_ANSWERS = 50_000  # fingerprints, about 4 kB each

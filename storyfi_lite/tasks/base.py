@@ -12,7 +12,7 @@ from typing import Any, Literal
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, dump
-from storyfi_lite.wire.messages import StoryRequest
+from storyfi_lite.protocol.messages import StoryRequest
 
 Language = Literal["zh", "en"]
 

@@ -7,8 +7,8 @@ pays for (setting ≤ 500, conflict ≤ 200, themes ≤ 5).
 from __future__ import annotations
 
 from storyfi_lite.grammar.schema import Array, Object, Text
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, fenced, no_rules
-from storyfi_lite.wire.messages import StoryRequest
 
 SCHEMA = Object(
     (

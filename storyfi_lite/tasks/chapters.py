@@ -7,9 +7,9 @@ from typing import Any
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple, dump
+from storyfi_lite.protocol.limits import CHAPTER_COUNT
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, fenced, shortened
-from storyfi_lite.tasks.story_arc import CHAPTER_COUNT
-from storyfi_lite.wire.messages import StoryRequest
 
 BLUEPRINT_CHARS = 1_000  # what is kept of the earlier stages
 CHARACTERS_CHARS = 1_200

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from storyfi_lite.grammar.schema import Array, Const, Object, Open, Text, Tuple
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, fenced, no_rules, shortened
-from storyfi_lite.wire.messages import StoryRequest
 
 IDS = ("protagonist", "ally", "rival", "mentor", "wildcard")
 # Each is tied to two others, so that the net is closed and nobody is left out.

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple
+from storyfi_lite.protocol.limits import CHAPTER_COUNT
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, fenced, shortened
-from storyfi_lite.wire.messages import StoryRequest
 
-CHAPTER_COUNT = 12
 ACTS = {"act1": (1, 2, 3), "act2a": (4, 5, 6), "act2b": (7, 8, 9), "act3": (10, 11, 12)}
 # Rising evenly from 0.08 to 1.0.
 PROGRESS = tuple(round(0.08 + 0.92 * index / (CHAPTER_COUNT - 1), 2) for index in range(CHAPTER_COUNT))

@@ -25,11 +25,11 @@ from storyfi_lite.validator.copies import UNCOMPARED, CopyIndex, Entry, Fingerpr
 from storyfi_lite.validator.judge import Judge, judged
 from storyfi_lite.validator.proof import Prover, Verdict
 from storyfi_lite.validator.reward import (
-    Claim,
+    ClaimedModel,
     Evidence,
-    Policy,
     Proof,
     Reward,
+    RewardPolicy,
     load_policy,
     moving_average,
     pool,
@@ -43,7 +43,7 @@ from storyfi_lite.validator.verify import Verification, verify
 
 __all__ = [
     "UNCOMPARED",
-    "Claim",
+    "ClaimedModel",
     "Context",
     "CopyIndex",
     "Entry",
@@ -52,10 +52,10 @@ __all__ = [
     "Judge",
     "Likeness",
     "Part",
-    "Policy",
     "Proof",
     "Prover",
     "Reward",
+    "RewardPolicy",
     "Score",
     "Verdict",
     "Verification",

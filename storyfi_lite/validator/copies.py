@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.text import SEPARATOR, bigrams, fold, passages, strings
-from storyfi_lite.wire.messages import StoryRequest
 
 ROUND_JACCARD = 0.95
 HISTORY_JACCARD = 0.90
@@ -162,8 +162,8 @@ class CopyIndex:
         found: list[Likeness] = [UNCOMPARED] * len(entries)
         for rank, at in enumerate(order):
             one = in_order[rank]
-            shelf = round_shelves[one.task]
-            likenesses = [shelf.nearest(one, ROUND_JACCARD, "of this round", before=rank)]
+            catalog = round_shelves[one.task]
+            likenesses = [catalog.nearest(one, ROUND_JACCARD, "of this round", before=rank)]
             likenesses += [
                 s[one.task].nearest(one, HISTORY_JACCARD, "given before") for s in self._shelves if one.task in s
             ]

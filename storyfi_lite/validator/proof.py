@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.verify import same_answer, sampling
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
@@ -115,12 +115,12 @@ class Prover:
 
     @cached_property
     def sha256(self) -> str:
-        from storyfi_lite.digest import file_sha256
+        from storyfi_lite.models.digest import file_sha256
 
         return file_sha256(self._path)
 
     def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
-        """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.seed), if there is one."""
+        """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.protocol.seed), if there is one."""
         wrong = self._wrong_claim(request, response, seed)
         if wrong:
             return wrong
@@ -171,7 +171,7 @@ class Prover:
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
         from storyfi_lite.engine.prompt import prompt_sha256
-        from storyfi_lite.engine.settings import GGML_TYPES, SAMPLER, SamplingParams
+        from storyfi_lite.engine.settings import KV_TYPE_IDS, SAMPLER, SamplingParams
 
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
@@ -189,7 +189,7 @@ class Prover:
                 return Verdict("refuted", f"{name} is not the one asked for or claimed: {claimed!s:.80} against {ours}")
         if sampling(header) != sampling(SamplingParams(0)):
             return Verdict("inconclusive", "the sampling parameters are not those that the limits were measured with")
-        if header.kv_type not in GGML_TYPES:
+        if header.kv_type not in KV_TYPE_IDS:
             return Verdict("refuted", f"there is no KV cache type {header.kv_type:.20}")
         size = self.model.vocabulary.size
         if any(not 0 <= token < size for token in response.tokens):

@@ -21,14 +21,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.registry import ApiModel, ModelSpec, Registry, load_registry
+from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry
 from storyfi_lite.validator.proof import Status
 from storyfi_lite.validator.score import Score
 
 DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
 
 
-class Claim(Protocol):
+class ClaimedModel(Protocol):
     """What a response says of its model; a StoryResponse is one."""
 
     @property
@@ -87,7 +87,7 @@ class ProofPolicy(_Section):
     refuted_needed: int = Field(ge=1)
 
 
-class Policy(_Section):
+class RewardPolicy(_Section):
     """reward_policy.yaml, which says what each key means."""
 
     rule: Literal["proof", "mission"]
@@ -108,10 +108,10 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_policy(path: Path = DEFAULT_POLICY, registry: Registry | None = None) -> Policy:
+def load_policy(path: Path = DEFAULT_POLICY, registry: Registry | None = None) -> RewardPolicy:
     """Raises BadInput with the file, the key and what is wrong; a key or model that does not exist is refused."""
     try:
-        policy = Policy.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader))
+        policy = RewardPolicy.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -136,7 +136,7 @@ def _default_registry() -> Registry:
 
 
 @lru_cache(maxsize=1)
-def _default_policy() -> Policy:
+def _default_policy() -> RewardPolicy:
     return load_policy()
 
 
@@ -145,9 +145,9 @@ def _default_policy() -> Policy:
 
 def reward(
     score: Score,
-    claim: Claim,
+    claim: ClaimedModel,
     proof: Proof | None = None,
-    policy: Policy | None = None,
+    policy: RewardPolicy | None = None,
     registry: Registry | None = None,
 ) -> Reward:
     """What one answer earns. `proof`: of this answer, or the miner's `standing`; None if nothing was replayed. Without
@@ -166,7 +166,9 @@ def reward(
     return Reward(score.total, multiplier, score.total * multiplier, reason)
 
 
-def _by_mission(claim: Claim, proof: Proof | None, policy: Policy, registry: Registry) -> tuple[float, str]:
+def _by_mission(
+    claim: ClaimedModel, proof: Proof | None, policy: RewardPolicy, registry: Registry
+) -> tuple[float, str]:
     if claim.miner_mode != "LocalModelLoader":
         return policy.api_multiplier, "API mode"
     model = _find(registry, claim.model_name)
@@ -177,7 +179,7 @@ def _by_mission(claim: Claim, proof: Proof | None, policy: Policy, registry: Reg
     return figure * policy.large_gpu.factor, f"{name}, with {claim.gpu_memory_gb:g} GB"
 
 
-def _by_proof(claim: Claim, proof: Proof | None, policy: Policy, registry: Registry) -> tuple[float, str]:
+def _by_proof(claim: ClaimedModel, proof: Proof | None, policy: RewardPolicy, registry: Registry) -> tuple[float, str]:
     if claim.miner_mode != "LocalModelLoader":
         return policy.api_multiplier, "API mode"
     model, name = _find(registry, claim.model_name), f"{claim.model_name:.60}"
@@ -200,7 +202,7 @@ def _find(registry: Registry, name: str) -> ModelSpec | ApiModel | None:
         return None
 
 
-def _is_large(claim: Claim, policy: Policy) -> bool:
+def _is_large(claim: ClaimedModel, policy: RewardPolicy) -> bool:
     return math.isfinite(claim.gpu_memory_gb) and claim.gpu_memory_gb >= policy.large_gpu.min_gb
 
 
@@ -215,7 +217,7 @@ class Evidence:
     statuses: tuple[Status, ...] = ()
 
 
-def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
+def pool(evidence: Evidence, proof: Proof, policy: RewardPolicy) -> Evidence:
     """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
     new name would wash a miner clean. What decides nothing is not kept: it would push out what does."""
     if proof.status == "inconclusive":
@@ -224,7 +226,7 @@ def pool(evidence: Evidence, proof: Proof, policy: Policy) -> Evidence:
     return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
 
 
-def standing(evidence: Evidence, model: str, policy: Policy) -> Proof:
+def standing(evidence: Evidence, model: str, policy: RewardPolicy) -> Proof:
     """What the pooled verdicts say of a miner that now claims `model` (a registry key). Several are needed either way;
     refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
     if evidence.statuses.count("refuted") >= policy.proof.refuted_needed:
@@ -233,7 +235,7 @@ def standing(evidence: Evidence, model: str, policy: Policy) -> Proof:
     return Proof("proven" if proven and model == evidence.model else "inconclusive", model)
 
 
-def moving_average(average: float, final: float, policy: Policy) -> float:
+def moving_average(average: float, final: float, policy: RewardPolicy) -> float:
     """After one more round. A miner that did not answer has `final` 0; a new one starts from `average` 0, so that a
     fresh hotkey gains nothing."""
     return average + policy.average_alpha * (final - average)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.copies import MAX_TEXT_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
 from storyfi_lite.validator.structure import Part, prose, score_structure
 from storyfi_lite.validator.text import (
@@ -33,10 +35,6 @@ from storyfi_lite.validator.text import (
     variety,
 )
 from storyfi_lite.validator.verify import RULES, Verification, verify
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
-
-FULL_MARKS_S = 30.0
-NO_MARKS_S = 60.0
 
 # Relevance: full marks for naming this share of a source's terms, or this many; an honest answer names more.
 _TERM_SHARE = 0.4
@@ -76,10 +74,11 @@ class Score:
 def score(response: StoryResponse | bytes | Verification, context: Context, history: Likeness = UNCOMPARED) -> Score:
     """Scores one answer. `history` is what copies.CopyIndex found of it.
 
-    >>> from storyfi_lite.wire.messages import StoryRequest
-    >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
-    >>> print(score(b'{"output_data": NaN}', Context(request, elapsed_s=12.0)))
-    0.0 of 100: not an answer: NaN is not JSON
+        >>> from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
+    from storyfi_lite.protocol.messages import StoryRequest
+        >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
+        >>> print(score(b'{"output_data": NaN}', Context(request, elapsed_s=12.0)))
+        0.0 of 100: not an answer: NaN is not JSON
     """
     seen = response if isinstance(response, Verification) else verify(context.request, response)
     if not seen.readable or seen.data is None:

@@ -12,11 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 from storyfi_lite.grammar.schema import Array, Text, dump
+from storyfi_lite.protocol.limits import CHAPTER_COUNT
+from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks import blueprint
 from storyfi_lite.tasks.characters import IDS
-from storyfi_lite.tasks.story_arc import ACTS, CHAPTER_COUNT
+from storyfi_lite.tasks.story_arc import ACTS
 from storyfi_lite.validator.text import fold, strings, visible
-from storyfi_lite.wire.messages import StoryRequest
 
 CONTENT_CHARS = (1000, 3000)
 CHOICES = (2, 4)

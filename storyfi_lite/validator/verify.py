@@ -18,8 +18,8 @@ from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.check import Check, parse_json
+from storyfi_lite.protocol.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 from storyfi_lite.validator.text import strings, visible
-from storyfi_lite.wire.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 
 MAX_RESPONSE_BYTES = 4_000_000  # text and data of 1 MB each, tokens, header
 MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER = 20_000, 5_000  # twice what the longest valid answers that were seen hold

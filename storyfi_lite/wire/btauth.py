@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from bittensor import Wallet, http_auth
 
-from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse, parse_request
 from storyfi_lite.wire.http_status import Refused
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
+from storyfi_lite.wire.transport import NonceStore, SignedCaller, check_age, header, parse_nonce
 
 NAME = "btauth"
 PATH = "/story"
@@ -45,7 +45,7 @@ class BtAuth:
     path: str = PATH
     window_s: float = MAX_AGE_S + SKEW_S
 
-    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
+    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> SignedCaller:
         fields = {name: header(headers, name.lower()) for name in _SIGNED}
         if (name := http_auth.HEADER_CRYPTO).lower() in headers:
             fields[name] = header(headers, name.lower())
@@ -53,12 +53,12 @@ class BtAuth:
             raise Refused("wrong_receiver", "signed for another hotkey")
         nonce_ns = parse_nonce(fields[http_auth.HEADER_NONCE], http_auth.HEADER_NONCE)
         check_age(nonce_ns, now_ns, MAX_AGE_S, SKEW_S)
-        return Claim(fields[http_auth.HEADER_HOTKEY], nonce_ns, fields)
+        return SignedCaller(fields[http_auth.HEADER_HOTKEY], nonce_ns, fields)
 
-    def verify_headers(self, claim: Claim) -> None:
+    def verify_headers(self, claim: SignedCaller) -> None:
         """Nothing: this signature covers the body."""
 
-    def verify_body(self, claim: Claim, body: bytes, now_ns: int, nonces: NonceStore) -> None:
+    def verify_body(self, claim: SignedCaller, body: bytes, now_ns: int, nonces: NonceStore) -> None:
         try:
             http_auth.verify(
                 claim.fields,
@@ -75,7 +75,7 @@ class BtAuth:
     def parse(self, body: bytes) -> StoryRequest:
         return parse_request(body)
 
-    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+    def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
         return self.error_headers(200), response.to_json_bytes()
 
     def error_headers(self, status: int) -> dict[str, str]:

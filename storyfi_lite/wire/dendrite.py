@@ -22,9 +22,9 @@ from pydantic_core import from_json
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.check import parse_json
-from storyfi_lite.wire.claim import Claim, NonceStore, check_age, header, parse_nonce
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse, parse_request
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse, parse_request
+from storyfi_lite.wire.transport import NonceStore, SignedCaller, check_age, header, parse_nonce
 
 WIRE = "dendrite"
 NAME = "StoryGenerationSynapse"
@@ -56,7 +56,7 @@ def body_hash(fields: Mapping[str, Any], names: tuple[str, ...] = HASH_FIELDS) -
     return _sha3("".join(_sha3(str(fields.get(name))) for name in names))
 
 
-def signed_message(claim: Claim, receiver_ss58: str) -> bytes:
+def signed_message(claim: SignedCaller, receiver_ss58: str) -> bytes:
     """What the dendrite signs: nonce, sender, receiver, its own uuid and the body hash, joined by dots."""
     uuid = claim.fields["bt_header_dendrite_uuid"]
     return f"{claim.nonce_ns}.{claim.hotkey_ss58}.{receiver_ss58}.{uuid}.{claim.fields[_BODY_HASH]}".encode()
@@ -71,16 +71,16 @@ class Dendrite:
     path: str = PATH
     window_s: float = MAX_AGE_S + SKEW_S
 
-    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
+    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> SignedCaller:
         fields = {name: header(headers, name) for name in (*_SIGNED, _AXON_HOTKEY, _BODY_HASH)}
         fields.update({name: header(headers, name) for name in _ECHOED if name in headers})
         if fields[_AXON_HOTKEY] != self.self_hotkey_ss58:
             raise Refused("wrong_receiver", "signed for another hotkey")
         nonce_ns = parse_nonce(fields["bt_header_dendrite_nonce"], "bt_header_dendrite_nonce")
         check_age(nonce_ns, now_ns, MAX_AGE_S, SKEW_S)
-        return Claim(fields["bt_header_dendrite_hotkey"], nonce_ns, fields)
+        return SignedCaller(fields["bt_header_dendrite_hotkey"], nonce_ns, fields)
 
-    def verify_headers(self, claim: Claim) -> None:
+    def verify_headers(self, claim: SignedCaller) -> None:
         message = signed_message(claim, self.self_hotkey_ss58)
         try:
             signature = bytes.fromhex(claim.fields["bt_header_dendrite_signature"].removeprefix("0x"))
@@ -90,7 +90,7 @@ class Dendrite:
         if not valid:
             raise Refused("bad_signature", "the signature is not this hotkey's")
 
-    def verify_body(self, claim: Claim, body: bytes, now_ns: int, nonces: NonceStore) -> None:
+    def verify_body(self, claim: SignedCaller, body: bytes, now_ns: int, nonces: NonceStore) -> None:
         claimed = claim.fields[_BODY_HASH]
         if claimed != EMPTY_BODY_HASH and claimed != body_hash(_load(body)):
             raise Refused("body_changed", "the body does not have the hash that was signed")
@@ -104,7 +104,7 @@ class Dendrite:
             body = json.dumps(fields).encode()
         return parse_request(body)
 
-    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+    def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
         """The client overwrites every field of its synapse with the body's, so what it sent goes back as it
         came."""
         sent = {key: value for key, value in _load(body).items() if key not in ("axon", "dendrite")}

@@ -13,10 +13,10 @@ from storyfi_lite.loaders.api import ApiSettings
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices
 from storyfi_lite.loaders.meter import Caps, Meter, Prices
-from storyfi_lite.registry import ApiModel, load_registry
+from storyfi_lite.models.registry import ApiModel, load_registry
 
 if TYPE_CHECKING:
-    from storyfi_lite.loaders.choice import ModelChoice
+    from storyfi_lite.opening.loader import ModelChoice
 
 Opened = tuple[Loader, Mapping[str, str]]
 

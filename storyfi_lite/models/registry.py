@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from storyfi_lite.errors import BadInput, RegistryError
 
-_PACKAGED = Path(__file__).with_name("models.yaml")  # in an installed wheel
-_CHECKOUT = Path(__file__).parent.parent / "models.yaml"
+_PACKAGED = Path(__file__).parents[1] / "models.yaml"  # in an installed wheel
+_CHECKOUT = Path(__file__).parents[2] / "models.yaml"
 _SHA256 = r"^[0-9a-f]{64}$"
 
 

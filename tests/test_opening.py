@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from storyfi_lite.cli import cli
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
-from storyfi_lite.gguf_header import Header
-from storyfi_lite.hardware import Gpu, Hardware
-from storyfi_lite.loaders import choice as loading
 from storyfi_lite.loaders import local
 from storyfi_lite.loaders.base import ModelClaim
+from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.models.gguf import Header
+from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
+from storyfi_lite.opening import loader as loading
+from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.plan import MIN_CONTEXT, Wish, place
-from storyfi_lite.placement.shelf import EmptyShelf
-from storyfi_lite.registry import GGUFFile, ModelSpec, load_registry
 
 GIB = 2**30
 REGISTRY = load_registry()
@@ -213,7 +213,7 @@ def test_model_name_from_the_environment_yields_to_the_option(tmp_path: Path) ->
 # --- the net at loading ----------------------------------------------------------------------------------------
 
 
-class TwoFiles(EmptyShelf):
+class TwoFiles(EmptyCatalog):
     """Of every model, its two coarsest files of the default order are here."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -230,8 +230,8 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
     """Every rung fails but the last, a coarser file that is here: never another model, never a crash."""
     spec = REGISTRY.find("llama-3-8b")
     assert isinstance(spec, ModelSpec)
-    shelf = TwoFiles(spec)
-    coarse, fine = shelf.here
+    catalog = TwoFiles(spec)
+    coarse, fine = catalog.here
     tried: list[tuple[str, EngineSettings]] = []
 
     class Cramped:
@@ -243,9 +243,9 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
     hardware, notes = machine(gpu_gb=24), []
-    start = place(REGISTRY, hardware, Wish(model="llama-3-8b", quant=fine.quant, n_ctx=8192), shelf)
+    start = place(REGISTRY, hardware, Wish(model="llama-3-8b", quant=fine.quant, n_ctx=8192), catalog)
     notices = loading.Notices(lambda *_: None, notes.append)
-    loader, facts = loading._load(start, Path(fine.parts[0].path), hardware, shelf, notices)
+    loader, facts = loading._load(start, Path(fine.parts[0].path), hardware, catalog, notices)
 
     assert all("\n" not in note and note.startswith("another program took the memory; trying again") for note in notes)
     steps = [note.split(" with ")[1] for note in notes]
@@ -265,8 +265,8 @@ def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(local, "LocalModelLoader", refuse)
     hardware = machine(gpu_gb=24)
-    start = place(REGISTRY, hardware, Wish(model="llama-3-8b"), EmptyShelf())
+    start = place(REGISTRY, hardware, Wish(model="llama-3-8b"), EmptyCatalog())
     with pytest.raises(DoesNotFit, match="another program"):
         loading._load(
-            start, Path("x.gguf"), hardware, EmptyShelf(), loading.Notices(lambda *_: None, lambda note: None)
+            start, Path("x.gguf"), hardware, EmptyCatalog(), loading.Notices(lambda *_: None, lambda note: None)
         )  # type: ignore[arg-type]

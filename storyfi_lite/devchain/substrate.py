@@ -1,4 +1,4 @@
-"""The dev network: the chain of devchain.py behind bittensor's own `Substrate` protocol, on one machine.
+"""The dev network: the chain of state.py behind bittensor's own `Substrate` protocol, on one machine.
 
     with dev_network(directory) as net:                      # wallets made, registered, funded, staked
         client = bittensor.Client("local", substrate=DevSubstrate(directory))
@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 from bittensor import Balance, ExtrinsicResult, RpcConnectionError, Wallet, calls
 from bittensor import ChainError as SdkChainError
 
-from storyfi_lite.chain.devchain import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
-from storyfi_lite.chain.devlink import DevCall, DevChainServer, DevLink
+from storyfi_lite.devchain.link import DevCall, DevChainServer, DevLink
+from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
 from storyfi_lite.errors import Unavailable
 
 VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO

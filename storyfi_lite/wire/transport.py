@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.wire.http_status import Refused
-from storyfi_lite.wire.messages import StoryRequest, StoryResponse
 
 MAX_HEADER_VALUE_CHARS = 256  # the longest that either wire signs is a 130-character signature
 
 
 @dataclass(frozen=True)
-class Claim:
+class SignedCaller:
     """Who says to have sent this, when (the signed nonce, nanoseconds since 1970), and the signed fields."""
 
     hotkey_ss58: str
@@ -45,19 +45,19 @@ class Transport(Protocol):
         """How long a signature can be accepted: the greatest age plus the clock skew."""
         ...
 
-    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> Claim:
+    def read_claim(self, headers: Mapping[str, str], now_ns: int) -> SignedCaller:
         """From the headers alone: shape, receiver, age. Nothing is verified yet."""
 
-    def verify_headers(self, claim: Claim) -> None:
+    def verify_headers(self, claim: SignedCaller) -> None:
         """The signature, where it does not need the body; else nothing."""
 
-    def verify_body(self, claim: Claim, body: bytes, now_ns: int, nonces: NonceStore) -> None:
+    def verify_body(self, claim: SignedCaller, body: bytes, now_ns: int, nonces: NonceStore) -> None:
         """The signature or body hash, then the nonce: remembered only after everything else held."""
 
     def parse(self, body: bytes) -> StoryRequest:
         """Raises BadInput."""
 
-    def encode(self, claim: Claim, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
+    def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
         """Headers and body of the answer to the request that came as `body`."""
 
     def error_headers(self, status: int) -> dict[str, str]:

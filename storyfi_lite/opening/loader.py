@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
-from storyfi_lite.gguf_header import Header, architecture, read_local
-from storyfi_lite.hardware import Hardware, probe
 from storyfi_lite.loaders.base import Loader
-from storyfi_lite.placement.ladder import step_down
-from storyfi_lite.placement.plan import Placement, Policy, Wish, place, place_file, place_one
-from storyfi_lite.placement.shelf import StoreShelf
-from storyfi_lite.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
-from storyfi_lite.store import Store
+from storyfi_lite.machine.hardware import Hardware, probe
+from storyfi_lite.models.gguf import Header, architecture, read_local
+from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.placement.catalog import StoreCatalog
+from storyfi_lite.placement.plan import Placement, PlacementPolicy, Wish, place, place_file, place_one
+from storyfi_lite.placement.step_down import step_down
 
 if TYPE_CHECKING:
     from storyfi_lite.loaders.local import LocalModelLoader
@@ -47,7 +47,7 @@ class ModelChoice:
     quant: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
-    policy: Policy = "reward"
+    policy: PlacementPolicy = "reward"
     min_quant: str | None = None
     fallback_api: str | None = None
     api_base_url: str | None = None
@@ -83,7 +83,7 @@ def choose_file(registry: Registry, store: Store, model: str | None, quant: str 
         if isinstance(spec, ApiModel):
             raise BadInput(f"{spec.key} is an API model; there is nothing to fetch")
         return spec, spec.file(quant)
-    found = place(registry, probe(store.root), Wish(model=model, quant=quant), StoreShelf(store))
+    found = place(registry, probe(store.root), Wish(model=model, quant=quant), StoreCatalog(store))
     return found.spec, found.file
 
 
@@ -94,13 +94,13 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
     _check(choice)
-    from storyfi_lite.loaders import api_choice
+    from storyfi_lite.opening import api
 
     named = load_registry().find(choice.name) if choice.name else None
     if isinstance(named, ApiModel):
         if choice.quant:
             raise BadInput(f"{named.key} is an API model; it has no quantizations")
-        return api_choice.open_api_only(named.provider, choice)
+        return api.open_api_only(named.provider, choice)
     hardware = probe()
 
     def local() -> tuple[Loader, Mapping[str, str]]:
@@ -112,10 +112,10 @@ def open_loader(choice: ModelChoice, notices: Notices, warm_up: bool = False) ->
         return _open_local(choice, notices, hardware, warm_up)
 
     if choice.fallback_api:
-        return api_choice.open_with_fallback(choice.fallback_api, choice, local)
+        return api.open_with_fallback(choice.fallback_api, choice, local)
     if not choice.is_explicit and (provider := choose_api(hardware, choice)):
         notices.note(f"no GPU that llama.cpp can use: answers come from the {provider} API, at half the reward")
-        return api_choice.open_api_only(provider, choice)
+        return api.open_api_only(provider, choice)
     return local()
 
 
@@ -155,7 +155,7 @@ def choose_api(hardware: Hardware, choice: ModelChoice) -> str | None:
         raise ConfigError(f"{hardware.fault}\n  or say what to run: --model.name, --model.path, --model.fallback_api")
     if hardware.usable_gpus:
         return None
-    from storyfi_lite.secrets import load_key
+    from storyfi_lite.loaders.keys import load_key
 
     return next((name for name, key in API_KEYS.items() if load_key(key, choice.api_key_file)), None)
 
@@ -169,12 +169,12 @@ def _open_local(
     """Places, fetches, places again by the file's own header, loads; steps down as long as memory is the trouble."""
     if hardware.fault:
         notices.note(hardware.fault)
-    shelf = StoreShelf(Store())
+    catalog = StoreCatalog(Store())
     if choice.path:
         placement, path = _place_path(choice.path, choice, hardware), choice.path
     else:
-        placement, path = _fetch(choice, notices, hardware, shelf)
-    loader, facts = _load(placement, path, hardware, shelf, notices)
+        placement, path = _fetch(choice, notices, hardware, catalog)
+    loader, facts = _load(placement, path, hardware, catalog, notices)
     if warm_up:
         loader.warm_up()
     return loader, facts
@@ -182,7 +182,7 @@ def _open_local(
 
 def _place_path(path: Path, choice: ModelChoice, hardware: Hardware) -> Placement:
     """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
-    from storyfi_lite.digest import file_sha256
+    from storyfi_lite.models.digest import file_sha256
 
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
@@ -223,31 +223,31 @@ def _unlisted_key(stem: str) -> str:
     return f"{UNLISTED}-{key}"
 
 
-def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, shelf: StoreShelf) -> tuple[Placement, Path]:
+def _fetch(choice: ModelChoice, notices: Notices, hardware: Hardware, catalog: StoreCatalog) -> tuple[Placement, Path]:
     registry, store = load_registry(), Store()
-    placement = _place(registry, hardware, choice, shelf)
-    if shelf.ask_hub(placement.spec, placement.file):
-        placement = _place(registry, hardware, choice, shelf)
+    placement = _place(registry, hardware, choice, catalog)
+    if catalog.ask_hub(placement.spec, placement.file):
+        placement = _place(registry, hardware, choice, catalog)
     try:
         path = store.pull(placement.spec, placement.file, notices.progress, notices.note)
     except (Unavailable, BadInput, DoesNotFit) as error:  # no hub, another file there than we know, no disk
-        here = None if choice.quant else _best_here(registry, hardware, choice, shelf)
+        here = None if choice.quant else _best_here(registry, hardware, choice, catalog)
         if here is None:
             raise
         notices.note(f"{error}; taking what is here already")
         placement, path = here, store.path(here.spec, here.file)
     exact = replace(choice, name=placement.spec.key, quant=placement.file.quant)
-    return replace(_place(registry, hardware, exact, shelf), reasons=placement.reasons), path
+    return replace(_place(registry, hardware, exact, catalog), reasons=placement.reasons), path
 
 
-def _place(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: StoreShelf) -> Placement:
+def _place(registry: Registry, hardware: Hardware, choice: ModelChoice, catalog: StoreCatalog) -> Placement:
     try:
-        return place(registry, hardware, choice.wish, shelf)
+        return place(registry, hardware, choice.wish, catalog)
     except DoesNotFit as error:
         raise error if choice.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
 
 
-def _best_here(registry: Registry, hardware: Hardware, choice: ModelChoice, shelf: StoreShelf) -> Placement | None:
+def _best_here(registry: Registry, hardware: Hardware, choice: ModelChoice, catalog: StoreCatalog) -> Placement | None:
     """Of the files that are on disk, of the named model if one is named; None without any."""
     store = Store()
     wanted = [registry.find(choice.name)] if choice.name else registry.local
@@ -257,12 +257,12 @@ def _best_here(registry: Registry, hardware: Hardware, choice: ModelChoice, shel
     if not here:
         return None
     if choice.name:
-        return place_one(here[0], hardware, choice.wish, shelf)
-    return _place(Registry(local=tuple(here), api=registry.api), hardware, choice, shelf)
+        return place_one(here[0], hardware, choice.wish, catalog)
+    return _place(Registry(local=tuple(here), api=registry.api), hardware, choice, catalog)
 
 
 def _load(
-    placement: Placement, path: Path, hardware: Hardware, shelf: StoreShelf, notices: Notices
+    placement: Placement, path: Path, hardware: Hardware, catalog: StoreCatalog, notices: Notices
 ) -> tuple[LocalModelLoader, Mapping[str, str]]:
     from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
@@ -273,7 +273,7 @@ def _load(
             loader = LocalModelLoader(model, placement.settings, gpu_memory_gb(placement, hardware))
             return loader, _facts(placement, path)
         except DoesNotFit as error:
-            lower = step_down(placement, hardware, shelf)
+            lower = step_down(placement, hardware, catalog)
             if lower is None:
                 raise
             placement, words = lower

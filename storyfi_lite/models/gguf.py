@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.registry import Architecture
+from storyfi_lite.models.registry import Architecture
 
 ReadRange = Callable[[int, int], bytes]
 Value = int | float | bool | str | tuple[int | float | bool, ...]

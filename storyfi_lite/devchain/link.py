@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from bittensor import RpcConnectionError
 
-from storyfi_lite.chain.devchain import DevChain, Refused, signing_payload
+from storyfi_lite.devchain.state import DevChain, Refused, signing_payload
 
 REQUEST_TIMEOUT_S = 10.0
 MAX_LINE_BYTES = 4 * 2**20

@@ -9,23 +9,24 @@ from typing import Protocol
 import httpx
 
 from storyfi_lite.errors import BadInput, LiteError, Unavailable
-from storyfi_lite.gguf_header import Header, join, read_header, read_local
-from storyfi_lite.registry import GGUFFile, ModelSpec
-from storyfi_lite.store import Store, sources
+from storyfi_lite.models import sources
+from storyfi_lite.models.gguf import Header, join, read_header, read_local
+from storyfi_lite.models.registry import GGUFFile, ModelSpec
+from storyfi_lite.models.store import Store
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 20.0
 
 
-class Shelf(Protocol):
+class Catalog(Protocol):
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
         """None where it is not known: then the registry's figures must do."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int: ...
 
 
-class EmptyShelf:
+class EmptyCatalog:
     """For planning a machine that is not this one."""
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
@@ -35,7 +36,7 @@ class EmptyShelf:
         return file.size_bytes
 
 
-class StoreShelf:
+class StoreCatalog:
     """This machine's files, each header read once. `remote` holds headers read from the hub."""
 
     def __init__(self, store: Store) -> None:

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import platformdirs
 
-from storyfi_lite import digest
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
-from storyfi_lite.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
-from storyfi_lite.store import sources
-from storyfi_lite.store.fetch import Fetch
+from storyfi_lite.models import digest, sources
+from storyfi_lite.models.fetch import Fetch
+from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
 
 SPARE_BYTES = 256 << 20  # left free on the disk
 INEXACT_SHARE = 0.9  # of the size in models.yaml, where that is not exact: a file below it was cut off

@@ -25,7 +25,7 @@ class _Message(BaseModel):
 
 
 class StoryRequest(_Message):
-    """One task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (proof.seed)."""
+    """One task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (protocol/seed.py)."""
 
     protocol_version: str = PROTOCOL_VERSION
     task_type: TaskName
@@ -49,7 +49,7 @@ class ModelInfo(_Message):
 
 
 class ProofHeader(_Message):
-    """All that a validator needs, beside the file and the tokens, to replay an answer (engine/proof, docs/proof.md)."""
+    """All that a validator needs, beside the file and the tokens, to replay an answer (validator/proof.py, docs/proof.md)."""
 
     sampler: str  # name and version of the sampling rule, e.g. "gumbel-softminp-dry/1"
     seed: int = Field(ge=0, lt=2**64)

@@ -1,8 +1,8 @@
-"""A lane: one thread, one event loop, one bittensor client, used until it misbehaves, then thrown away whole.
+"""A client thread: one thread, one event loop, one bittensor client, used until it misbehaves, then thrown away whole.
 
 A websocket that is half dead may neither answer nor close, and the call that waits on it may not end even
 when it is cancelled. So no call is waited for longer than its time, nothing of the client runs on the
-caller's event loop, and nobody waits for a lane that was abandoned: its thread is a daemon.
+caller's event loop, and nobody waits for a client thread that was abandoned: its thread is a daemon.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRACE_S = 1.0  # how long an abandoned lane's tasks may take to end in good order
+GRACE_S = 1.0  # how long an abandoned client thread's tasks may take to end in good order
 
 
-class LaneClosed(ConnectionError):
-    """The lane was abandoned while the call was under way."""
+class ClientThreadClosed(ConnectionError):
+    """The client thread was abandoned while the call was under way."""
 
 
-class Lane:
-    """`make_client` runs on the lane's own thread, as everything else of the client does."""
+class ClientThread:
+    """`make_client` runs on the client thread's own thread, as everything else of the client does."""
 
     def __init__(self, make_client: Callable[[], Client]) -> None:
         self._make_client = make_client
         self._client: Client | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="chain-lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="chain-client", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -64,9 +64,9 @@ class Lane:
         self._client = await self._wait(connect(), timeout_s)
 
     async def call(self, job: Callable[[Client], Awaitable[T]], timeout_s: float) -> T:
-        """Run `job(client)` on the lane. Raises what it raises, TimeoutError, or LaneClosed."""
+        """Run `job(client)` on the thread. Raises what it raises, TimeoutError, or ClientThreadClosed."""
         if self._client is None:
-            raise LaneClosed("the lane is not open")
+            raise ClientThreadClosed("the client thread is not open")
         client = self._client
 
         async def run() -> T:
@@ -85,18 +85,18 @@ class Lane:
         if not done:
             raise TimeoutError(f"no answer from the chain in {timeout_s:g} s")
         if future.cancelled():
-            raise LaneClosed("the connection was given up while the call was under way")
+            raise ClientThreadClosed("the connection was given up while the call was under way")
         try:
             return future.result()
         except asyncio.TimeoutError as error:  # in Python 3.10 not yet the builtin
             raise TimeoutError(str(error) or "the connection timed out") from error
 
     async def close(self) -> None:
-        """Abandon the lane and give it a moment to close its connection in good order."""
+        """Abandon the client thread and give it a moment to close its connection in good order."""
         self.abandon()
         await asyncio.to_thread(self._thread.join, 3 * GRACE_S)
 
     def abandon(self) -> None:
-        """Stop using the lane at once. Idempotent; waits for nothing."""
+        """Stop using the client thread at once. Idempotent; waits for nothing."""
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._loop.stop)

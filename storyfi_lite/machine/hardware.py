@@ -163,7 +163,7 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> tuple[bool | None, tuple[Gpu, ..
     try:
         import llama_cpp
 
-        from storyfi_lite.engine import devices
+        from storyfi_lite.machine import devices
     except ImportError:
         return None, ()
     if not llama_cpp.llama_supports_gpu_offload():
@@ -183,7 +183,7 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
     """This machine, now. `models_root`: where models live; by default the store's."""
     import psutil
 
-    from storyfi_lite.store import Store
+    from storyfi_lite.models.store import Store
 
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if nvml is None:

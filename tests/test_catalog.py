@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.errors import BadInput, Unavailable
-from storyfi_lite.gguf_header import read_local
-from storyfi_lite.placement.shelf import StoreShelf, remote_header
-from storyfi_lite.registry import GGUFFile, HubSource, ModelSpec, Part, load_registry
-from storyfi_lite.store import Store
+from storyfi_lite.models.gguf import read_local
+from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, Part, load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.placement.catalog import StoreCatalog, remote_header
 from tests.hub_server import Hub, serve
 from tests.test_gguf_header import gguf
 
@@ -28,7 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("storyfi_lite.store.sources.WAITS_S", (0.0, 0.0))
+        monkeypatch.setattr("storyfi_lite.models.sources.WAITS_S", (0.0, 0.0))
         yield hub
 
 
@@ -105,14 +105,14 @@ def test_placement_goes_on_with_the_registry_s_figures_when_the_hub_is_silent(
 ) -> None:
     spec = load_registry().find("smollm2-135m")
     assert isinstance(spec, ModelSpec)
-    shelf = StoreShelf(Store(tmp_path))
+    catalog = StoreCatalog(Store(tmp_path))
     good = put(hub, model=gguf([("x", (64,), 0, 0)], data=256))
     hub.gated = True
     with caplog.at_level(logging.INFO):
-        assert not shelf.ask_hub(spec, good)
-    assert shelf.header(spec, good) is None and "stays unread" in caplog.text
+        assert not catalog.ask_hub(spec, good)
+    assert catalog.header(spec, good) is None and "stays unread" in caplog.text
     hub.gated = False
-    assert shelf.ask_hub(spec, good)
-    assert shelf.header(spec, good) == remote_header(good)
+    assert catalog.ask_hub(spec, good)
+    assert catalog.header(spec, good) == remote_header(good)
     before = len(hub.log)
-    assert not shelf.ask_hub(spec, good) and len(hub.log) == before  # known now
+    assert not catalog.ask_hub(spec, good) and len(hub.log) == before  # known now

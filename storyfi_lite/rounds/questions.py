@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from storyfi_lite.wire.messages import StoryRequest, TaskName
+from storyfi_lite.protocol.limits import CHAPTER_COUNT
+from storyfi_lite.protocol.messages import StoryRequest, TaskName
 
 SHARES: dict[TaskName, float] = {"blueprint": 0.40, "characters": 0.25, "story_arc": 0.25, "chapters": 0.10}
 STAGES: tuple[TaskName, ...] = get_args(TaskName)
-CHAPTER_COUNT = 12
 
 # Eight thousand inputs in each language: too many to answer beforehand.
 _EN = (

@@ -20,7 +20,7 @@ import platformdirs
 from storyfi_lite import __version__
 from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.loaders.base import Loader
-from storyfi_lite.miner.admission import Gate, Policy
+from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
@@ -28,8 +28,8 @@ from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
 from storyfi_lite.miner.service import StoryService
 from storyfi_lite.wire.btauth import BtAuth
-from storyfi_lite.wire.claim import Transport
 from storyfi_lite.wire.dendrite import Dendrite
+from storyfi_lite.wire.transport import Transport
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import ChainSession, Neuron
@@ -150,9 +150,9 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
     """The loader that these options ask for, ready to answer, and the status page's card about it."""
-    from storyfi_lite.loaders import choice
+    from storyfi_lite.opening import loader as opening
 
-    wanted = choice.ModelChoice(
+    wanted = opening.ModelChoice(
         options.model_name,
         options.model_path,
         options.quant,
@@ -167,7 +167,7 @@ def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
         options.api_prices,
         options.daily_usd,
     )
-    return choice.open_loader(wanted, choice.Notices(_log_progress(), log.info), warm_up=True)
+    return opening.open_loader(wanted, opening.Notices(_log_progress(), log.info), warm_up=True)
 
 
 def _log_progress() -> Callable[[str, int, int], None]:
@@ -182,7 +182,7 @@ def _log_progress() -> Callable[[str, int, int], None]:
     return progress
 
 
-def _policy(options: MineOptions) -> Policy:
+def _policy(options: MineOptions) -> AdmissionPolicy:
     from bittensor.sp_core import ss58_decode
 
     for hotkey in (*options.allow, *options.deny):
@@ -190,7 +190,7 @@ def _policy(options: MineOptions) -> Policy:
             ss58_decode(hotkey)
         except ValueError as error:
             raise BadInput(f"{hotkey!r} is not a hotkey's ss58 address\n  --allow HOTKEY, --deny HOTKEY") from error
-    return Policy(
+    return AdmissionPolicy(
         require_permit=not options.any_neuron,
         min_stake_tao=options.min_stake_tao,
         rate_per_minute=options.rate_per_minute,

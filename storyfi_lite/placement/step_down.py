@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.hardware import Hardware
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import KV_TYPES
 from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, Wish, place_file
-from storyfi_lite.placement.shelf import Shelf
 
 LAYERS_A_STEP = 0.1  # of all layers
 
 
-def step_down(placement: Placement, hardware: Hardware, shelf: Shelf) -> tuple[Placement, str] | None:
+def step_down(placement: Placement, hardware: Hardware, catalog: Catalog) -> tuple[Placement, str] | None:
     """The next rung and what changed, in words; None at the bottom."""
     changed = _next(placement)
     if changed is None:
-        return _coarser(placement, hardware, shelf)
+        return _coarser(placement, hardware, catalog)
     settings, words = changed
     return placement.at(settings, hardware), words
 
@@ -45,12 +45,12 @@ def _next(placement: Placement) -> tuple[EngineSettings, str] | None:
     return None
 
 
-def _coarser(placement: Placement, hardware: Hardware, shelf: Shelf) -> tuple[Placement, str] | None:
+def _coarser(placement: Placement, hardware: Hardware, catalog: Catalog) -> tuple[Placement, str] | None:
     spec, bits = placement.spec, QUANT_BITS.get(placement.file.quant, 99.0)
     wish = Wish(n_ctx=placement.settings.n_ctx, n_threads=placement.settings.n_threads)
     for file in sorted(spec.files, key=lambda file: -QUANT_BITS.get(file.quant, 0.0)):
-        if QUANT_BITS.get(file.quant, 99.0) < bits and not shelf.missing_bytes(spec, file):
-            smaller = place_file(spec, file, hardware, wish, shelf.header(spec, file))
+        if QUANT_BITS.get(file.quant, 99.0) < bits and not catalog.missing_bytes(spec, file):
+            smaller = place_file(spec, file, hardware, wish, catalog.header(spec, file))
             if isinstance(smaller, Placement):
                 return smaller, f"the coarser file {file.quant}"
     return None
