@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from storyfi_lite import __version__
 from storyfi_lite.loaders.base import Loader
+from storyfi_lite.protocol.limits import FULL_MARKS_S
 
 if TYPE_CHECKING:
-    from storyfi_lite.protocol.limits import FULL_MARKS_S
-from storyfi_lite.miner.metrics import Event, Metrics
+    from storyfi_lite.miner.metrics import Event, Metrics
 
 Facts = Callable[[], Mapping[str, Mapping[str, str]]]  # card -> label -> value, e.g. Chain -> height -> 123
 

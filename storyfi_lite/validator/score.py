@@ -74,8 +74,7 @@ class Score:
 def score(response: StoryResponse | bytes | Verification, context: Context, history: Likeness = UNCOMPARED) -> Score:
     """Scores one answer. `history` is what copies.CopyIndex found of it.
 
-        >>> from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
-    from storyfi_lite.protocol.messages import StoryRequest
+        >>> from storyfi_lite.protocol.messages import StoryRequest
         >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
         >>> print(score(b'{"output_data": NaN}', Context(request, elapsed_s=12.0)))
         0.0 of 100: not an answer: NaN is not JSON
