@@ -342,7 +342,7 @@ def after_the_kill(victim: Victim) -> Figures:
         "accepted_twice": len(twice),
         "replays_refused": int(refused),
         "first_accepted_after": replays.count(200),
-        "next_start_works": works and exit_code == 0,
+        "next_start_works": works and exit_code == 143,
     }
 
 

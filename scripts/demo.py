@@ -5,8 +5,13 @@ Everything is what runs on the real network but the chain's server, which lives 
 
 from __future__ import annotations
 
+from storyfi_lite import stopping
+
+stopping.install()  # the imports below take a second
+
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +44,7 @@ from storyfi_lite.wire.btauth import PATH
 
 MODEL, QUANT = "smollm2-135m", "Q4_1"  # the file that a Python package carries: no hub is needed
 STORY = "a lighthouse keeper who hears the sea speak"
-PROGRAM = [sys.executable, "-c", "from storyfi_lite.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "storyfi_lite"]
 CHEATS = Path(__file__).with_name("cheats.py")
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))  # two miners answer at once
 
@@ -48,10 +54,10 @@ console = Console(highlight=False)
 def main() -> None:
     story = sys.argv[1] if len(sys.argv) > 1 else STORY
     step("1", f"fetch the model {MODEL} (98 MB, once)")
-    subprocess.run([*PROGRAM, "pull", MODEL, "--quant", QUANT], check=True, stdout=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory(prefix="storyfi-demo-") as scratch, dev_network(Path(scratch)) as net:
+    run([*PROGRAM, "pull", MODEL, "--quant", QUANT], stdout=subprocess.DEVNULL)
+    with scratch_directory() as scratch, dev_network(scratch) as net:
         step("2", "start a chain in memory and a miner on it")
-        with miner(net, Path(scratch)) as process:
+        with miner(net, scratch) as process:
             endpoint = asyncio.run(find_miner(net))
             step(
                 "3",
@@ -69,13 +75,45 @@ def main() -> None:
                 "6",
                 "a second miner joins: it runs a coarser file (Q2_K) and claims the same; the validator replays both",
             )
-            with miner(net, Path(scratch), "cheat", [sys.executable, str(CHEATS), "impostor"]):
-                show_round(net, Path(scratch))
-            step("7", f"stopped, exit code {stop(process)}")
+            with miner(net, scratch, "cheat", [sys.executable, str(CHEATS), "impostor"]):
+                show_round(net, scratch)
+            step("7", f"stopped by SIGTERM, exit code {stop(process)}")
 
 
 def step(number: str, text: str) -> None:
     console.print(Text(f"\n{number} ", style="bold cyan") + Text(text, style="bold"))
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    with (
+        tempfile.TemporaryDirectory(prefix="storyfi-demo-") as scratch,
+        stopping.at_stop(partial(shutil.rmtree, scratch, ignore_errors=True)),
+    ):
+        yield Path(scratch)
+
+
+@contextmanager
+def child(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that does not outlive this one."""
+    process = subprocess.Popen(command, **streams)
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+
+    try:
+        with stopping.at_stop(end):
+            yield process
+    finally:
+        end()
+
+
+def run(command: list[str], **streams: Any) -> None:
+    """A program, to its end; the demo's end if it fails."""
+    with child(command, **streams) as process:
+        if process.wait():
+            sys.exit(process.returncode)
 
 
 @contextmanager
@@ -94,15 +132,9 @@ def miner(
     }  # fmt: skip
     log = (scratch / f"{name}.log").open("w+b")
     command = [*program, "mine", *(word for pair in flags.items() for word in pair)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+    with log, child(command, stdout=log, stderr=log) as process:
         wait_until_ready(process, port, log)
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        log.close()
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
@@ -202,7 +234,7 @@ def show_round(net: DevNetwork, scratch: Path) -> None:
     (scratch / "policy.yaml").write_text(policy.replace("refuted_needed: 2", "refuted_needed: 1"))
     flags = ["--rounds", "1", "--threads", THREADS, "--timeout", "300", "--reward-policy", str(scratch / "policy.yaml")]
     command = [*PROGRAM, "validate", "--network", net.name, "--state-dir", str(scratch), *flags]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    run(command, stderr=subprocess.DEVNULL)
 
 
 def send(endpoint: tuple[str, int], headers: dict[str, str], body: bytes) -> int:

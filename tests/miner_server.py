@@ -213,14 +213,17 @@ def until(condition: object, timeout_s: float = 10.0) -> None:
 
 
 def main() -> None:
+    from storyfi_lite import stopping
     from storyfi_lite.miner import logs
 
+    stopping.install()
     logs.setup("text")
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     listener.close()
     print(port, flush=True)
     asyncio.run(serve(make_miner(Path(sys.argv[1])), "127.0.0.1", port))
+    sys.exit(stopping.exit_code(0))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.tasks.base import Messages
 
+ROOT = Path(__file__).parent.parent
 SHORT = Constraint(Object((("content", Text(80, 120)),)))
 
 
@@ -76,11 +80,13 @@ def test_the_command_shows_free_and_constrained_speed(small_model_path: Path) ->
     assert "1 at once" in done.stderr
 
 
-def test_ctrl_c_shows_what_was_measured(small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bench, "together", interrupted)
-    done = CliRunner().invoke(cli, arguments(small_model_path))
-    assert done.exit_code != 0
-    assert "1, free" in done.stdout and "measured so far" in done.stderr
+def test_ctrl_c_shows_what_was_measured(small_model_path: Path) -> None:
+    command = [sys.executable, "-m", "storyfi_lite", *arguments(small_model_path)[:-2]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("free: "):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "1, free" in out and "measured so far" in err

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ import pytest
 from bittensor.sp_core import Keypair
 from prometheus_client import CollectorRegistry, generate_latest
 
+from storyfi_lite import stopping
 from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner import admission, lifecycle
@@ -511,12 +512,11 @@ def test_a_flood_of_refusals_does_not_flood_the_log(server: Running, caplog: pyt
 # --- a stop ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_what_runs_and_refuses_the_rest(server: Running, sig: signal.Signals) -> None:
+def test_a_stop_finishes_what_runs_and_refuses_the_rest(server: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(server.ask, "sleep:0.6")
         until(lambda: server.loader.futures)
-        server.server.handle_exit(sig, None)
+        assert server.server.finish()
         late = server.ask()
         is_refusal(late, 503)
         assert "retry-after" in late.headers
@@ -526,36 +526,21 @@ def test_a_stop_finishes_what_runs_and_refuses_the_rest(server: Running, sig: si
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    miner = make_miner(tmp_path)
-    assert isinstance(miner.loader, ScriptedLoader)
-    loader, body = miner.loader, story("hang")
-
-    def interrupt() -> None:
-        with socket.create_connection(("127.0.0.1", port)) as caller:
-            head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
-            caller.sendall(f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
-            caller.sendall(body)
-            until(lambda: loader.futures)
-            for _ in range(2):  # a wrapper's echo is not a second signal
-                signal.raise_signal(signal.SIGINT)
-            time.sleep(lifecycle.ONE_SIGNAL_S)
-            assert not loader.futures[0].done()
-            signal.raise_signal(signal.SIGINT)
-            until(loader.futures[0].cancelled)
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with ThreadPoolExecutor(1) as pool:
-        interrupting = pool.submit(interrupt_when_up, port, interrupt)
-        asyncio.run(lifecycle.serve(miner, "127.0.0.1", port))
-        interrupting.result()
-    assert isinstance(miner.gate.nonces, SqliteNonceStore)
-    miner.gate.nonces.close()
-
-
-def interrupt_when_up(port: int, interrupt: Callable[[], None]) -> None:
-    until(lambda: is_up(f"http://127.0.0.1:{port}"), 20)
-    interrupt()
+    process, url = start(tmp_path)
+    body = story("hang")
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as caller:
+        head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
+        caller.sendall(f"POST /story HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
+        caller.sendall(body)
+        until(lambda: "storyfi_jobs_running 1.0" in httpx.get(url + "/metrics", trust_env=False).text)
+        for _ in range(2):  # a wrapper's echo is not a second signal
+            process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2 * stopping.ONE_SIGNAL_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def is_up(url: str) -> bool:
@@ -583,7 +568,7 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
     return httpx.post(url + "/story", content=body, headers=headers, trust_env=False, verify=False, timeout=20)
 
 
-def test_the_process_exits_zero_and_kill_9_forgets_no_nonce(tmp_path: Path) -> None:
+def test_sigterm_finishes_the_answer_in_hand_and_kill_9_forgets_no_nonce(tmp_path: Path) -> None:
     process, url = start(tmp_path)
     body = story()
     headers = signed(body)
@@ -602,7 +587,7 @@ def test_the_process_exits_zero_and_kill_9_forgets_no_nonce(tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     asking.join()
     assert answers[0].status_code == 200
-    assert process.wait(10) == 0
+    assert process.wait(10) == 143
     assert process.stdout is not None
     process.stdout.close()
 

@@ -10,12 +10,12 @@ import io
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from storyfi_lite import __version__
-from storyfi_lite.errors import ConfigError, LiteError
+from storyfi_lite import __version__, stopping
+from storyfi_lite.errors import BadInput, ConfigError, LiteError
 
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
@@ -73,38 +73,41 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C, 141 when nobody reads on. 1 and 3 are commands' answers, so what
-    nobody foresaw is 70."""
+    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C and 143 after SIGTERM (storyfi_lite/stopping.py),
+    141 when nobody reads on. 1 and 3 are commands' answers, so what nobody foresaw is 70."""
+    stopping.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
+    sys.exit(stopping.exit_code(_run()))
+
+
+def _run() -> int:
+    """The exit code, after one clear message for what went wrong."""
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        return cli.main(standalone_mode=False) or 0
     except click.exceptions.Abort:
-        click.echo("stopped", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-        sys.exit(130)
+        return _failed("the input ended where an answer was needed", BadInput.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except LiteError as error:
-        _fail(str(error), error.exit_code)
+        return _failed(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
-            _fail_unforeseen()
-        _fail(f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'", ConfigError.exit_code)
+            return _failed_unforeseen()
+        message = f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
+        return _failed(message, ConfigError.exit_code)
     except Exception:
-        _fail_unforeseen()
+        return _failed_unforeseen()
 
 
-def _fail_unforeseen() -> NoReturn:
+def _failed_unforeseen() -> int:
     traceback.print_exc()
-    _fail("this is a fault of storyfi-lite's; please report the lines above", LiteError.exit_code)
+    return _failed("this is a fault of storyfi-lite's; please report the lines above", LiteError.exit_code)
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
+def _failed(message: str, exit_code: int) -> int:
     click.echo(f"error: {message}", err=True)
-    sys.exit(exit_code)
+    return exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storyfi_lite import stopping
 from storyfi_lite.cli.options import json_option, model_options, placement_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from storyfi_lite.engine.engine import Engine
     from storyfi_lite.placement.plan import PlacementPolicy
@@ -49,36 +51,38 @@ def command(
     with DownloadProgress() as progress:
         choice = ModelChoice(model_name, model_path, quant, ctx, n_threads, policy, min_quant)
         loader, facts = open_local(choice, Notices(progress.update, progress.note))
-    try:
-        found = _measure(loader.engine)
-    finally:
-        loader.close()
-    found = {**facts, **found}
-    click.echo(json.dumps(found) if as_json else _table(found))
-    if not found["complete"]:
-        raise click.Abort
+    found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
+
+    def show() -> None:
+        click.echo(json.dumps(found) if as_json else _table(found))
+
+    with contextlib.closing(loader):
+        _measure(loader.engine, found, show)
+    show()
 
 
-def _measure(engine: Engine) -> dict[str, Any]:
-    """What there was time for: Ctrl-C ends it."""
+def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) -> None:
+    """Fills `found` as it goes; a stop shows what is there."""
     from rich.console import Console
 
     from storyfi_lite import bench
 
     console = Console(stderr=True, highlight=False)
-    found: dict[str, Any] = {"free_tokens_per_s": None, "together": [], "complete": False}
-    try:
-        with console.status("free, without a grammar") as status:
+    with console.status("free, without a grammar") as status:
+
+        def show_so_far() -> None:
+            status.stop()
+            console.print("measured so far:")
+            show()
+
+        with stopping.at_stop(show_so_far):
             found["free_tokens_per_s"] = bench.free_speed(engine)
             console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
             for count in bench.slot_counts(engine.settings.n_slots):
                 row = bench.together(engine, count, progress=partial(_tell, status, count))
                 found["together"].append(vars(row))
                 console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
-        found["complete"] = True
-    except KeyboardInterrupt:
-        console.print("stopped; measured so far:")
-    return found
+            found["complete"] = True
 
 
 def _tell(status: Any, count: int, tokens: int) -> None:

@@ -113,7 +113,8 @@ def command(
         )
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
-        answer = _wait(loader.submit(Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)))
+        job = Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)
+        answer = loader.submit(job).result(TIMEOUT_S)
     finally:
         loader.close()
     speed = answer.completion_tokens / answer.generation_time_s
@@ -122,15 +123,6 @@ def command(
         err=True,
     )
     click.echo(to_response(answer).to_json_bytes() if as_json else answer.text)
-
-
-def _wait(pending: Any) -> Any:
-    """The Future's result; on Ctrl-C it is cancelled, and the engine stops within a step."""
-    try:
-        return pending.result(TIMEOUT_S)
-    except KeyboardInterrupt:
-        pending.cancel()
-        raise
 
 
 def _context(file: Any) -> dict[str, Any]:

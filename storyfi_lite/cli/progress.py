@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 
 import click
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from storyfi_lite import stopping
 
 
 class DownloadProgress:
@@ -33,8 +36,10 @@ class DownloadProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._tenths: dict[str, int] = {}
+        self._opened = ExitStack()
 
     def __enter__(self) -> DownloadProgress:
+        self._opened.enter_context(stopping.at_stop(self._say_how_to_go_on))
         self._bar.start()
         return self
 
@@ -42,8 +47,7 @@ class DownloadProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if kind is KeyboardInterrupt:
-            click.echo("stopped; the same command goes on from here", err=True)
+        self._opened.close()
 
     def update(self, name: str, done: int, total: int) -> None:
         if self._console.is_terminal:
@@ -53,6 +57,11 @@ class DownloadProgress:
         elif (tenth := done * 10 // total) != self._tenths.get(name):
             self._tenths[name] = tenth
             click.echo(f"{name}: {tenth * 10} % of {total / 1e6:,.0f} MB", err=True)
+
+    def _say_how_to_go_on(self) -> None:
+        self._bar.stop()
+        if self._tasks or self._tenths:
+            click.echo("the same command goes on from here", err=True)
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False)

@@ -109,12 +109,8 @@ def _request(task: str, story: dict[str, Any], chapter_ids: list[int] | None = N
 def _one(loader: Any, task: str, seed: int, story: dict[str, Any], chapter_ids: list[int] | None = None) -> Any:
     from storyfi_lite.loaders.base import Job
 
-    pending = loader.submit(Job(_request(task, story, chapter_ids), seed, time.monotonic() + TIMEOUT_S))
-    try:
-        answer = pending.result(TIMEOUT_S)
-    except KeyboardInterrupt:
-        pending.cancel()
-        raise
+    job = Job(_request(task, story, chapter_ids), seed, time.monotonic() + TIMEOUT_S)
+    answer = loader.submit(job).result(TIMEOUT_S)
     name = task if chapter_ids is None else f"chapter {chapter_ids[0]}"
     click.echo(f"{name}: {answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s", err=True)
     return json.loads(answer.text)

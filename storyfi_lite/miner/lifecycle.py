@@ -1,29 +1,28 @@
 """The miner's life as a process: everything checked, then the port, then requests, then a stop that loses no
 answer.
 
-First SIGINT or SIGTERM: new stories get 503 while those in hand are finished, then exit 0. Second: stop at
-once. Owns the HTTP server and the signals; what it serves is given to it."""
+First SIGINT or SIGTERM: new stories get 503 while those in hand are finished. Second: the end, at once (see stopping.py).
+Owns the HTTP server; what it serves is given to it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-import time
-from collections.abc import Awaitable, Callable
-from types import FrameType
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from storyfi_lite import stopping
 from storyfi_lite.errors import Unavailable
 from storyfi_lite.miner.app import Miner, build_app
 
 log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 5.0  # from the connection, or the last response, to a whole set of headers
-ONE_SIGNAL_S = 0.5  # `timeout` and other wrappers send a signal twice; a person's second Ctrl-C comes later
 SEND_TIMEOUT_S = 10  # at a stop, for callers who do not read the answer that they asked for
 MAX_HEAD_BYTES = 16_384  # a dendrite's headers have about 2,000
 MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
@@ -88,7 +87,6 @@ class StoryServer(uvicorn.Server):
 
     def __init__(self, miner: Miner) -> None:
         self._miner = miner
-        self._asked_to_stop_s: float | None = None
         super().__init__(
             uvicorn.Config(
                 build_app(miner),
@@ -105,17 +103,17 @@ class StoryServer(uvicorn.Server):
             )
         )
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
         """Not uvicorn's: that one closes the port first, and raises the signal again when all is done."""
-        now_s = time.monotonic()
-        if self._asked_to_stop_s is not None:
-            if now_s - self._asked_to_stop_s >= ONE_SIGNAL_S:
-                log.warning("stopping at once; answers in hand are lost")
-                self.should_exit = self.force_exit = True
-        else:
-            self._asked_to_stop_s = now_s
-            log.warning("stopping: finishing %d answers in hand; again to stop at once", self._miner.answering)
-            self._miner.stopping = True
+        with stopping.at_stop(self.finish):
+            yield
+
+    def finish(self) -> bool:
+        """Refuses new stories; the server ends when those in hand are answered. Any thread."""
+        log.warning("stopping: finishing %d answers in hand; again to stop at once", self._miner.answering)
+        self._miner.stopping = True
+        return True
 
     async def on_tick(self, counter: int) -> bool:
         if self._miner.stopping and self._miner.answering == 0:
@@ -148,21 +146,12 @@ async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Await
     try:
         await server.serve(sockets=[listener])
     finally:
-        await _let_go(server.server_state.tasks)  # none but after a second signal
         if announcing is not None:
             announcing.cancel()
             await asyncio.wait({announcing})
     if announcing is not None and not announcing.cancelled():
         announcing.result()
     log.info("stopped")
-
-
-async def _let_go(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancels what is still being answered, so that the loader's slots are free when it is closed."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
 
 
 async def _announce(server: StoryServer, announce: Callable[[], Awaitable[None]]) -> None:

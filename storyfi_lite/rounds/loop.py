@@ -11,7 +11,6 @@ import contextlib
 import ipaddress
 import logging
 import random
-import signal
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,16 +62,8 @@ class ValidateOptions:
 
 
 def run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
-    """Validates until a signal, or for `options.rounds` rounds. Raises what the rooms raise before the first round."""
-    asyncio.run(_until_signal(options, show))
-
-
-async def _until_signal(options: ValidateOptions, show: Callable[[Report], None]) -> None:
-    task = asyncio.ensure_future(_run(options, show))
-    for one in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(one, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """Validates until the process is stopped, or for `options.rounds` rounds. Raises what the rooms raise before the first round."""
+    asyncio.run(_run(options, show))
 
 
 async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None:

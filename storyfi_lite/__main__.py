@@ -1,0 +1,17 @@
+"""The program `storyfi-lite`, also as `python -m storyfi_lite`. Signals are heeded before the command line is imported."""
+
+from __future__ import annotations
+
+from storyfi_lite import stopping
+
+
+def main() -> None:
+    """Raises SystemExit with the command's exit code."""
+    stopping.install()
+    from storyfi_lite import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
