@@ -28,10 +28,11 @@ from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Gpu, Hardware, bandwidth_of, probe
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.registry import load_registry
+from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory, speed, weights
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import Fitter
-from storyfi_lite.placement.plan import Wish, place
+from storyfi_lite.placement.plan import place
 
 GIB, MIB = 2**30, 2**20
 REPACKED = "CPU_REPACK"  # copies of tensors that are in the mapped file too; the file's pages are given back
@@ -217,7 +218,7 @@ def table() -> None:
         machine = Hardware(gpus, 64 * GIB, 62 * GIB, 8, 10**12, cpu_bandwidth_gb_s=40.0)
         seed = next(model for least, model in SEED if gb * len(names) >= least)
         try:
-            best = place(registry, machine, Wish(), EmptyCatalog())
+            best = place(registry, machine, ModelOptions(), EmptyCatalog())
         except DoesNotFit:
             print(f"| {size} | {names[0]} | none is fast enough | | | | | {seed} |")
             continue

@@ -50,13 +50,15 @@ from storyfi_lite.miner.service import to_response
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.models.store import Store
+from storyfi_lite.opening.local import Notices
+from storyfi_lite.options import ModelOptions
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.protocol.seed import challenge_seed
-from storyfi_lite.rounds.audit import Auditor, Candidate, Finding, known_files
+from storyfi_lite.rounds.audit import Auditor, Candidate, known_files
 from storyfi_lite.rounds.query import Reply
 from storyfi_lite.rounds.questions import Question, Story
 from storyfi_lite.rounds.round import Row, Rules, judge_round
-from storyfi_lite.validator import CopyIndex, fingerprint, load_policy
+from storyfi_lite.validator import CopyIndex, Prover, Verdict, fingerprint, load_policy
 
 # What an API may answer: well written, and not by the claimed file.
 FINE = {
@@ -227,7 +229,7 @@ class Court:
         once = policy.proof.model_copy(update={"proven_needed": 1, "refuted_needed": 1})
         files = known_files(registry, Store(), [path])
         self._rules = Rules(registry, policy.model_copy(update={"proof": once}), "validator", proofs=8, files=files)
-        self._auditor = Auditor(files, registry, n_threads)
+        self._auditor = Auditor(files, registry, lambda file: Prover(file.path, self.settings))
         self._nonce_ns = 0
 
     def loader(self, path: Path, quant: str) -> LocalModelLoader:
@@ -271,7 +273,7 @@ class Court:
         }
         replayed_s = [0.0]
 
-        def prove(drawn: Any) -> Mapping[str, Finding]:
+        def prove(drawn: Any) -> Mapping[str, Verdict]:
             started_s = time.monotonic()
             found = self._auditor.prove([one for one in drawn if _is_cheat(one)])
             replayed_s.append(time.monotonic() - started_s)
@@ -323,22 +325,22 @@ def mine(kind: str) -> None:
     """The rest of the command line is storyfi-lite's own."""
     honest = mining.open_loader
 
-    def open_cheat(options: mining.MineOptions) -> tuple[Any, Mapping[str, str]]:
-        loader, facts = honest(options)
+    def open_cheat(options: ModelOptions, notices: Notices, warm_up: bool) -> tuple[Any, Mapping[str, str]]:
+        loader, facts = honest(options, notices, warm_up)
         assert isinstance(loader, LocalModelLoader)
         if kind != "impostor":
             return Cheat(loader, kind), facts
-        if options.model_path is None:
+        if options.path is None:
             sys.exit("impostor needs the file that it claims: --model.path FILE")
         claim, sha256 = loader.claim, loader.sha256
         loader.close()
-        coarse = bench_proof.requantized(options.model_path, "Q2_K", Path(scratch))
-        other, facts = honest(replace(options, model_path=coarse))
+        coarse = bench_proof.requantized(options.path, "Q2_K", Path(scratch))
+        other, facts = honest(replace(options, path=coarse), notices, warm_up)
         assert isinstance(other, LocalModelLoader)
         return Impostor(other, claim, sha256), facts
 
     with tempfile.TemporaryDirectory() as scratch:
-        mining.open_loader = open_cheat  # type: ignore[assignment]
+        mining.open_loader = open_cheat
         storyfi_lite()
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from storyfi_lite.errors import LiteError, Unavailable
-from storyfi_lite.loaders.keys import load_key
-from storyfi_lite.machine.hardware import MEND_BUILD
+from storyfi_lite.loaders.keys import API_KEYS, load_key
+from storyfi_lite.options import ChainOptions
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import MetagraphSnapshot
+    from storyfi_lite.machine.hardware import Hardware
 
 Status = Literal["ok", "mend", "skip"]
 
-API_KEYS = ("GEMINI_API_KEY", "OPENAI_API_KEY")
 SKEW_FROM_S, SKEW_TO_S = (
     -2.0,
     8.0,
@@ -40,11 +40,7 @@ FREE_DISK_BYTES = 2 * 2**30  # logs, the nonce store and the chain's state
 class Setup:
     """What would be mined with: the options of `storyfi-lite mine` that can be wrong."""
 
-    network: str
-    netuid: int
-    wallet_name: str
-    hotkey: str
-    wallet_path: Path | None
+    chain: ChainOptions
     port: int
     external_ip: str | None
     model: str | None
@@ -89,10 +85,10 @@ def check_wallet(setup: Setup) -> Check:
     from storyfi_lite.chain import open_wallet
 
     try:
-        wallet = open_wallet(setup.network, setup.wallet_name, setup.hotkey, setup.wallet_path)
+        wallet = open_wallet(setup.chain.network, setup.chain.wallet, setup.chain.hotkey, setup.chain.wallet_path)
     except LiteError as error:
         return _mend("wallet", error)
-    return Check("wallet", "ok", f"{setup.wallet_name}/{setup.hotkey}: {wallet.hotkey.ss58_address}")
+    return Check("wallet", "ok", f"{setup.chain.wallet}/{setup.chain.hotkey}: {wallet.hotkey.ss58_address}")
 
 
 def check_chain(setup: Setup) -> tuple[Check, ...]:
@@ -104,7 +100,7 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     from storyfi_lite.chain import connect
 
     try:
-        session = await connect(setup.network, None, setup.netuid)
+        session = await connect(setup.chain.network, None, setup.chain.netuid)
     except LiteError as error:
         fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
         found = _mend("chain", error)
@@ -117,7 +113,7 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     try:
         snapshot = session.snapshot
         assert snapshot is not None  # connect's promise
-        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.netuid}"
+        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.chain.netuid}"
         registration = _check_registration(setup, snapshot)
         try:
             clock = judge_clock(await session.clock_skew_s())
@@ -133,11 +129,11 @@ def _check_registration(setup: Setup, snapshot: MetagraphSnapshot) -> Check:
     from storyfi_lite.chain.wallets import check_registered
 
     try:
-        wallet = open_wallet(setup.network, setup.wallet_name, setup.hotkey, setup.wallet_path)
+        wallet = open_wallet(setup.chain.network, setup.chain.wallet, setup.chain.hotkey, setup.chain.wallet_path)
     except LiteError:
         return Check("registration", "skip", "not known: no wallet")
     try:
-        check_registered(snapshot, wallet, setup.network.split(",")[0])
+        check_registered(snapshot, wallet, setup.chain.network.split(",")[0])
     except LiteError as error:
         return _mend("registration", error)
     neuron = snapshot.by_hotkey[wallet.hotkey.ss58_address]
@@ -163,8 +159,8 @@ def check_port(setup: Setup) -> Check:
     from storyfi_lite.chain.address import external_ip
 
     name, port = "port", setup.port
-    public = networks.is_public(setup.network)
-    dev = networks.dev_directory(setup.network) is not None
+    public = networks.is_public(setup.chain.network)
+    dev = networks.dev_directory(setup.chain.network) is not None
     try:
         ip = asyncio.run(external_ip(setup.external_ip, public=public, dev=dev))
     except LiteError as error:
@@ -230,55 +226,29 @@ def _is_miner(ip: str, port: int) -> bool:
 # Machine ----------------------------------------------------------------------
 
 
-def gpu_names() -> tuple[str, ...]:
-    """The NVIDIA GPUs of this machine; empty without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def built_for_gpu() -> bool | None:
-    """Whether llama.cpp was built for a GPU; None if it is not installed."""
-    try:
-        import llama_cpp
-    except ImportError:
-        return None
-    return bool(llama_cpp.llama_supports_gpu_offload())
-
-
 def check_build(setup: Setup) -> Check:
     """llama.cpp is installed, and uses the GPU that is there."""
-    return judge_build(gpu_names(), built_for_gpu(), has_api_key(setup))
+    from storyfi_lite.machine.hardware import probe
+
+    return judge_build(probe(), has_api_key(setup))
 
 
-def judge_build(gpus: tuple[str, ...], gpu_build: bool | None, has_key: bool) -> Check:
-    machine = ", ".join(gpus) or "no NVIDIA GPU"
-    if gpu_build is None:
-        if has_key:
-            return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
+def judge_build(machine: Hardware, has_key: bool) -> Check:
+    names = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+    if machine.fault:
+        first, _, fix = machine.fault.partition("\n")
+        return Check("llama.cpp", "mend", first, fix.strip())
+    if machine.llama_gpu_build is None and has_key:
+        return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
+    if machine.llama_gpu_build is None:
         return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install '.[local]'")
-    if gpus and not gpu_build:
-        return Check(
-            "llama.cpp",
-            "mend",
-            f"{machine} is there, but llama.cpp was built for the CPU only",
-            MEND_BUILD,
-        )
-    return Check("llama.cpp", "ok", f"{machine}; built for the {'GPU' if gpu_build else 'CPU'}")
+    return Check("llama.cpp", "ok", f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}")
 
 
 def has_api_key(setup: Setup) -> bool:
     """False also where the key file cannot be used; check_api_keys says so."""
     try:
-        return any(load_key(name, setup.api_key_file) for name in API_KEYS)
+        return any(load_key(name, setup.api_key_file) for name in API_KEYS.values())
     except LiteError:
         return False
 
@@ -311,18 +281,29 @@ def check_model(setup: Setup) -> Check:
 def check_api_keys(setup: Setup) -> Check:
     """Which keys are set. A key is needed only for an API model."""
     try:
-        present = [name for name in API_KEYS if load_key(name, setup.api_key_file)]
+        present = [name for name in API_KEYS.values() if load_key(name, setup.api_key_file)]
     except LiteError as error:
         return _mend("API key", error)
     if present:
         return Check("API key", "ok", f"{' and '.join(present)} set")
     if setup.api_key_file is not None:
         fix = f"echo 'GEMINI_API_KEY=…' >> {setup.api_key_file}"
-        return Check("API key", "mend", f"{setup.api_key_file} has no key; known: {', '.join(API_KEYS)}", fix)
-    needed = {"gemini": "GEMINI_API_KEY", "gpt": "OPENAI_API_KEY"}.get((setup.model or "").split("-")[0])
+        return Check("API key", "mend", f"{setup.api_key_file} has no key; known: {', '.join(API_KEYS.values())}", fix)
+    needed = _key_of(setup.model)
     if needed:
         return Check("API key", "mend", f"{setup.model} needs a key", f"export {needed}=…")
     return Check("API key", "skip", "none set; needed only without a local model")
+
+
+def _key_of(model: str | None) -> str | None:
+    """The environment's name for the key that an API model needs; None for a local model."""
+    from storyfi_lite.models.registry import ApiModel, load_registry
+
+    try:
+        found = load_registry().find(model or "")
+    except LiteError:
+        return None  # check_model says so
+    return API_KEYS[found.provider] if isinstance(found, ApiModel) else None
 
 
 def check_disk() -> Check:

@@ -36,7 +36,9 @@ from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_loader_class, open_api
 from storyfi_lite.loaders.keys import Secret, load_key
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
-from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+from storyfi_lite.opening.loader import open_loader
+from storyfi_lite.opening.local import Notices
+from storyfi_lite.options import ApiOptions, ModelOptions
 from storyfi_lite.protocol.messages import ModelInfo, StoryRequest
 from tests import api_server, gemini_server, openai_server
 from tests.api_server import Script, Step
@@ -571,12 +573,14 @@ def test_money_is_counted_with_the_operator_s_prices(tmp_path):
 def test_the_operator_gives_prices_by_model(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    capped = ModelChoice(name="gpt-4-turbo", daily_usd=2.0)
+    capped = ApiOptions(daily_usd=2.0)
     with pytest.raises(ConfigError, match=r"--api\.price"):
-        open_loader(capped, QUIET)
+        open_loader(ModelOptions(name="gpt-4-turbo", api=capped), QUIET)
     with pytest.raises(BadInput, match="API models"):
-        open_loader(replace(capped, api_prices=(("llama-3-8b", 1.0, 2.0),)), QUIET)
-    loader, _ = open_loader(replace(capped, api_prices=(("gpt-4-turbo", 10.0, 30.0),)), QUIET)
+        open_loader(ModelOptions(name="gpt-4-turbo", api=replace(capped, prices=(("llama-3-8b", 1.0, 2.0),))), QUIET)
+    loader, _ = open_loader(
+        ModelOptions(name="gpt-4-turbo", api=replace(capped, prices=(("gpt-4-turbo", 10.0, 30.0),))), QUIET
+    )
     assert loader.health().usage.usd == 0.0
     loader.close()
 

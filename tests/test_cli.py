@@ -95,16 +95,9 @@ def test_a_story_that_cannot_be_kept_is_told_before_it_is_written(tmp_path: Path
     assert isinstance(done.exception, BadInput) and "cannot write" in str(done.exception)
 
 
-def test_a_missing_extra_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(small_model_path: Path) -> None:
     code = "import sys; sys.modules['llama_cpp'] = None\nfrom storyfi_lite.cli import main; main()"
-    arguments = ["prove", str(tmp_path / "model.gguf"), "--text", "x", "--model.path", str(tmp_path / "model.gguf")]
-    response = tmp_path / "r.json"
-    response.write_text(
-        '{"output_data":{},"generation_time":1,"miner_version":"x","model_info":{"mode":"local","name":"x","version":"x",'
-        '"provider":"x"},"miner_mode":"LocalModelLoader","model_name":"x","gpu_memory_gb":0}'
-    )
-    arguments[1] = str(response)
+    arguments = ["generate", "x", "--model.path", str(small_model_path)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 78
     assert "pip install '.[local]'" in done.stderr and "Traceback" not in done.stderr

@@ -32,11 +32,16 @@ def test_the_compose_file() -> None:
     assert (path.parent / build["context"] / build["dockerfile"]).is_file()
     verb, _, flags = with_defaults(miner["command"]).partition(" ")
     options = parsed(flags)
-    assert (verb, options["network"], options["netuid"], options["log_format"]) == ("mine", "test", 108, "json")
+    assert (verb, options["chain_network"], options["chain_netuid"], options["log_format"]) == (
+        "mine",
+        "test",
+        108,
+        "json",
+    )
     assert [f"{options['port']}:{options['port']}"] == miner["ports"]
     mounts = dict(with_defaults(volume).split(":")[:2] for volume in miner["volumes"])
     assert set(compose["volumes"]) == {name for name in mounts if not name.startswith("~")}
-    assert {str(options["state_dir"]), str(options["wallet_path"]), "/models"} == set(mounts.values())
+    assert {str(options["state_dir"]), str(options["chain_wallet_path"]), "/models"} == set(mounts.values())
     assert f"127.0.0.1:{options['port']}/health" in miner["healthcheck"]["test"][-1]
     assert all("=" not in str(value) for value in miner["environment"].values())
 

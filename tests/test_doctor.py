@@ -18,8 +18,15 @@ from storyfi_lite import doctor
 from storyfi_lite.cli import cli
 from storyfi_lite.devchain.substrate import DevNetwork, dev_network
 from storyfi_lite.doctor import Check, Setup
+from storyfi_lite.loaders.keys import API_KEYS
+from storyfi_lite.machine.hardware import Gpu, Hardware
 from storyfi_lite.models.registry import ModelSpec, load_registry
 from storyfi_lite.models.store import Store
+from storyfi_lite.options import ChainOptions
+
+
+def on_chain(setup: Setup, **changes: object) -> Setup:
+    return replace(setup, chain=replace(setup.chain, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def net(tmp_path: Path) -> Iterator[DevNetwork]:
 def setup(net: DevNetwork) -> Setup:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    return Setup(net.name, net.netuid, "miner", "default", None, port, None, None)
+    return Setup(ChainOptions(netuid=net.netuid, network=net.name, wallet="miner", hotkey="default"), port, None, None)
 
 
 def statuses(checks: tuple[Check, ...]) -> dict[str, str]:
@@ -47,11 +54,11 @@ def test_a_good_wallet_and_chain(setup: Setup, net: DevNetwork) -> None:
 
 
 def test_a_missing_wallet_and_a_wrong_subnet(setup: Setup, net: DevNetwork) -> None:
-    missing = replace(setup, wallet_name="nobody", wallet_path=net.wallet_path)
+    missing = on_chain(setup, wallet="nobody", wallet_path=net.wallet_path)
     check = doctor.check_wallet(missing)
     assert (check.status, check.fix.split()[:3]) == ("mend", ["btcli", "wallet", "create"])
     assert statuses(doctor.check_chain(missing)) == {"chain": "ok", "registration": "skip", "clock": "ok"}
-    wrong = doctor.check_chain(replace(setup, netuid=7))
+    wrong = doctor.check_chain(on_chain(setup, netuid=7))
     assert statuses(wrong) == {"chain": "mend", "registration": "skip", "clock": "skip"}
     assert wrong[0].fix == "btcli subnets list"
 
@@ -59,7 +66,7 @@ def test_a_missing_wallet_and_a_wrong_subnet(setup: Setup, net: DevNetwork) -> N
 def test_an_unreachable_chain_is_told(setup: Setup) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    chain, registration, clock = doctor.check_chain(replace(setup, network=f"ws://127.0.0.1:{port}"))
+    chain, registration, clock = doctor.check_chain(on_chain(setup, network=f"ws://127.0.0.1:{port}"))
     assert (chain.status, registration.status, clock.status) == ("mend", "skip", "skip")
     assert "cannot be reached" in chain.detail and chain.fix
 
@@ -84,7 +91,7 @@ def test_a_free_port_leads_back(setup: Setup) -> None:
 
 
 def test_an_address_that_leads_elsewhere(setup: Setup) -> None:
-    check = doctor.check_port(replace(setup, external_ip="127.0.0.1", network="test"))
+    check = doctor.check_port(on_chain(replace(setup, external_ip="127.0.0.1"), network="test"))
     assert (check.status, "--axon.external_ip" in check.fix) == ("mend", True)
     with socket.create_server(("127.0.0.2", setup.port)) as stranger:
         threading.Thread(target=lambda: stranger.accept()[0].sendall(b"hello"), daemon=True).start()
@@ -108,22 +115,23 @@ def test_a_running_miner_on_the_port_is_fine(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gpu_build", "has_key", "status", "fix"),
+    ("gpus", "build", "fault", "has_key", "status", "fix"),
     [
-        (("NVIDIA H100",), True, False, "ok", ""),
-        (("NVIDIA H100",), False, False, "mend", "GGML_CUDA=on"),
-        ((), False, False, "ok", ""),
-        ((), None, False, "mend", "pip install"),
-        ((), None, True, "skip", ""),
+        ((Gpu("NVIDIA H100", 80 << 30, 80 << 30),), True, "", False, "ok", ""),
+        ((Gpu("NVIDIA H100", 80 << 30, 80 << 30),), False, "it lies idle:\n  CMAKE_ARGS=GGML_CUDA=on", True, "mend", "GGML_CUDA=on"),
+        ((), False, "", False, "ok", ""),
+        ((), None, "", False, "mend", "pip install"),
+        ((), None, "", True, "skip", ""),
     ],
-)
-def test_build(gpus: tuple[str, ...], gpu_build: bool | None, has_key: bool, status: str, fix: str) -> None:
-    check = doctor.judge_build(gpus, gpu_build, has_key)
+)  # fmt: skip
+def test_build(gpus: tuple[Gpu, ...], build: bool | None, fault: str, has_key: bool, status: str, fix: str) -> None:
+    machine = Hardware(gpus, 1 << 34, 1 << 34, 8, 1 << 40, llama_gpu_build=build, fault=fault)
+    check = doctor.judge_build(machine, has_key)
     assert check.status == status and fix in check.fix
 
 
 def test_keys_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> None:
-    for name in doctor.API_KEYS:
+    for name in API_KEYS.values():
         monkeypatch.delenv(name, raising=False)
     assert doctor.check_api_keys(setup).status == "skip"
     needed = doctor.check_api_keys(replace(setup, model="gemini-2.5-flash"))
@@ -135,7 +143,7 @@ def test_keys_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch, setup: 
 
 
 def test_a_key_file_must_be_the_owners_alone(monkeypatch: pytest.MonkeyPatch, setup: Setup, tmp_path: Path) -> None:
-    for name in doctor.API_KEYS:
+    for name in API_KEYS.values():
         monkeypatch.delenv(name, raising=False)
     path = tmp_path / "keys"
     path.write_text("GEMINI_API_KEY=secret-value\n")
@@ -162,7 +170,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_command_reports_all_and_exits_by_what_it_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("storyfi_lite.models.store")
     monkeypatch.setenv("GEMINI_API_KEY", "secret-value")
-    args = ["doctor", "--network", setup.network, "--axon.port", str(setup.port)]
+    args = ["doctor", "--network", setup.chain.network, "--axon.port", str(setup.port)]
     fine = CliRunner().invoke(cli, [*args, "--json"])
     report = json.loads(fine.stdout)
     assert (fine.exit_code, report["ok"]) == (0, True)

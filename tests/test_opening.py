@@ -17,12 +17,17 @@ from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 from storyfi_lite.loaders import local
 from storyfi_lite.loaders.base import ModelClaim
+from storyfi_lite.loaders.keys import API_KEYS
 from storyfi_lite.machine.hardware import Gpu, Hardware
 from storyfi_lite.models.gguf import Header
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
-from storyfi_lite.opening import loader as loading
+from storyfi_lite.opening import local as local_opening
+from storyfi_lite.opening.loader import open_loader
+from storyfi_lite.opening.local import SILENT, LocalOpener, Notices, PlacedFile
+from storyfi_lite.options import ApiOptions, ModelOptions
 from storyfi_lite.placement.catalog import EmptyCatalog
-from storyfi_lite.placement.plan import MIN_CONTEXT, Wish, place
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, place, place_file
+from storyfi_lite.validator import proof
 
 GIB = 2**30
 REGISTRY = load_registry()
@@ -35,7 +40,7 @@ def machine(gpu_gb: float = 0, ram_gb: float = 64, cpu_gb_s: float = 40.0) -> Ha
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for variable in (*loading.API_KEYS.values(), "MODEL_NAME"):
+    for variable in (*API_KEYS.values(), "MODEL_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where the APIs' use is counted
 
@@ -43,7 +48,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], None]:
     def use(hardware: Hardware) -> None:
-        monkeypatch.setattr(loading, "probe", lambda: hardware)
+        monkeypatch.setattr(local_opening, "probe", lambda: hardware)
 
     return use
 
@@ -51,8 +56,9 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], None]:
 def opened(**wanted: object) -> tuple[ModelClaim, dict[str, str], list[str]]:
     """What the loader that was opened claims, says of itself, and what was noted on the way."""
     notes: list[str] = []
-    notices = loading.Notices(lambda *_: None, notes.append)
-    loader, facts = loading.open_loader(loading.ModelChoice(**wanted), notices)  # type: ignore[arg-type]
+    api = {name: wanted.pop(name) for name in ("fallback", "base_url") if name in wanted}
+    options = ModelOptions(**wanted, api=ApiOptions(**api))  # type: ignore[arg-type]
+    loader, facts = open_loader(options, Notices(lambda *_: None, notes.append))
     claim = loader.claim
     loader.close()
     return claim, dict(facts), notes
@@ -67,7 +73,7 @@ def test_a_gpu_means_a_local_model_even_with_a_key(
     on(machine(gpu_gb=24))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     loader = SimpleNamespace(claim="local", close=lambda: None)
-    monkeypatch.setattr(loading, "_open_local", lambda *_: (loader, {}))
+    monkeypatch.setattr(LocalOpener, "loader", lambda *_: (loader, {}))
     assert opened()[0] == "local"
 
 
@@ -130,7 +136,7 @@ def test_what_cannot_be_fetched_is_replaced_by_what_is_on_disk(
     def pull(*_: object) -> Path:
         raise trouble
 
-    monkeypatch.setattr(loading.Store, "pull", pull)
+    monkeypatch.setattr(local_opening.Store, "pull", pull)
     claim, facts, notes = opened(name=name, n_threads=1)
     assert (claim.model_name, facts["quantization"]) == ("smollm2-135m", "Q4_1")
     assert any(str(trouble) in note for note in notes)
@@ -141,13 +147,13 @@ def test_what_cannot_be_fetched_is_replaced_by_what_is_on_disk(
 @pytest.mark.parametrize("url", ["localhost:18790/v1", "", "foo bar", "http://[::1", "ftp://host", "http://"])
 def test_a_base_url_that_is_none_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(BadInput, match="no address of a server"):
-        opened(name="gpt-4-turbo", api_base_url=url)
+        opened(name="gpt-4-turbo", base_url=url)
 
 
 def test_a_base_url_is_never_silently_left_unused(on: Callable[[Hardware], None]) -> None:
     on(machine(gpu_gb=24))
     with pytest.raises(BadInput, match="a local model answers here"):
-        opened(api_base_url="http://127.0.0.1:1/v1")
+        opened(base_url="http://127.0.0.1:1/v1")
 
 
 def test_a_quantization_that_no_file_has_is_wrong_use() -> None:
@@ -182,7 +188,7 @@ def test_the_fallback_api_answers_where_the_named_model_does_not_fit(
     with pytest.raises(DoesNotFit):
         opened(name="llama-3-8b")
     with caplog.at_level(logging.WARNING):
-        claim, facts, _ = opened(name="llama-3-8b", fallback_api="openai")
+        claim, facts, _ = opened(name="llama-3-8b", fallback="openai")
     assert (facts["model"], claim.multiplier) == ("gpt-4-turbo", 0.5)
     assert "does not fit" in caplog.text
 
@@ -192,7 +198,7 @@ def test_the_fallback_api_stays_idle_while_the_local_model_runs(
 ) -> None:
     on(machine())
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    claim, facts, _ = opened(name="smollm2-135m", fallback_api="openai")
+    claim, facts, _ = opened(name="smollm2-135m", fallback="openai")
     assert facts["model"] == claim.model_name == "smollm2-135m"
 
 
@@ -243,9 +249,12 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
     hardware, notes = machine(gpu_gb=24), []
-    start = place(REGISTRY, hardware, Wish(model="llama-3-8b", quant=fine.quant, n_ctx=8192), catalog)
-    notices = loading.Notices(lambda *_: None, notes.append)
-    loader, facts = loading._load(start, Path(fine.parts[0].path), hardware, catalog, notices)
+    start = place(REGISTRY, hardware, ModelOptions(name="llama-3-8b", quant=fine.quant, n_ctx=8192), catalog)
+    opener = LocalOpener(Notices(lambda *_: None, notes.append), REGISTRY, hardware)
+    monkeypatch.setattr(opener, "_catalog", catalog)
+    placed = PlacedFile(start, Path(fine.parts[0].path))
+    monkeypatch.setattr(opener, "find", lambda options: placed)
+    loader, facts = opener.loader(ModelOptions(name="llama-3-8b", n_ctx=8192), warm_up=False)
 
     assert all("\n" not in note and note.startswith("another program took the memory; trying again") for note in notes)
     steps = [note.split(" with ")[1] for note in notes]
@@ -265,8 +274,50 @@ def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(local, "LocalModelLoader", refuse)
     hardware = machine(gpu_gb=24)
-    start = place(REGISTRY, hardware, Wish(model="llama-3-8b"), EmptyCatalog())
+    start = place(REGISTRY, hardware, ModelOptions(name="llama-3-8b"), EmptyCatalog())
+    opener = LocalOpener(SILENT, REGISTRY, hardware)
+    monkeypatch.setattr(opener, "_catalog", EmptyCatalog())
+    monkeypatch.setattr(opener, "find", lambda options: PlacedFile(start, Path("x.gguf")))
     with pytest.raises(DoesNotFit, match="another program"):
-        loading._load(
-            start, Path("x.gguf"), hardware, EmptyCatalog(), loading.Notices(lambda *_: None, lambda note: None)
-        )  # type: ignore[arg-type]
+        opener.loader(ModelOptions(), warm_up=False)
+
+
+# --- provers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus_gb", "model", "quant"), [((24,), "mixtral-8x7b", "Q4_K_M"), ((24, 24), "llama-3-70b", "IQ4_XS")]
+)
+def test_a_prover_gets_the_whole_layout(
+    monkeypatch: pytest.MonkeyPatch, gpus_gb: tuple[int, ...], model: str, quant: str
+) -> None:
+    """Also experts in RAM and the split between cards: a layout cut down to a number of layers needs more than there is."""
+    given: list[EngineSettings] = []
+    monkeypatch.setattr(proof, "Prover", lambda path, settings, template: given.append(settings))
+    monkeypatch.setattr(local_opening, "read_local", lambda path: None)  # planned by the registry's figures
+    gpus = tuple(Gpu("RTX 3090", gb << 30, gb << 30, 936.0, index=at) for at, gb in enumerate(gpus_gb))
+    hardware = replace(machine(), gpus=gpus)
+    spec = REGISTRY.find(model)
+    assert isinstance(spec, ModelSpec)
+    LocalOpener(SILENT, REGISTRY, hardware).prover_of(spec, spec.file(quant), Path("x.gguf"))
+    planned = place_file(spec, spec.file(quant), hardware, ModelOptions(kv_type="f16"), None)
+    assert isinstance(planned, Placement) and given == [planned.settings]
+    assert (given[0].experts_in_ram > 0) == (model == "mixtral-8x7b") and len(given[0].tensor_split) in (0, len(gpus))
+    room = [*(gpu.free_bytes for gpu in gpus), hardware.ram_available_bytes]
+    assert all(need.total_bytes < free for need, free in zip(planned.demands, room, strict=True))
+
+
+def test_a_prover_never_steps_down_to_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DoesNotFit("another program took the memory")
+
+    monkeypatch.setattr(proof, "Prover", refuse)
+    monkeypatch.setattr(local_opening, "read_local", lambda path: None)
+    spec = REGISTRY.find("llama-3-8b")
+    assert isinstance(spec, ModelSpec)
+    notes: list[str] = []
+    opener = LocalOpener(Notices(lambda *_: None, notes.append), REGISTRY, machine(gpu_gb=24))
+    monkeypatch.setattr(opener, "_catalog", TwoFiles(spec))
+    with pytest.raises(DoesNotFit, match="another program"):
+        opener.prover_of(spec, TwoFiles(spec).here[1], Path("x.gguf"))
+    assert notes and not any("coarser" in note or "keys and values" in note for note in notes)

@@ -22,10 +22,12 @@ from storyfi_lite.machine.hardware import Gpu, Hardware
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import loader as loading
+from storyfi_lite.opening import local as local_opening
+from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory, weights
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, Wish, finer_than, place
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, finer_than, place
 from storyfi_lite.placement.step_down import step_down
 from storyfi_lite.protocol.limits import AIM_S
 
@@ -43,7 +45,7 @@ def machine(*gpus_gb: float, held_gb: float = 0, ram_gb: int = 64, names: tuple[
 
 
 def placed(hardware: Hardware, **wish: object) -> Placement:
-    return place(REGISTRY, hardware, Wish(**wish), EmptyCatalog())  # type: ignore[arg-type]
+    return place(REGISTRY, hardware, ModelOptions(**wish), EmptyCatalog())  # type: ignore[arg-type]
 
 
 # --- predicted and reported ------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def test_pain_1_out_of_memory_after_the_load(gb: int) -> None:
 def test_pain_2_memory_left_idle(gb: int) -> None:
     """A model larger than the card fills it to within one more layer."""
     hardware = machine(gb)
-    best = placed(hardware, model="llama-3-70b", quant="Q4_K_M")
+    best = placed(hardware, name="llama-3-70b", quant="Q4_K_M")
     assert 0 < best.n_on_gpu < best.n_layers
     layer = best.file.size_bytes / best.n_layers
     idle = hardware.gpus[0].free_bytes - best.demands[0].total_bytes
@@ -152,16 +154,16 @@ def test_pain_3_other_processes() -> None:
     gpu = replace(machine(8).gpus[0], free_bytes=GIB, holders=("other-miner (pid 7, 7.0 GiB)",))
     full = replace(machine(8, ram_gb=4), gpus=(gpu,))
     with pytest.raises(DoesNotFit, match="held by other-miner"):
-        placed(full, model="llama-3-8b")
+        placed(full, name="llama-3-8b")
 
 
 def test_pain_4_several_gpus_and_experts() -> None:
     two = placed(machine(24, 24))
     assert two.spec.key == "llama-3-70b" and two.n_on_gpu == two.n_layers
     assert all(need.weights_bytes > 15 * GIB for need in two.demands[:-1])
-    fits_one = placed(machine(24, 12), model="llama-3-8b")
+    fits_one = placed(machine(24, 12), name="llama-3-8b")
     assert [need.weights_bytes > 0 for need in fits_one.demands[:-1]] == [True, False]  # the faster card alone
-    mixtral = placed(machine(12), model="mixtral-8x7b", quant="Q4_K_M")
+    mixtral = placed(machine(12), name="mixtral-8x7b", quant="Q4_K_M")
     assert mixtral.n_on_gpu == mixtral.n_layers and mixtral.settings.experts_in_ram > 0
 
 
@@ -169,9 +171,9 @@ def test_a_gpu_that_holds_nothing_is_left_alone() -> None:
     """llama.cpp takes memory on every GPU that it sees, for its context and to help with prompts: a full one must stay hidden."""
     full = Gpu("RTX 3060", 12 * GIB, 200 << 20, 360.0, index=1)
     beside = replace(machine(24), gpus=(*machine(24).gpus, full))
-    best = placed(beside, model="llama-3-8b")
+    best = placed(beside, name="llama-3-8b")
     assert best.settings.used_gpus(2) == [0] and best.demands[1].total_bytes == 0
-    alone = placed(replace(machine(12), gpus=(full,)), model="llama-3-8b")
+    alone = placed(replace(machine(12), gpus=(full,)), name="llama-3-8b")
     assert alone.n_on_gpu == 0 and alone.settings.used_gpus(1) == [] and alone.demands[0].total_bytes == 0
 
 
@@ -210,7 +212,7 @@ def test_pain_5_an_answer_before_the_download_with_reasons() -> None:
 
 def test_keys_and_values_are_quantized_before_layers_are_dropped() -> None:
     for tenth in range(60, 120):
-        best = placed(machine(tenth / 10), model="llama-3-8b", quant="Q6_K")
+        best = placed(machine(tenth / 10), name="llama-3-8b", quant="Q6_K")
         if best.n_on_gpu < best.n_layers:
             assert best.settings.kv_type != "f16"
         assert best.settings.n_ctx >= MIN_CONTEXT
@@ -226,7 +228,7 @@ class OneFile(EmptyCatalog):
 
 def test_what_is_here_is_run_whether_it_is_in_time_or_not() -> None:
     for gb, in_time in ((8, False), (80, True)):
-        best = place(REGISTRY, machine(gb), Wish(model="llama-3-70b"), OneFile())
+        best = place(REGISTRY, machine(gb), ModelOptions(name="llama-3-70b"), OneFile())
         assert OneFile().missing_bytes(best.spec, best.file) == 0
         assert (best.speed.blueprint_s <= AIM_S) == in_time
 
@@ -240,8 +242,8 @@ def test_little_ram_is_no_reason_to_leave_the_gpu_to_a_smaller_model(gb: int, ra
 
 def test_a_second_and_slower_card_slows_nothing() -> None:
     fast, slow = Gpu("RTX 3080", 10 * GIB, 10 * GIB, 760.0), Gpu("P40", 24 * GIB, 24 * GIB, 347.0, index=1)
-    alone = placed(replace(machine(10), gpus=(fast,)), model="mistral-7b", quant="Q8_0")
-    both = placed(replace(machine(10), gpus=(fast, slow)), model="mistral-7b", quant="Q8_0")
+    alone = placed(replace(machine(10), gpus=(fast,)), name="mistral-7b", quant="Q8_0")
+    both = placed(replace(machine(10), gpus=(fast, slow)), name="mistral-7b", quant="Q8_0")
     assert both.speed.tokens_per_s == alone.speed.tokens_per_s and both.settings.tensor_split[1] == 0
 
 
@@ -254,9 +256,11 @@ class Pulled(EmptyCatalog):
 
 def test_of_equally_paid_models_the_one_on_disk_is_run() -> None:
     assert placed(machine(8)).spec.key == "mistral-7b"
-    best = place(REGISTRY, machine(8), Wish(), Pulled())
+    best = place(REGISTRY, machine(8), ModelOptions(), Pulled())
     assert (best.spec.key, best.file.quant) == ("llama-3-8b", "Q4_K_M")
-    assert place(REGISTRY, machine(24, 24), Wish(), Pulled()).spec.key == "llama-3-70b"  # paid better: worth a download
+    assert (
+        place(REGISTRY, machine(24, 24), ModelOptions(), Pulled()).spec.key == "llama-3-70b"
+    )  # paid better: worth a download
 
 
 class Damaged(EmptyCatalog):
@@ -266,12 +270,12 @@ class Damaged(EmptyCatalog):
 
 
 def test_a_damaged_file_is_left_out_and_stops_nothing() -> None:
-    best = place(REGISTRY, machine(12), Wish(), Damaged())
+    best = place(REGISTRY, machine(12), ModelOptions(), Damaged())
     assert best.spec.key == "llama-3-8b"
     with pytest.raises(DoesNotFit, match="cut off"):
-        place(REGISTRY, machine(12), Wish(model="mistral-7b"), Damaged())
+        place(REGISTRY, machine(12), ModelOptions(name="mistral-7b"), Damaged())
     with pytest.raises(BadInput, match="cut off"):
-        place(REGISTRY, machine(12), Wish(model="mistral-7b", quant="Q8_0"), Damaged())
+        place(REGISTRY, machine(12), ModelOptions(name="mistral-7b", quant="Q8_0"), Damaged())
 
 
 def test_where_nothing_is_surely_in_time_the_window_itself_decides() -> None:
@@ -292,22 +296,22 @@ def test_policies_and_limits() -> None:
     assert placed(machine(24)).speed.blueprint_s <= AIM_S
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
     assert placed(machine(24), policy="largest").file.size_bytes >= placed(machine(24)).file.size_bytes
-    assert placed(machine(24), model="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
+    assert placed(machine(24), name="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
     with pytest.raises(DoesNotFit, match="made for 4096"):
-        placed(machine(80), model="yi-34b", n_ctx=32_768)
+        placed(machine(80), name="yi-34b", n_ctx=32_768)
     with pytest.raises(BadInput, match="API model"):
-        placed(machine(24), model="gpt-4-turbo")
+        placed(machine(24), name="gpt-4-turbo")
     with pytest.raises(BadInput, match="did you mean"):
-        placed(machine(24), model="llama-3-8")
+        placed(machine(24), name="llama-3-8")
     with pytest.raises(BadInput, match="no quantization"):
         placed(machine(24), min_quant="Q9")
 
 
 def test_the_ladder_goes_down_and_ends() -> None:
     hardware = machine(12)
-    current = placed(hardware, model="llama-3-8b", n_ctx=8192)
+    current = placed(hardware, name="llama-3-8b", n_ctx=8192)
     words = []
-    while step := step_down(current, hardware, EmptyCatalog()):
+    while step := step_down(current, ModelOptions(), hardware, EmptyCatalog()):
         assert step[0].speed.tokens_per_s <= current.speed.tokens_per_s * 1.1  # told anew, not kept from above
         current, said = step
         words.append(said)
@@ -319,9 +323,9 @@ def test_the_ladder_goes_down_and_ends() -> None:
 
 def test_a_mixture_steps_down_by_its_experts_first() -> None:
     hardware = machine(24)
-    current = placed(hardware, model="mixtral-8x7b", quant="Q4_K_M")
+    current = placed(hardware, name="mixtral-8x7b", quant="Q4_K_M")
     in_ram = current.settings.experts_in_ram
-    while step := step_down(current, hardware, EmptyCatalog()):
+    while step := step_down(current, ModelOptions(), hardware, EmptyCatalog()):
         lower, said = step
         if "experts" in said:
             assert lower.settings.experts_in_ram > current.settings.experts_in_ram
@@ -347,10 +351,10 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
             super().__init__(model, settings, gpu_memory_gb)
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
-    monkeypatch.setattr(loading, "probe", machine)
+    monkeypatch.setattr(local_opening, "probe", machine)
     notes: list[str] = []
-    wanted = loading.ModelChoice(name="smollm2-135m")
-    loader, facts = loading.open_loader(wanted, loading.Notices(lambda *_: None, notes.append))
+    wanted = ModelOptions(name="smollm2-135m")
+    loader, facts = loading.open_loader(wanted, local_opening.Notices(lambda *_: None, notes.append))
     try:
         assert notes == ["another program took the memory; trying again with keys and values as q8_0"]
         assert loader.claim.model_name == facts["model"] == "smollm2-135m"
@@ -361,5 +365,5 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
 
 def test_gpu_memory_of_the_claim_is_that_of_the_gpus_used() -> None:
     hardware = machine(24, 12)
-    best = placed(hardware, model="llama-3-8b")
-    assert loading.gpu_memory_gb(best, hardware) == 24.0
+    best = placed(hardware, name="llama-3-8b")
+    assert local_opening.gpu_memory_gb(best, hardware) == 24.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts import make_gguf
 from storyfi_lite.engine.replay import Replay
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput
@@ -46,8 +48,23 @@ def honest(small_model_path: Path) -> StoryResponse:
 
 @pytest.fixture(scope="module")
 def prover(small_model_path: Path) -> Iterator[Prover]:
-    with Prover(small_model_path, n_threads=1) as prover:
+    with Prover(small_model_path, EngineSettings(n_threads=1)) as prover:
         yield prover
+
+
+def test_a_mixture_with_experts_in_ram_is_proven(tmp_path: Path) -> None:
+    """Written and replayed with the layout that a small card gets; the file is made up, llama.cpp and the rule are real."""
+    path = tmp_path / "mixture.gguf"
+    make_gguf.write(path, replace(make_gguf.SMALL["mixtral"], layers=2), False, "Q8_0", None)
+    layout = EngineSettings(n_ctx=4096, n_threads=1, experts_in_ram=1)
+    request = REQUEST.model_copy(update={"max_tokens": 1400})
+    loader = LocalModelLoader(LocalModel(path, "mixture", "Q8_0", "someone", 1.0), layout)
+    try:
+        response = to_response(loader.submit(Job(request, SEED, time.monotonic() + 300)).result())
+    finally:
+        loader.close()
+    with Prover(path, layout) as prover:
+        assert prover.prove(request, response, SEED).status == "proven"
 
 
 def changed(response: StoryResponse, proof: dict[str, Any] | None = None, **fields: Any) -> StoryResponse:

@@ -13,9 +13,9 @@ from storyfi_lite.models.registry import load_registry
 from storyfi_lite.protocol.messages import StoryResponse
 from storyfi_lite.validator import (
     Evidence,
-    Proof,
     RewardPolicy,
     Score,
+    Verdict,
     load_policy,
     moving_average,
     pool,
@@ -96,26 +96,33 @@ def test_memory_that_no_card_has_pays_nothing(mission: RewardPolicy, memory: flo
     ("claim", "proof", "multiplier", "says"),
     [
         (ClaimedModel("llama-3-70b"), None, 0.5, "not proven"),
-        (ClaimedModel("llama-3-70b"), Proof("inconclusive", "llama-3-70b"), 0.5, "not proven"),
-        (ClaimedModel("llama-3-70b"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
-        (ClaimedModel("meta-llama/Meta-Llama-3-70B-Instruct"), Proof("proven", "llama-3-70b"), 1.5, "is proven"),
+        (ClaimedModel("llama-3-70b"), Verdict("inconclusive", model="llama-3-70b"), 0.5, "not proven"),
+        (ClaimedModel("llama-3-70b"), Verdict("proven", model="llama-3-70b"), 1.5, "is proven"),
+        (
+            ClaimedModel("meta-llama/Meta-Llama-3-70B-Instruct"),
+            Verdict("proven", model="llama-3-70b"),
+            1.5,
+            "is proven",
+        ),
         (
             ClaimedModel("llama-3-70b", 192.0),
-            Proof("proven", "llama-3-70b"),
+            Verdict("proven", model="llama-3-70b"),
             1.5,
             "is proven",
         ),  # memory is a claim, too
-        (ClaimedModel("llama-3-70b"), Proof("refuted", "llama-3-70b"), 0.0, "refuted"),
-        (ClaimedModel("llama-3-70b"), Proof("proven", "llama-3-8b"), 0.0, "the replay proves llama-3-8b"),
-        (ClaimedModel("gemma-7b"), Proof("proven", "gemma-7b"), 0.9, "is proven"),
+        (ClaimedModel("llama-3-70b"), Verdict("refuted", model="llama-3-70b"), 0.0, "refuted"),
+        (ClaimedModel("llama-3-70b"), Verdict("proven", model="llama-3-8b"), 0.0, "the replay proves llama-3-8b"),
+        (ClaimedModel("gemma-7b"), Verdict("proven", model="gemma-7b"), 0.9, "is proven"),
         (ClaimedModel("a-model-of-my-own", 192.0), None, 0.5, "not proven"),
-        (ClaimedModel("a-model-of-my-own"), Proof("proven", "a-model-of-my-own"), 0.5, "not proven"),
-        (ClaimedModel("gpt-4-turbo"), Proof("proven", "gpt-4-turbo"), 0.5, "not proven"),
+        (ClaimedModel("a-model-of-my-own"), Verdict("proven", model="a-model-of-my-own"), 0.5, "not proven"),
+        (ClaimedModel("gpt-4-turbo"), Verdict("proven", model="gpt-4-turbo"), 0.5, "not proven"),
         (ClaimedModel("llama-3-70b", 96.0, "APIFallbackLoader"), None, 0.5, "API"),
-        (ClaimedModel("llama-3-70b", 96.0, "something else"), Proof("proven", "llama-3-70b"), 0.5, "API"),
+        (ClaimedModel("llama-3-70b", 96.0, "something else"), Verdict("proven", model="llama-3-70b"), 0.5, "API"),
     ],
 )
-def test_the_proof_rule_is_the_default(claim: ClaimedModel, proof: Proof | None, multiplier: float, says: str) -> None:
+def test_the_proof_rule_is_the_default(
+    claim: ClaimedModel, proof: Verdict | None, multiplier: float, says: str
+) -> None:
     given = reward(Score(80.0, ()), claim, proof)
     assert (given.base, given.multiplier, given.final) == (80.0, multiplier, 80.0 * multiplier)
     assert says in given.reason
@@ -132,7 +139,7 @@ def test_no_lie_pays_more_than_the_truth_of_an_api() -> None:
 
 def test_a_response_is_a_claim() -> None:
     response = StoryResponse.model_validate_json(as_bytes(ENGLISH))
-    assert reward(Score(60.0, ()), response, Proof("proven", "llama-3-70b")).final == 90.0
+    assert reward(Score(60.0, ()), response, Verdict("proven", model="llama-3-70b")).final == 90.0
 
 
 # --- the policy file ---------------------------------------------------------------------------------------------
@@ -143,7 +150,9 @@ def test_an_owner_changes_the_policy(tmp_path: Path) -> None:
     policy = load_policy(changed(tmp_path, proof=proof, models={"llama-3-70b": 2.0}, api_multiplier=0.4))
     claim = ClaimedModel("llama-3-70b", 80.0)
     assert reward(Score(10.0, ()), claim, policy=policy).multiplier == 0.25
-    assert reward(Score(10.0, ()), claim, Proof("proven", "llama-3-70b"), policy).multiplier == pytest.approx(2.2)
+    assert reward(Score(10.0, ()), claim, Verdict("proven", model="llama-3-70b"), policy).multiplier == pytest.approx(
+        2.2
+    )
     assert reward(Score(10.0, ()), ClaimedModel("x", 0.0, "APIFallbackLoader"), policy=policy).multiplier == 0.4
 
 
@@ -193,7 +202,7 @@ def test_a_key_that_is_missing_is_refused(tmp_path: Path) -> None:
 def after(*statuses: Status, model: str = "llama-3-8b", start: Evidence | None = None) -> Evidence:
     evidence = start or Evidence()
     for status in statuses:
-        evidence = pool(evidence, Proof(status, model), DEFAULT)
+        evidence = pool(evidence, Verdict(status, model=model), DEFAULT)
     return evidence
 
 
@@ -220,7 +229,7 @@ def test_several_answers_are_pooled_before_a_reward_changes(statuses: list[Statu
 def test_a_proof_of_the_small_model_says_nothing_of_the_large_one() -> None:
     evidence = after("proven", "proven", "proven", "proven")
     evidence = after("proven", model="llama-3-70b", start=evidence)
-    assert standing(evidence, "llama-3-70b", DEFAULT) == Proof("inconclusive", "llama-3-70b")
+    assert standing(evidence, "llama-3-70b", DEFAULT) == Verdict("inconclusive", model="llama-3-70b")
 
 
 def test_a_new_name_does_not_wash_a_miner_clean() -> None:

@@ -26,17 +26,18 @@ import pytest
 
 from storyfi_lite.chain.types import MetagraphSnapshot, Neuron, WriteResult
 from storyfi_lite.errors import BadInput, Busy, ConfigError, LiteError, Unavailable
-from storyfi_lite.models.registry import load_registry
+from storyfi_lite.models.registry import ModelSpec, load_registry
 from storyfi_lite.models.store import Store
+from storyfi_lite.options import ChainOptions
 from storyfi_lite.protocol.messages import parse_request, parse_response
 from storyfi_lite.protocol.seed import challenge_seed
-from storyfi_lite.rounds.audit import Auditor, Candidate, Finding, KnownFile, choose, known_files
+from storyfi_lite.rounds.audit import Auditor, Candidate, KnownFile, choose, known_files
 from storyfi_lite.rounds.loop import ValidateOptions, _Loop
 from storyfi_lite.rounds.query import Reply, Target, ask, client, query
 from storyfi_lite.rounds.questions import STAGES, Question, Story, draw, made_up
 from storyfi_lite.rounds.round import Report, Rules, judge_round
 from storyfi_lite.rounds.state import Outcome, Standing, State
-from storyfi_lite.validator import CopyIndex, Evidence, Proof, Verdict, fingerprint, load_policy, verify
+from storyfi_lite.validator import CopyIndex, Evidence, Prover, Verdict, fingerprint, load_policy, verify
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, header
 from tests.miner_server import BLUEPRINT, MINER, VALIDATOR, make_miner, running
 from tests.test_dendrite import PYTHON
@@ -250,12 +251,29 @@ def test_the_budget_favours_high_claims_new_miners_and_those_refuted_before() ->
     assert len(choose(candidates, 3, POLICY, dice)) == 3 and choose(candidates, 0, POLICY, dice) == []
 
 
+def listed(model: str, quant: str, path: Path) -> KnownFile:
+    spec = REGISTRY.find(model)
+    assert isinstance(spec, ModelSpec)
+    return KnownFile("a" * 64, path, spec, spec.file(quant))
+
+
+def opened_never(file: KnownFile) -> Prover:
+    raise AssertionError("no replay was needed")
+
+
+def validate_options(chain: ChainOptions, **changes: Any) -> ValidateOptions:
+    one_round: dict[str, Any] = {
+        "rounds": 1, "interval_s": 0.0, "timeout_s": 5.0, "proofs": 0, "model_paths": (), "n_threads": 1,
+        "policy_path": None, "inputs_path": None, "dry_run": False, "state_dir": None,
+    }  # fmt: skip
+    return ValidateOptions(chain=chain, **(one_round | changes))
+
+
 def test_a_header_that_names_another_models_file_is_refuted_without_a_replay(tmp_path: Path) -> None:
-    file = KnownFile("a" * 64, tmp_path / "never-opened", "smollm2-135m", "Q4_1", None)
-    auditor = Auditor({file.sha256: file}, REGISTRY)
-    found = auditor.prove([some("5F", 1.0)])
-    assert found["5F"].proof == Proof("refuted", "llama-3-70b")
-    assert "names a file of smollm2-135m" in found["5F"].verdict.reason
+    file = listed("smollm2-135m", "Q4_1", tmp_path / "never-opened")
+    verdict = Auditor({file.sha256: file}, REGISTRY, opened_never).prove([some("5F", 1.0)])["5F"]
+    assert (verdict.status, verdict.model) == ("refuted", "llama-3-70b")
+    assert "names a file of smollm2-135m" in verdict.reason
 
 
 def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Path) -> None:
@@ -267,13 +285,14 @@ def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Pa
     assert outcome.standings["old"].evidence == TRUSTED.evidence
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    file = KnownFile("a" * 64, broken, "llama-3-70b", "Q4_K_M", None)
-    assert Auditor({file.sha256: file}, REGISTRY).prove([some("5F", 1.0)]) == {}
+    file = listed("llama-3-70b", "Q4_K_M", broken)
+    auditor = Auditor({file.sha256: file}, REGISTRY, lambda file: Prover(file.path))
+    assert auditor.prove([some("5F", 1.0)]) == {}
 
 
 def test_closing_waits_for_the_replay_in_hand_and_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C must not free a file's memory under a replay that reads it."""
-    auditor, begun, go_on, proven = Auditor({}, REGISTRY), threading.Event(), threading.Event(), []
+    auditor, begun, go_on, proven = Auditor({}, REGISTRY, opened_never), threading.Event(), threading.Event(), []
 
     def slow(one: Candidate) -> None:
         begun.set()
@@ -296,7 +315,7 @@ def test_closing_waits_for_the_replay_in_hand_and_starts_no_other(monkeypatch: p
 
 def test_files_to_replay_with_are_the_registrys(small_model_path: Path, tmp_path: Path) -> None:
     files = known_files(REGISTRY, Store(tmp_path), [small_model_path])
-    assert [(file.model, file.quant) for file in files.values()] == [("smollm2-135m", "Q4_1")]
+    assert [(file.spec.key, file.file.quant) for file in files.values()] == [("smollm2-135m", "Q4_1")]
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUF")
     with pytest.raises(BadInput, match=r"no file of models\.yaml"):
@@ -312,12 +331,12 @@ def reply(data: Any = ENGLISH, elapsed_s: float = 10.0, **changes: Any) -> Reply
     return Reply(as_bytes(data, **changes), elapsed_s, 1)
 
 
-def verdicts(**statuses: Any) -> Callable[[Sequence[Candidate]], Mapping[str, Finding]]:
+def verdicts(**statuses: Any) -> Callable[[Sequence[Candidate]], Mapping[str, Verdict]]:
     """Replays that end as told, for those who are drawn."""
 
-    def prove(drawn: Sequence[Candidate]) -> Mapping[str, Finding]:
+    def prove(drawn: Sequence[Candidate]) -> Mapping[str, Verdict]:
         return {
-            one.hotkey: Finding(Proof(statuses[one.hotkey], "llama-3-70b"), Verdict(statuses[one.hotkey], "as told"))
+            one.hotkey: Verdict(statuses[one.hotkey], "as told", model="llama-3-70b")
             for one in drawn
             if one.hotkey in statuses
         }
@@ -423,7 +442,7 @@ def test_the_rounds_record_is_json_with_every_miner() -> None:
 
 def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None:
     """Also weights: a state that saw a higher block than the chain has is another chain's, and does not stop them."""
-    options = ValidateOptions(92, "dev", "v", "d", None, 1, 0.0, 5.0, 0, (), 1, None, None, False, None)
+    options = validate_options(ChainOptions(netuid=92, network="dev", wallet="v", hotkey="d"))
     state, sent = State(None), []
     state.save(Outcome({"gone": Standing(100.0), "deregistered": Standing(100.0)}, [], None, "{}"))
     state.weights_set(6_500_000)
@@ -441,7 +460,7 @@ def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None
         session: Any = SimpleNamespace(
             snapshot=MetagraphSnapshot(92, 1000, 0.0, tuple(neurons)), set_weights=set_weights
         )
-        loop = _Loop(options, WALLET, session, state, Auditor({}, REGISTRY), replace(RULES, files=()), [])
+        loop = _Loop(options, WALLET, session, state, Auditor({}, REGISTRY, opened_never), replace(RULES, files=()), [])
         shown: list[Report] = []
         asyncio.run(loop.run(shown.append))
     row = rows(shown[0])["gone"]
@@ -552,15 +571,13 @@ def test_validate_says_what_is_wrong_before_it_asks_anybody(tmp_path: Path) -> N
     from storyfi_lite.rounds.loop import run
 
     (tmp_path / "empty").write_text("\n")
-    options = ValidateOptions(
-        108, f"dev:{tmp_path}", "validator", "default", None, 1, 0.0, 5.0, 0, (), 1, None, tmp_path / "empty", False, tmp_path
-    )  # fmt: skip
+    chain = ChainOptions(netuid=108, network=f"dev:{tmp_path}", wallet="validator", hotkey="default")
+    options = validate_options(chain, inputs_path=tmp_path / "empty", state_dir=tmp_path)
     with pytest.raises(BadInput, match="one a line"):
         run(options, lambda report: None)
     with pytest.raises(LiteError, match="btcli wallet create"):
-        run(
-            replace(options, network="nowhere", inputs_path=None, wallet_path=tmp_path / "wallets"), lambda report: None
-        )
+        elsewhere = replace(chain, network="nowhere", wallet_path=tmp_path / "wallets")
+        run(replace(options, chain=elsewhere, inputs_path=None), lambda report: None)
 
 
 def test_the_request_that_is_sent_is_one_that_a_miner_takes() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,23 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from storyfi_lite.engine.engine import Engine
-    from storyfi_lite.placement.plan import PlacementPolicy
+    from storyfi_lite.options import ModelOptions
 
 
 @click.command()
-@model_options
-@placement_options
+@model_options(placement_options)
 @json_option
-def command(
-    model_name: str | None,
-    model_path: Path | None,
-    quant: str | None,
-    ctx: int | None,
-    n_threads: int | None,
-    policy: PlacementPolicy,
-    min_quant: str | None,
-    as_json: bool,
-) -> None:
+def command(model: ModelOptions, as_json: bool) -> None:
     """Load the model that `mine` would load, write blueprints, one and then more at once, and say how fast.
 
     "free" is llama.cpp alone, without a grammar. The seconds are of a whole blueprint, of the slowest where several are
@@ -46,11 +35,11 @@ def command(
     storyfi-lite bench --model.name mistral-7b --json > speed.json
     """
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.opening.loader import ModelChoice, Notices, open_local
+    from storyfi_lite.opening.loader import open_local
+    from storyfi_lite.opening.local import Notices
 
     with DownloadProgress() as progress:
-        choice = ModelChoice(model_name, model_path, quant, ctx, n_threads, policy, min_quant)
-        loader, facts = open_local(choice, Notices(progress.update, progress.note))
+        loader, facts = open_local(model, Notices(progress.update, progress.note))
     found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
 
     def show() -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import time
+from typing import TYPE_CHECKING
 
 import click
 
-from storyfi_lite.cli.options import json_option, threads_option
+from storyfi_lite.cli.options import json_option, model_options
+
+if TYPE_CHECKING:
+    from storyfi_lite.opening.local import LocalOpener
+    from storyfi_lite.options import ModelOptions
+    from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+
+TIMEOUT_S = 3600.0  # of one answer
 
 # Inputs of several kinds and languages: the honest margin moves with the prompt.
 STORIES = (
@@ -19,32 +26,38 @@ STORIES = (
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--answers", default=20, show_default=True, type=click.IntRange(6, 10_000), help="How many to write and replay."
 )
-@threads_option
+@model_options()
 @json_option
-def command(file: Path, answers: int, n_threads: int | None, as_json: bool) -> None:
-    """Write honest answers with FILE, replay each, and keep the file's limits for `prove`.
+def command(answers: int, model: ModelOptions, as_json: bool) -> None:
+    """Write honest answers with a model file, replay each, and keep the file's limits for `prove`.
+
+    The file is held in memory once: first all answers are written, then all are replayed.
 
     \b
-    storyfi-lite calibrate model.gguf
-    storyfi-lite calibrate model.gguf --answers 100
+    storyfi-lite calibrate --model.path model.gguf
+    storyfi-lite calibrate --model.name mistral-7b --quant Q4_K_M --answers 100
     """
     from storyfi_lite.errors import BadInput
+    from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.validator import proof
 
+    opener = LocalOpener(SILENT)
+    written = _honest_answers(opener, model, answers)
     replays = []
-    with proof.Prover(file, n_threads=n_threads or 0) as prover:
-        for request, response in _honest_answers(file, answers, n_threads):
-            replays.append(prover.replay(request, response))
-            one = replays[-1]
+    with opener.prover(model) as prover:
+        for request, response in written:
+            one = prover.replay(request, response)
             if one.refuted:
                 raise BadInput(f"an honest answer does not replay: {one.refuted}; please report this file")
+            replays.append(one)
             click.echo(
-                f"{len(replays)}/{answers}: mean margin {one.mean_margin:.4f}, {len(one.margins)} positions", err=True
+                f"replayed {len(replays)}/{answers}: mean margin {one.mean_margin:.4f}, {len(one.margins)} positions",
+                err=True,
             )
+        assert response.proof is not None  # a local loader's answer has one
         calibration = proof.calibrate(prover.sha256, replays, response.proof.engine)
     place = proof.save_calibration(calibration)
     if as_json:
@@ -63,20 +76,21 @@ def command(file: Path, answers: int, n_threads: int | None, as_json: bool) -> N
     click.echo(f"kept in {place}")
 
 
-def _honest_answers(file: Path, answers: int, n_threads: int | None) -> Any:
+def _honest_answers(opener: LocalOpener, model: ModelOptions, answers: int) -> list[tuple[StoryRequest, StoryResponse]]:
     """Requests and responses, as a miner with this file gives them."""
-    import time
-
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
-    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
     from storyfi_lite.protocol.messages import StoryRequest
 
-    quiet = Notices(lambda name, done, total: None, lambda note: None)
-    loader, _ = open_loader(ModelChoice(path=file, n_threads=n_threads), quiet)
+    loader, facts = opener.loader(model, warm_up=False)
+    click.echo(f"{facts['model']} {facts['quantization']}, {facts['placed']}", err=True)
+    written = []
     try:
         for number in range(answers):
             request = StoryRequest(task_type="blueprint", user_input=STORIES[number % len(STORIES)], max_tokens=900)
-            yield request, to_response(loader.submit(Job(request, number, time.monotonic() + 3600)).result())
+            answer = loader.submit(Job(request, number, time.monotonic() + TIMEOUT_S)).result()
+            written.append((request, to_response(answer)))
+            click.echo(f"written {len(written)}/{answers}: {answer.completion_tokens} tokens", err=True)
     finally:
         loader.close()
+    return written

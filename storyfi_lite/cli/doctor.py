@@ -8,15 +8,13 @@ from pathlib import Path
 
 import click
 
+from storyfi_lite.cli.options import chain_options
+
 MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")}
 
 
 @click.command(name="doctor")
-@click.option("--network", "-n", "--subtensor.network", "network", default="test", show_default=True)
-@click.option("--netuid", type=click.IntRange(0, 65535), default=108, show_default=True)
-@click.option("--wallet", "-w", "--wallet.name", "wallet_name", default="miner", show_default=True)
-@click.option("--wallet-hotkey", "-H", "--wallet.hotkey", "hotkey", default="default", show_default=True)
-@click.option("--wallet-path", "--wallet.path", "wallet_path", type=click.Path(path_type=Path), default=None)
+@chain_options("miner")
 @click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True)
 @click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
 @click.option("--model.name", "model", envvar="MODEL_NAME", default=None)

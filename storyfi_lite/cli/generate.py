@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ from storyfi_lite.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from storyfi_lite.placement.plan import PlacementPolicy
+    from storyfi_lite.options import ModelOptions
 
 TIMEOUT_S = 3600.0
 
@@ -41,9 +40,7 @@ TIMEOUT_S = 3600.0
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=Number(0, 5), help="[default: 0.7]")
-@model_options
-@placement_options
-@api_options
+@model_options(placement_options, api_options)
 @click.option(
     "--json",
     "as_json",
@@ -58,19 +55,7 @@ def command(
     seed: int | None,
     max_tokens: int | None,
     temperature: float | None,
-    model_name: str | None,
-    model_path: Path | None,
-    quant: str | None,
-    ctx: int | None,
-    n_threads: int | None,
-    policy: PlacementPolicy,
-    min_quant: str | None,
-    fallback_api: str | None,
-    api_base_url: str | None,
-    api_key_file: Path | None,
-    daily_tokens: int | None,
-    api_prices: tuple[tuple[str, float, float], ...],
-    daily_usd: float | None,
+    model: ModelOptions,
     as_json: bool,
 ) -> None:
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
@@ -84,7 +69,8 @@ def command(
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
-    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+    from storyfi_lite.opening.loader import open_loader
+    from storyfi_lite.opening.local import Notices
     from storyfi_lite.protocol.messages import parse_request
 
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
@@ -93,24 +79,7 @@ def command(
     asked.constraint(request), asked.messages(request)  # a mistake is told before a model is chosen and fetched
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
-        loader, facts = open_loader(
-            ModelChoice(
-                model_name,
-                model_path,
-                quant,
-                ctx,
-                n_threads,
-                policy,
-                min_quant,
-                fallback_api,
-                api_base_url,
-                api_key_file,
-                daily_tokens,
-                api_prices,
-                daily_usd,
-            ),
-            Notices(progress.update, progress.note),
-        )
+        loader, facts = open_loader(model, Notices(progress.update, progress.note))
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
         job = Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)

@@ -20,9 +20,7 @@ from storyfi_lite.cli.options import Number, api_options, chain_options, model_o
 )
 @click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
 @click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]")
-@model_options
-@placement_options
-@api_options
+@model_options(placement_options, api_options)
 @click.option(
     "--min-stake",
     "min_stake_tao",

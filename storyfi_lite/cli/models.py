@@ -44,11 +44,12 @@ def command(hardware: Path | None, as_json: bool) -> None:
 
 def _local(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]:
     from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.placement.plan import Wish, place_one
+    from storyfi_lite.options import ModelOptions
+    from storyfi_lite.placement.plan import place_one
 
     here = [file.quant for file in spec.files if not catalog.missing_bytes(spec, file)]
     try:
-        found = place_one(spec, machine, Wish(), catalog)
+        found = place_one(spec, machine, ModelOptions(), catalog)
     except DoesNotFit as error:
         return _row(spec.key, spec.tier, spec.multiplier, fits="does not fit", reason=str(error), here=here)
     return _row(

@@ -1,7 +1,8 @@
-"""Options that several commands share. No heavy import."""
+"""Options that several commands share, handed to them as the objects of options.py. No heavy import."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -53,12 +54,16 @@ class _Price(click.ParamType):
         return model, prompt_usd, completion_usd
 
 
-threads_option = click.option(
-    "--threads",
-    "n_threads",
-    type=click.IntRange(1, 1024),
-    help="CPU threads; fewer than the cores where other programs are busy.  [default: the physical cores]",
-)
+def _threads(parameter: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--threads",
+        parameter,
+        type=click.IntRange(1, 1024),
+        help="CPU threads; fewer than the cores where other programs are busy.  [default: the physical cores]",
+    )
+
+
+threads_option = _threads("n_threads")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 hardware_option = click.option(
     "--hardware",
@@ -66,6 +71,90 @@ hardware_option = click.option(
     metavar="FILE.json",
     help="Plan for the machine that this file describes.",
 )
+
+
+def chain_options(wallet: str) -> Callable[[Any], Any]:
+    """Which subnet and which wallet, in the mission's dotted names and btcli's, as `chain: ChainOptions`. `wallet`: the
+    default's name."""
+    return _as_object(
+        "chain",
+        _chain,
+        click.option(
+            "--netuid", "chain_netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney."
+        ),
+        click.option(
+            "--subtensor.network",
+            "--network",
+            "-n",
+            "chain_network",
+            default="test",
+            show_default=True,
+            help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
+        ),
+        click.option("--wallet.name", "--wallet", "-w", "chain_wallet", default=wallet, show_default=True),
+        click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "chain_hotkey", default="default", show_default=True),
+        click.option(
+            "--wallet.path",
+            "--wallet-path",
+            "chain_wallet_path",
+            type=click.Path(path_type=Path),
+            help="Directory of the wallets.",
+        ),
+    )
+
+
+def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[Any], Any]:
+    """Which model, as `model: ModelOptions`; `more`: `placement_options`, `api_options`. Without `path`, for plans only."""
+    named = click.option(
+        "--model.name",
+        "model_name",
+        envvar="MODEL_NAME",
+        help="A model of the registry.  [default: the best that fits]",
+    )
+    pointed_at = click.option(
+        "--model.path",
+        "model_path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Any GGUF file.",
+    )
+    loaded = (pointed_at, _threads("model_n_threads")) if path else ()
+    quant = click.option("--quant", "model_quant", help="A quantization of --model.name, for example Q4_K_M.")
+    ctx = click.option(
+        "--ctx",
+        "model_n_ctx",
+        type=click.IntRange(min=512),
+        help="Tokens of context for each answer.  [default: 4096]",
+    )
+    return _as_object("model", _model, named, *loaded, quant, ctx, *more)
+
+
+def _chain(**fields: Any) -> Any:
+    from storyfi_lite.options import ChainOptions
+
+    return ChainOptions(**fields)
+
+
+def _model(**fields: Any) -> Any:
+    """`api_…` fields are those of ApiOptions."""
+    from storyfi_lite.options import ApiOptions, ModelOptions
+
+    api = {name: fields.pop(name) for name in list(fields) if name.startswith("api_")}
+    return ModelOptions(**fields, api=ApiOptions(**{name.removeprefix("api_"): value for name, value in api.items()}))
+
+
+def _as_object(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The options, whose values reach the command as one object, made of the parameters that begin with its name."""
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def gathered(*args: Any, **flags: Any) -> Any:
+            own = {flag: flags.pop(flag) for flag in list(flags) if flag.startswith(f"{name}_")}
+            made = make(**{flag.removeprefix(f"{name}_"): value for flag, value in own.items()})
+            return command(*args, **flags, **{name: made})
+
+        return _together(*options)(gathered)
+
+    return decorate
 
 
 def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -77,74 +166,40 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def chain_options(wallet: str) -> Callable[[Any], Any]:
-    """Which subnet and which wallet, in the mission's dotted names and btcli's. `wallet`: the default's name."""
-    return _together(
-        click.option("--netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney."),
-        click.option(
-            "--subtensor.network",
-            "--network",
-            "-n",
-            "network",
-            default="test",
-            show_default=True,
-            help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
-        ),
-        click.option("--wallet.name", "--wallet", "-w", "wallet", default=wallet, show_default=True),
-        click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "hotkey", default="default", show_default=True),
-        click.option(
-            "--wallet.path", "--wallet-path", "wallet_path", type=click.Path(path_type=Path), help="Directory."
-        ),
-    )
-
-
-model_options = _together(
-    click.option(
-        "--model.name",
-        "model_name",
-        envvar="MODEL_NAME",
-        help="A model of the registry.  [default: the best that fits]",
-    ),
-    click.option(
-        "--model.path",
-        "model_path",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Any GGUF file.",
-    ),
-    click.option("--quant", help="A quantization of --model.name, for example Q4_K_M."),
-    click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer."),
-    threads_option,
-)
 placement_options = _together(
     click.option(
         "--policy",
+        "model_policy",
         type=click.Choice(["reward", "fastest", "largest"]),
         default="reward",
         show_default=True,
         help="What the best model is: the best paid, the fastest, or the largest, among those fast enough.",
     ),
-    click.option("--min-quant", help="Take no coarser file than this.  [default: Q3_K_M]"),
+    click.option("--min-quant", "model_min_quant", help="Take no coarser file than this.  [default: Q3_K_M]"),
 )
 api_options = _together(
     click.option(
         "--model.fallback_api",
-        "fallback_api",
+        "model_api_fallback",
         type=click.Choice(["gemini", "openai"]),
         help="Answer through this API (half reward) when no local model can run.",
     ),
-    click.option("--api.base-url", "api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),
+    click.option("--api.base-url", "model_api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),
     click.option(
         "--api.key-file",
-        "api_key_file",
+        "model_api_key_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=….",
     ),
     click.option(
-        "--api.daily-tokens", "daily_tokens", type=click.IntRange(min=1), help="Use no more API tokens than this a day."
+        "--api.daily-tokens",
+        "model_api_daily_tokens",
+        type=click.IntRange(min=1),
+        help="Use no more API tokens than this a day.",
     ),
     click.option(
         "--api.price",
-        "api_prices",
+        "model_api_prices",
         type=_Price(),
         multiple=True,
         metavar="MODEL=PROMPT,COMPLETION",
@@ -152,7 +207,7 @@ api_options = _together(
     ),
     click.option(
         "--api.daily-usd",
-        "daily_usd",
+        "model_api_daily_usd",
         type=Number(min=0, min_open=True),
         help="Spend no more US dollars than this a day; needs --api.price.",
     ),

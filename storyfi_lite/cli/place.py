@@ -8,29 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from storyfi_lite.cli.options import hardware_option, json_option, placement_options
+from storyfi_lite.cli.options import hardware_option, json_option, model_options, placement_options
 
 if TYPE_CHECKING:
+    from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.memory import Demand
-    from storyfi_lite.placement.plan import Placement, PlacementPolicy
+    from storyfi_lite.placement.plan import Placement
 
 
 @click.command()
-@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.  [default: the best]")
-@click.option("--quant", help="A quantization, for example Q4_K_M.")
-@click.option("--ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.  [default: 4096]")
-@placement_options
+@model_options(placement_options, path=False)
 @hardware_option
 @json_option
-def command(
-    model_name: str | None,
-    quant: str | None,
-    ctx: int | None,
-    policy: PlacementPolicy,
-    min_quant: str | None,
-    hardware: Path | None,
-    as_json: bool,
-) -> None:
+def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     """Say which model file fits this machine best, what it will take on each device, how fast it should be, and why
     no better-paid one. Loads and fetches nothing. Speeds are predictions.
 
@@ -45,12 +35,11 @@ def command(
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.store import Store
     from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
-    from storyfi_lite.placement.plan import Wish, place
+    from storyfi_lite.placement.plan import place
 
     machine = from_json(hardware) if hardware else probe()
     catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    wish = Wish(policy, model_name, quant, ctx, min_quant or Wish.min_quant)
-    found = place(load_registry(), machine, wish, catalog)
+    found = place(load_registry(), machine, model, catalog)
     if machine.fault:
         click.echo(machine.fault, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))

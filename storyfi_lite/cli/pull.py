@@ -27,10 +27,11 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.store import Store
-    from storyfi_lite.opening.loader import choose_file
+    from storyfi_lite.opening.local import file_to_pull
+    from storyfi_lite.options import ModelOptions
 
     store = Store(models_dir)
-    spec, file = choose_file(load_registry(), store, model, quant)
+    spec, file = file_to_pull(load_registry(), store, ModelOptions(name=model, quant=quant))
     missing = store.missing_bytes(spec, file)
     if dry_run:
         path = store.path(spec, file)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, threads_option
+from storyfi_lite.cli.options import TASK_NAMES, api_options, model_options, placement_options
 from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
+    from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest
 
 TIMEOUT_S = 7200.0
@@ -26,15 +27,8 @@ TIMEOUT_S = 7200.0
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: random]")
-@click.option("--model.name", "model_name", envvar="MODEL_NAME", help="A model of the registry.")
-@click.option(
-    "--model.path", "model_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any GGUF file."
-)
-@threads_option
-def command(
-    text: str, output: Path | None, count: int, seed: int | None, model_name: str | None, model_path: Path | None,
-    n_threads: int | None,
-) -> None:  # fmt: skip
+@model_options(placement_options, api_options)
+def command(text: str, output: Path | None, count: int, seed: int | None, model: ModelOptions) -> None:
     """Write a blueprint for TEXT, then characters, story arc and chapters. One JSON object, valid at every stage.
 
     \b
@@ -43,7 +37,8 @@ def command(
     """
     from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.opening.loader import ModelChoice, Notices, open_loader
+    from storyfi_lite.opening.loader import open_loader
+    from storyfi_lite.opening.local import Notices
 
     tasks.get("blueprint").messages(
         _request("blueprint", {"user_input": text})
@@ -52,8 +47,7 @@ def command(
     if output is not None:
         _write(output, "")  # nor is a directory that cannot be written to
     with DownloadProgress() as progress:
-        choice = ModelChoice(model_name, model_path, n_threads=n_threads)
-        loader, facts = open_loader(choice, Notices(progress.update, progress.note))
+        loader, facts = open_loader(model, Notices(progress.update, progress.note))
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
         story = _stages(loader, text, seed, list(range(1, count + 1)))

@@ -59,11 +59,14 @@ class Vocabulary:
         """Token ids of `text`. With `special` false, text that looks like a control token stays text."""
         data = text.encode()
         room = len(data) + 8
-        ids = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._handle, data, len(data), ids, room, False, special)
-        if count < 0:
-            raise EngineError("llama.cpp could not tokenize the prompt")
-        return list(ids[:count])
+        while True:
+            ids = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(self._handle, data, len(data), ids, room, False, special)
+            if count >= 0:
+                return list(ids[:count])
+            if -count <= room:
+                raise EngineError("llama.cpp could not tokenize the prompt")
+            room = -count  # more tokens than bytes: a vocabulary that spells a space as three byte tokens
 
     @property
     def bos(self) -> int | None:

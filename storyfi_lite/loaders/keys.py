@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from storyfi_lite.errors import ConfigError
+from storyfi_lite.options import Provider
 
+API_KEYS: dict[Provider, str] = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}  # the environment's names
 MASK = "********"
 MAX_KEY_FILE_BYTES = 65_536
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
 from storyfi_lite import __version__
 from storyfi_lite.errors import BadInput, Unavailable
-from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.gpus import watch_gpus
@@ -27,6 +26,9 @@ from storyfi_lite.miner.lifecycle import serve
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
 from storyfi_lite.miner.service import StoryService
+from storyfi_lite.opening.loader import open_loader
+from storyfi_lite.opening.local import Notices
+from storyfi_lite.options import ChainOptions, ModelOptions
 from storyfi_lite.wire.btauth import BtAuth
 from storyfi_lite.wire.dendrite import Dendrite
 from storyfi_lite.wire.transport import Transport
@@ -42,32 +44,16 @@ NONCE_RETENTION_S = 120.0
 DEV_HOST, PUBLIC_HOST = "127.0.0.1", "0.0.0.0"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MineOptions:
-    """`storyfi-lite mine`'s flags, by the names that cli/mine.py gives them."""
+    """`storyfi-lite mine`'s flags. `host` and `port`: where the miner listens; `external_*`: what validators call."""
 
-    netuid: int
-    network: str
-    wallet: str
-    hotkey: str
-    wallet_path: Path | None
+    chain: ChainOptions
+    model: ModelOptions
     port: int
     host: str | None
     external_ip: str | None
     external_port: int | None
-    model_name: str | None
-    model_path: Path | None
-    quant: str | None
-    ctx: int | None
-    n_threads: int | None
-    policy: Literal["reward", "fastest", "largest"]
-    min_quant: str | None
-    fallback_api: str | None
-    api_base_url: str | None
-    api_key_file: Path | None
-    daily_tokens: int | None
-    api_prices: tuple[tuple[str, float, float], ...]
-    daily_usd: float | None
     min_stake_tao: float
     any_neuron: bool
     rate_per_minute: float
@@ -99,14 +85,17 @@ async def _run(options: MineOptions) -> None:
     from storyfi_lite.chain import connect, open_wallet
 
     policy = _policy(options)
-    wallet = open_wallet(options.network, options.wallet, options.hotkey, options.wallet_path)
+    chain = options.chain
+    wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
     hotkey = wallet.hotkey.ss58_address
     async with AsyncExitStack() as opened:
         nonces = SqliteNonceStore(_state_dir(options) / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
         opened.callback(nonces.close)
-        session = await connect(options.network, wallet, options.netuid)
+        session = await connect(chain.network, wallet, chain.netuid)
         opened.push_async_callback(session.close)
-        loader, model = await _in_thread(lambda: open_loader(options))
+        loader, model = await _in_thread(
+            lambda: open_loader(options.model, Notices(_log_progress(), log.info), warm_up=True)
+        )
         opened.callback(loader.close)
         transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
         require_retention(nonces.retention, [transport.window_s for transport in transports])
@@ -148,28 +137,6 @@ async def _in_thread(work: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-def open_loader(options: MineOptions) -> tuple[Loader, Mapping[str, str]]:
-    """The loader that these options ask for, ready to answer, and the status page's card about it."""
-    from storyfi_lite.opening import loader as opening
-
-    wanted = opening.ModelChoice(
-        options.model_name,
-        options.model_path,
-        options.quant,
-        options.ctx,
-        options.n_threads,
-        options.policy,
-        options.min_quant,
-        options.fallback_api,
-        options.api_base_url,
-        options.api_key_file,
-        options.daily_tokens,
-        options.api_prices,
-        options.daily_usd,
-    )
-    return opening.open_loader(wanted, opening.Notices(_log_progress(), log.info), warm_up=True)
-
-
 def _log_progress() -> Callable[[str, int, int], None]:
     """A line every ten percent."""
     tenths: dict[str, int] = {}
@@ -202,7 +169,7 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
 def _host(options: MineOptions) -> str:
     if options.host is not None:
         return options.host
-    return DEV_HOST if options.network.partition(":")[0] == "dev" else PUBLIC_HOST
+    return DEV_HOST if options.chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
 
 
 def _state_dir(options: MineOptions) -> Path:
@@ -229,7 +196,7 @@ def _miner_card(options: MineOptions, hotkey: str, session: ChainSession) -> dic
     neuron = session.own_neuron
     card = {
         "hotkey": hotkey,
-        "network": f"{', '.join(map(printable, options.network.split(',')))}, netuid {options.netuid}",
+        "network": f"{', '.join(map(printable, options.chain.network.split(',')))}, netuid {options.chain.netuid}",
         "version": __version__,
     }
     if neuron is None:

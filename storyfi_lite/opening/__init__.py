@@ -1,6 +1,6 @@
-"""From what the user wants to a loader that answers: options, placement, file, model or API. The only way to open one.
+"""From what the user wants (options.py) to something that runs it. The only way to open a model, for every command.
 
-options   what the user wants, validated once
-loader    the decision: a local model, an API, or one behind the other
+loader    who writes: a local model, an API, or one behind the other
+local     a model file on this machine: placement -> file -> loader or prover
 api       the API loaders
 """

@@ -36,10 +36,12 @@ def margin_for(exact: bool, size_bytes: int) -> int:
 
 
 class Fitter:
-    """Asks memory.demand for one model; remembers the machine's room."""
+    """Asks memory.demand for one model; remembers the machine's room. `kv_type` None tries several."""
 
-    def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware) -> None:
+    def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware, kv_type: KVType | None = None) -> None:
         self.arch, self.weights = arch, weights
+        self._kv_types = (kv_type,) if kv_type else KV_TYPES
+        self._kv_where_tight: KVType = kv_type or "q8_0"
         spare = margin_for(weights.exact, weights.host_bytes)
         self._gpus = hardware.usable_gpus
         self.gpu_room = [gpu.free_bytes - GPU_MARGIN_BYTES - spare // len(self._gpus) for gpu in self._gpus]
@@ -58,14 +60,14 @@ class Fitter:
     def best(self, base: EngineSettings) -> Fit | None:
         """None: it does not fit at all."""
         if not self._gpus:
-            return self._first([replace(base, n_gpu_layers=0, kv_type=kv) for kv in KV_TYPES])
+            return self._first([replace(base, n_gpu_layers=0, kv_type=kv) for kv in self._kv_types])
         return self._whole(base) or self._experts(base) or self._part(base)
 
     def _first(self, tries: list[EngineSettings]) -> Fit | None:
         return next((fit for settings in tries if (fit := self.check(settings))), None)
 
     def _whole(self, base: EngineSettings) -> Fit | None:
-        for kv in KV_TYPES:
+        for kv in self._kv_types:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
                 more = [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 else []
@@ -79,12 +81,12 @@ class Fitter:
         everything = self.arch.block_count + 1
 
         def attempt(count: int) -> Fit | None:
-            return self._with_layers(replace(base, kv_type="q8_0", experts_in_ram=count), everything)
+            return self._with_layers(replace(base, kv_type=self._kv_where_tight, experts_in_ram=count), everything)
 
         return _least(1, self.arch.block_count, attempt)
 
     def _part(self, base: EngineSettings) -> Fit | None:
-        quantized = replace(base, kv_type="q8_0")
+        quantized = replace(base, kv_type=self._kv_where_tight)
         layers = self.arch.block_count
 
         def attempt(dropped: int) -> Fit | None:

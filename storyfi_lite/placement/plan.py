@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
@@ -12,31 +12,18 @@ from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
 from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import SPARE_BYTES
+from storyfi_lite.options import MIN_QUANT, ModelOptions, PlacementPolicy
 from storyfi_lite.placement import memory, speed, weights
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.memory import Demand
 from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
 
-PlacementPolicy = Literal["reward", "fastest", "largest"]
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
-MIN_QUANT = "Q3_K_M"
 # bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
 QUANT_BITS = {"IQ2_XXS": 2.1, "IQ2_XS": 2.3, "Q2_K": 2.6, "IQ3_XS": 3.3, "Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_0": 4.5,
               "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "F16": 16.0}  # fmt: skip
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user decided; None leaves it to the machine."""
-
-    policy: PlacementPolicy = "reward"
-    model: str | None = None
-    quant: str | None = None
-    n_ctx: int | None = None
-    min_quant: str = MIN_QUANT
-    n_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +80,15 @@ class Placement:
 
 
 def place_file(
-    spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, header: Header | None
+    spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, header: Header | None
 ) -> Placement | DoesNotFit:
     """The best way to run one file, or why there is none. Without its header, by the registry's figures."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
-    if wish.n_ctx and wish.n_ctx > arch.context_length:
-        return DoesNotFit(f"{wish.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
+    if options.n_ctx and options.n_ctx > arch.context_length:
+        return DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
-    base = EngineSettings(n_ctx=wish.n_ctx or MIN_CONTEXT, n_threads=wish.n_threads or 0)
-    fit = Fitter(arch, loads, hardware).best(base)
+    base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
+    fit = Fitter(arch, loads, hardware, options.kv_type).best(base)
     if fit is None:
         return DoesNotFit(_why_not(spec, file, loads, hardware))
     predicted = speed.predict(arch, loads, fit.settings, hardware)
@@ -126,14 +113,14 @@ def finer_than(minimum: str, file: GGUFFile) -> bool:
     return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
 
 
-def place(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
+def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
     """Raises DoesNotFit with every model's reason, or BadInput for an unknown or API model."""
-    if wish.model:
-        return _named(registry, hardware, wish, catalog)
+    if options.name:
+        return _named(registry, hardware, options, catalog)
     found: list[Placement] = []
     refused: dict[str, str] = {}
     for spec in registry.local:
-        best = _best_of(spec, hardware, wish, catalog)
+        best = _best_of(spec, hardware, options, catalog)
         if isinstance(best, str):
             refused[spec.key] = best
         else:
@@ -158,10 +145,10 @@ def place(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog) 
         "fastest": _by_speed,
         "largest": _by_size,
     }
-    best = max(found, key=ranks[wish.policy])
+    best = max(found, key=ranks[options.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
-    why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + wish.policy)}" for key in better)
-    return replace(best, reasons=(*_explain(best, wish), *why_not))
+    why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + options.policy)}" for key in better)
+    return replace(best, reasons=(*_explain(best, options), *why_not))
 
 
 def _too_slow(one: Placement, allowed_s: float) -> str:
@@ -171,12 +158,12 @@ def _too_slow(one: Placement, allowed_s: float) -> str:
     )
 
 
-def _named(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
-    spec = registry.find(wish.model or "")
+def _named(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
+    spec = registry.find(options.name or "")
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
-    best = place_one(spec, hardware, wish, catalog)
-    reasons = ["you named it", *_explain(best, wish)]
+    best = place_one(spec, hardware, options, catalog)
+    reasons = ["you named it", *_explain(best, options)]
     if best.speed.blueprint_s > FULL_MARKS_S:
         reasons.append(
             f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
@@ -184,46 +171,52 @@ def _named(registry: Registry, hardware: Hardware, wish: Wish, catalog: Catalog)
     return replace(best, reasons=tuple(reasons))
 
 
-def place_one(spec: ModelSpec, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement:
+def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
     """The best way to run one model, in time or not. Raises DoesNotFit."""
-    best = _best_of(spec, hardware, wish, catalog)
+    best = _best_of(spec, hardware, options, catalog)
     if isinstance(best, str):
         raise DoesNotFit(best)
     return best
 
 
-def _best_of(spec: ModelSpec, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement | str:
+def _best_of(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement | str:
     """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
-    if wish.quant:
+    if options.quant:
         files = (
-            [spec.file(wish.quant)]
-            if wish.model
-            else [f for f in spec.files if f.quant.casefold() == wish.quant.casefold()]
+            [spec.file(options.quant)]
+            if options.name
+            else [f for f in spec.files if f.quant.casefold() == options.quant.casefold()]
         )
     else:
-        files = [file for file in spec.files if finer_than(wish.min_quant, file)]
+        files = [file for file in spec.files if finer_than(options.min_quant or MIN_QUANT, file)]
     if not files:
-        return f"it has no file of {wish.quant}" if wish.quant else f"it has no file as fine as {wish.min_quant}"
-    tried = [_try(spec, file, hardware, wish, catalog) for file in files]
+        return (
+            f"it has no file of {options.quant}"
+            if options.quant
+            else f"it has no file as fine as {options.min_quant or MIN_QUANT}"
+        )
+    tried = [_try(spec, file, hardware, options, catalog) for file in files]
     placed = [result for result in tried if isinstance(result, Placement)]
     if not placed:
         return str(tried[0])
     in_time = [p for p in placed if p.speed.blueprint_s <= AIM_S]
-    if wish.policy == "fastest":
+    if options.policy == "fastest":
         return max(placed, key=_by_speed)
     if not in_time:  # no reason to fetch another one
         return max(placed, key=lambda p: (_at_hand(p, catalog), p.speed.tokens_per_s))
     return max(in_time, key=lambda p: (_at_hand(p, catalog), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
 
 
-def _try(spec: ModelSpec, file: GGUFFile, hardware: Hardware, wish: Wish, catalog: Catalog) -> Placement | DoesNotFit:
+def _try(
+    spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, catalog: Catalog
+) -> Placement | DoesNotFit:
     missing, free = catalog.missing_bytes(spec, file), hardware.disk_free_bytes
     if missing and missing + SPARE_BYTES > free:
         return DoesNotFit(f"{file.quant} is {missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free")
     try:
-        return place_file(spec, file, hardware, wish, catalog.header(spec, file))
+        return place_file(spec, file, hardware, options, catalog.header(spec, file))
     except BadInput as error:
-        if wish.quant:
+        if options.quant:
             raise
         return DoesNotFit(str(error))  # one damaged file does not stop the others
 
@@ -243,9 +236,9 @@ def _by_size(placement: Placement) -> int:
     return placement.file.size_bytes
 
 
-def _explain(best: Placement, wish: Wish) -> tuple[str, ...]:
+def _explain(best: Placement, options: ModelOptions) -> tuple[str, ...]:
     source = "the file's header" if best.loads.exact else "models.yaml"
     return (
-        f"policy {wish.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",
+        f"policy {options.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",
         f"sizes from {source}; speed from {best.speed.basis}",
     )

@@ -10,28 +10,31 @@ from dataclasses import replace
 
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import KV_TYPES
-from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, Wish, place_file
+from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, place_file
 
 LAYERS_A_STEP = 0.1  # of all layers
 
 
-def step_down(placement: Placement, hardware: Hardware, catalog: Catalog) -> tuple[Placement, str] | None:
+def step_down(
+    placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
+) -> tuple[Placement, str] | None:
     """The next rung and what changed, in words; None at the bottom."""
-    changed = _next(placement)
+    changed = _next(placement, options)
     if changed is None:
-        return _coarser(placement, hardware, catalog)
+        return None if options.quant or options.path else _coarser(placement, options, hardware, catalog)
     settings, words = changed
     return placement.at(settings, hardware), words
 
 
-def _next(placement: Placement) -> tuple[EngineSettings, str] | None:
+def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, str] | None:
     settings, blocks = placement.settings, placement.arch.block_count
     step = max(1, round(blocks * LAYERS_A_STEP))
     if settings.n_slots > 1:
         return replace(settings, n_slots=1), "one request at a time"
-    if settings.kv_type != KV_TYPES[-1]:
+    if options.kv_type is None and settings.kv_type != KV_TYPES[-1]:
         kv = KV_TYPES[KV_TYPES.index(settings.kv_type) + 1]
         return replace(settings, kv_type=kv), f"keys and values as {kv}"
     if settings.n_gpu_layers > 0 and placement.arch.expert_count and settings.experts_in_ram < blocks:
@@ -45,12 +48,14 @@ def _next(placement: Placement) -> tuple[EngineSettings, str] | None:
     return None
 
 
-def _coarser(placement: Placement, hardware: Hardware, catalog: Catalog) -> tuple[Placement, str] | None:
+def _coarser(
+    placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
+) -> tuple[Placement, str] | None:
     spec, bits = placement.spec, QUANT_BITS.get(placement.file.quant, 99.0)
-    wish = Wish(n_ctx=placement.settings.n_ctx, n_threads=placement.settings.n_threads)
+    options = replace(options, n_ctx=placement.settings.n_ctx)
     for file in sorted(spec.files, key=lambda file: -QUANT_BITS.get(file.quant, 0.0)):
         if QUANT_BITS.get(file.quant, 99.0) < bits and not catalog.missing_bytes(spec, file):
-            smaller = place_file(spec, file, hardware, wish, catalog.header(spec, file))
+            smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
             if isinstance(smaller, Placement):
                 return smaller, f"the coarser file {file.quant}"
     return None

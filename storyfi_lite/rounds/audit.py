@@ -10,28 +10,27 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storyfi_lite.errors import BadInput, LiteError
-from storyfi_lite.models.registry import ModelSpec, Registry
+from storyfi_lite.models.registry import GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-from storyfi_lite.validator import Evidence, Proof, Prover, RewardPolicy, Verdict
+from storyfi_lite.validator import Evidence, Prover, RewardPolicy, Verdict
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file that replays can be made with. `model`: the registry's key."""
+    """A file that replays can be made with. `sha256`: of a split file, the first part's, as a miner's header has it."""
 
     sha256: str
     path: Path
-    model: str
-    quant: str
-    chat_template: str | None
+    spec: ModelSpec
+    file: GGUFFile
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,20 @@ class Candidate:
     evidence: Evidence
 
 
-@dataclass(frozen=True)
-class Finding:
-    proof: Proof
-    verdict: Verdict
-
-
 def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) -> dict[str, KnownFile]:
     """By sha256. A file of `paths` must be one of the registry's, byte for byte; raises BadInput if it is none."""
     from storyfi_lite.models.digest import file_sha256
 
     found = {}
     for spec, file, path in store.complete_files(registry):
-        one = KnownFile(file_sha256(path), path, spec.key, file.quant, spec.chat_template)
-        found[one.sha256] = one  # of a split file: the first part's, as a miner's header has it
+        sha256 = file_sha256(path)
+        found[sha256] = KnownFile(sha256, path, spec, file)
     pinned = {part.sha256: (spec, file) for spec in registry.local for file in spec.files for part in file.parts}
     for path in paths:
         sha256 = file_sha256(path)
         if sha256 not in pinned:
             raise BadInput(f"{path} is no file of models.yaml: its sha256 is {sha256}")
-        spec, file = pinned[sha256]
-        found[sha256] = KnownFile(sha256, path, spec.key, file.quant, spec.chat_template)
+        found[sha256] = KnownFile(sha256, path, *pinned[sha256])
     return found
 
 
@@ -114,22 +106,26 @@ def weight(one: Candidate, policy: RewardPolicy) -> float:
 
 
 class Auditor:
-    """Replays answers, one file in memory at a time. `prove` in one thread; `close` may come from another meanwhile."""
+    """Replays answers, one file in memory at a time. `prove` in one thread; `close` may come from another meanwhile.
 
-    def __init__(self, files: Mapping[str, KnownFile], registry: Registry, n_threads: int | None = None) -> None:
+    `open_prover` loads a file with the whole layout that this machine has for it (opening/local.py)."""
+
+    def __init__(
+        self, files: Mapping[str, KnownFile], registry: Registry, open_prover: Callable[[KnownFile], Prover]
+    ) -> None:
         self.files = files
         self._registry = registry
-        self._n_threads = n_threads
+        self._open_prover = open_prover
         self._open: tuple[str, Prover] | None = None
         self._stopped = False
         self._in_use = threading.Lock()  # the file's memory, which close() frees
 
-    def prove(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
+    def prove(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
         """By hotkey. An answer that could not be replayed for our own reasons is left out, and the log says why."""
         with self._in_use:
             return self._prove_all(chosen)
 
-    def _prove_all(self, chosen: Iterable[Candidate]) -> dict[str, Finding]:
+    def _prove_all(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
         found = {}
         for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
             if self._stopped:
@@ -140,21 +136,20 @@ class Auditor:
                 log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
         return found
 
-    def _prove(self, one: Candidate) -> Finding:
+    def _prove(self, one: Candidate) -> Verdict:
         claimed = claimed_model(self._registry, one.response)
         assert one.response.proof is not None and claimed is not None  # or it were no Candidate
         file = self.files[one.response.proof.model_sha256]
-        if file.model != claimed.key:
-            verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.model}")
+        if file.spec.key != claimed.key:
+            verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.spec.key}")
         else:
             verdict = self._prover(file).prove(one.request, one.response, one.seed)
-        return Finding(Proof(verdict.status, claimed.key), verdict)
+        return replace(verdict, model=claimed.key)
 
     def _prover(self, file: KnownFile) -> Prover:
         if self._open is None or self._open[0] != file.sha256:
             self._close_file()
-            prover = Prover(file.path, file.chat_template, self._n_threads or 0, _layers_on_gpu(file, self._registry))
-            self._open = (file.sha256, prover)
+            self._open = (file.sha256, self._open_prover(file))
         return self._open[1]
 
     def close(self) -> None:
@@ -167,19 +162,3 @@ class Auditor:
         if self._open is not None:
             self._open[1].close()
             self._open = None
-
-
-def _layers_on_gpu(file: KnownFile, registry: Registry) -> int:
-    """As many as this machine's placement would take."""
-    from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.machine.hardware import probe
-    from storyfi_lite.models.gguf import read_local
-    from storyfi_lite.placement.plan import Wish, place_file
-
-    spec = next(spec for spec in registry.local if spec.key == file.model)
-    parts = spec.file(file.quant)
-    header = read_local(file.path) if len(parts.parts) == 1 else None
-    placement = place_file(spec, parts, probe(), Wish(), header)
-    if isinstance(placement, DoesNotFit):
-        raise placement
-    return placement.settings.n_gpu_layers

@@ -21,13 +21,15 @@ import platformdirs
 from storyfi_lite.errors import BadInput, LiteError
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.models.store import Store
+from storyfi_lite.opening.local import SILENT, LocalOpener
+from storyfi_lite.options import ChainOptions
 from storyfi_lite.protocol.messages import MAX_USER_INPUT_CHARS
-from storyfi_lite.rounds.audit import Auditor, known_files
+from storyfi_lite.rounds.audit import Auditor, KnownFile, known_files
 from storyfi_lite.rounds.query import Reply, Target, client, query
 from storyfi_lite.rounds.questions import Question, draw
 from storyfi_lite.rounds.round import Report, Rules, judge_round
 from storyfi_lite.rounds.state import State
-from storyfi_lite.validator import CopyIndex, load_policy, weights
+from storyfi_lite.validator import CopyIndex, Prover, load_policy, weights
 from storyfi_lite.validator.reward import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -40,15 +42,11 @@ log = logging.getLogger(__name__)
 WEIGHTS_EVERY_BLOCKS = 100  # the chain's own limit, on most subnets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ValidateOptions:
-    """`storyfi-lite validate`'s flags, by the names that cli/validate.py gives them."""
+    """`storyfi-lite validate`'s flags. `model_paths`: files to replay with, beside those that were pulled."""
 
-    netuid: int
-    network: str
-    wallet: str
-    hotkey: str
-    wallet_path: Path | None
+    chain: ChainOptions
     rounds: int | None
     interval_s: float
     timeout_s: float
@@ -72,12 +70,18 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
     registry = load_registry()
     inputs = _inputs(options.inputs_path)
     policy = load_policy(options.policy_path or DEFAULT_POLICY, registry)
-    wallet = open_wallet(options.network, options.wallet, options.hotkey, options.wallet_path)
+    chain = options.chain
+    wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
     files = await asyncio.to_thread(known_files, registry, Store(), options.model_paths)
-    auditor = Auditor(files, registry, options.n_threads)
+    opener = LocalOpener(SILENT, registry)
+
+    def open_prover(file: KnownFile) -> Prover:
+        return opener.prover_of(file.spec, file.file, file.path, options.n_threads)
+
+    auditor = Auditor(files, registry, open_prover)
     rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs, auditor.files)
     with contextlib.closing(_state(options, wallet)) as state, contextlib.closing(auditor):
-        session = await connect(options.network, wallet, options.netuid)
+        session = await connect(chain.network, wallet, chain.netuid)
         try:
             await session.start()
             _say_what_is_checked(auditor, options, session)
@@ -104,7 +108,9 @@ def _state(options: ValidateOptions, wallet: Wallet) -> State:
     from storyfi_lite.chain.networks import dev_directory
 
     root = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
-    subnet = "dev" if dev_directory(options.network) else f"netuid-{options.netuid}"  # whatever the endpoint is called
+    subnet = (
+        "dev" if dev_directory(options.chain.network) else f"netuid-{options.chain.netuid}"
+    )  # whatever the endpoint is called
     kept = State(root / wallet.hotkey.ss58_address / subnet / "validator.sqlite")
     if not options.dry_run:
         return kept
@@ -113,7 +119,7 @@ def _state(options: ValidateOptions, wallet: Wallet) -> State:
 
 
 def _say_what_is_checked(auditor: Auditor, options: ValidateOptions, session: ChainSession) -> None:
-    names = sorted(f"{file.model} {file.quant}" for file in auditor.files.values())
+    names = sorted(f"{file.spec.key} {file.file.quant}" for file in auditor.files.values())
     log.info("replays at most %d answers a round, of: %s", options.proofs, ", ".join(names) or "nothing")
     if not names:
         log.warning("no model file is here, so no claim can be proven\n  storyfi-lite pull MODEL --quant QUANT")
@@ -191,7 +197,7 @@ class _Loop:
 
         snapshot = self._session.snapshot
         neurons = snapshot.neurons if snapshot is not None else ()
-        public = is_public(self._options.network)
+        public = is_public(self._options.chain.network)
         return {
             neuron.hotkey_ss58: neuron.axon
             for neuron in neurons

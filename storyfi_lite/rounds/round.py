@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 from storyfi_lite.models.registry import Registry
 from storyfi_lite.protocol.seed import challenge_seed
-from storyfi_lite.rounds.audit import Candidate, Finding, candidate, choose, claimed_model
+from storyfi_lite.rounds.audit import Candidate, candidate, choose, claimed_model
 from storyfi_lite.rounds.query import Reply
 from storyfi_lite.rounds.questions import Question, Story
 from storyfi_lite.rounds.state import Outcome, Standing
@@ -25,10 +25,10 @@ from storyfi_lite.validator import (
     Entry,
     Evidence,
     Fingerprint,
-    Proof,
     Reward,
     RewardPolicy,
     Score,
+    Verdict,
     Verification,
     fingerprint,
     moving_average,
@@ -42,7 +42,7 @@ from storyfi_lite.validator import (
 log = logging.getLogger(__name__)
 
 MAX_PROBLEM_CHARS = 500
-Prove = Callable[[Sequence[Candidate]], Mapping[str, Finding]]
+Prove = Callable[[Sequence[Candidate]], Mapping[str, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def judge_round(
         if isinstance(reply, Reply)
     }
     drawn = choose([one.candidate for one in seen.values() if one.candidate], rules.proofs, rules.policy, dice)
-    findings = prove(drawn)
-    scores = _scores(question, seen, findings, index)
+    verdicts = prove(drawn)
+    scores = _scores(question, seen, verdicts, index)
     rows, after = [], {}
     for hotkey, reply in replies.items():
         before = standings.get(hotkey, Standing())
         if isinstance(reply, str):
             row = Row(hotkey, before.wire, None, False, "", "", 0.0, "", 0.0, 0.0, 0.0, reply)
         else:
-            row, before = _pay(hotkey, seen[hotkey], scores[hotkey], findings.get(hotkey), before, rules)
+            row, before = _pay(hotkey, seen[hotkey], scores[hotkey], verdicts.get(hotkey), before, rules)
         average = moving_average(before.average, row.final, rules.policy)
         rows.append(replace(row, average=average))
         after[hotkey] = replace(before, average=average)
@@ -144,10 +144,10 @@ def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules
 
 
 def _scores(
-    question: Question, seen: Mapping[str, _Seen], findings: Mapping[str, Finding], index: CopyIndex
+    question: Question, seen: Mapping[str, _Seen], verdicts: Mapping[str, Verdict], index: CopyIndex
 ) -> dict[str, Score]:
     """Those who came first are the originals, unless a proof says who wrote it."""
-    proven = {hotkey for hotkey, one in findings.items() if one.proof.status == "proven"}
+    proven = {hotkey for hotkey, one in verdicts.items() if one.status == "proven"}
     arrivals = {hotkey: at for at, hotkey in enumerate(seen)}
     prints = {hotkey: one.print for hotkey, one in seen.items() if one.print is not None}
     entries = [Entry(print, float(arrivals[hotkey]), hotkey in proven) for hotkey, print in prints.items()]
@@ -159,18 +159,18 @@ def _scores(
 
 
 def _pay(
-    hotkey: str, one: _Seen, base: Score, finding: Finding | None, before: Standing, rules: Rules
+    hotkey: str, one: _Seen, base: Score, verdict: Verdict | None, before: Standing, rules: Rules
 ) -> tuple[Row, Standing]:
     response, evidence = one.answer.response, before.evidence
-    if finding is not None:
-        evidence = pool(evidence, finding.proof, rules.policy)
+    if verdict is not None:
+        evidence = pool(evidence, verdict, rules.policy)
     paid = Reward(0.0, 0.0, 0.0, "not an answer")
     if response is not None:
-        paid = reward(base, response, _proof_of(one, finding, evidence, rules), rules.policy, rules.registry)
+        paid = reward(base, response, _proof_of(one, verdict, evidence, rules), rules.policy, rules.registry)
     log.info(paid.log_line(hotkey))
     problems = [base.zeroed or "", "" if base.zeroed else "; ".join(one.answer.problems[:2])]
-    if finding is not None and finding.proof.status == "refuted":
-        problems.append(finding.verdict.reason)
+    if verdict is not None and verdict.status == "refuted":
+        problems.append(verdict.reason)
     row = Row(
         hotkey,
         one.reply.wire,
@@ -179,7 +179,7 @@ def _pay(
         response.model_name[:60] if response else "",
         response.miner_mode if response else "",
         base.total,
-        _proof_word(one, finding),
+        _proof_word(one, verdict),
         paid.multiplier,
         paid.final,
         0.0,
@@ -188,7 +188,7 @@ def _pay(
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
 
 
-def _proof_of(one: _Seen, finding: Finding | None, evidence: Evidence, rules: Rules) -> Proof | None:
+def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> Verdict | None:
     """What speaks for this answer: the miner's standing, if the answer could be replayed at all, and no replay of it failed.
     Else a miner with a good standing would write the rest by any means."""
     assert one.answer.response is not None
@@ -196,15 +196,15 @@ def _proof_of(one: _Seen, finding: Finding | None, evidence: Evidence, rules: Ru
     if model is None:
         return None
     pooled = standing(evidence, model.key, rules.policy)
-    failed = finding is not None and finding.proof.status != "proven"
+    failed = verdict is not None and verdict.status != "proven"
     if pooled.status == "proven" and (one.candidate is None or failed):
-        return Proof("inconclusive", model.key)
+        return Verdict("inconclusive", model=model.key)
     return pooled
 
 
-def _proof_word(one: _Seen, finding: Finding | None) -> str:
-    if finding is not None:
-        return finding.proof.status
+def _proof_word(one: _Seen, verdict: Verdict | None) -> str:
+    if verdict is not None:
+        return verdict.status
     return "no proof" if one.candidate is None else "not drawn"
 
 

@@ -5,7 +5,7 @@ llama.cpp unless a proof is asked for.
     score(response, context, history) -> Score   0 to 100, each part with what it saw
     reward(score, claim, proof) -> Reward        what the claim about the model is worth
     CopyIndex().compare(round) -> Likeness each  who copied whom
-    Prover(file).prove(request, response, seed)  did this file write it? -> Verdict; give reward() its status as a Proof
+    Prover(file).prove(request, response, seed)  did this file write it? -> Verdict, which reward() takes
 
 A round, whole (`answers`: hotkey -> bytes, seconds from request to answer by your clock, time of arrival):
 
@@ -22,12 +22,10 @@ A round, whole (`answers`: hotkey -> bytes, seconds from request to answer by yo
 """
 
 from storyfi_lite.validator.copies import UNCOMPARED, CopyIndex, Entry, Fingerprint, Likeness, fingerprint
-from storyfi_lite.validator.judge import Judge, judged
 from storyfi_lite.validator.proof import Prover, Verdict
 from storyfi_lite.validator.reward import (
     ClaimedModel,
     Evidence,
-    Proof,
     Reward,
     RewardPolicy,
     load_policy,
@@ -49,10 +47,8 @@ __all__ = [
     "Entry",
     "Evidence",
     "Fingerprint",
-    "Judge",
     "Likeness",
     "Part",
-    "Proof",
     "Prover",
     "Reward",
     "RewardPolicy",
@@ -60,7 +56,6 @@ __all__ = [
     "Verdict",
     "Verification",
     "fingerprint",
-    "judged",
     "load_policy",
     "moving_average",
     "pool",

@@ -67,15 +67,21 @@ UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, 0, "defaults")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason` is for people. Margins in nats; `limits` are those for proven and refuted at this number of positions."""
+    """What a replay says of an answer, or several replays of a miner (reward.standing). `reason` is for people. Margins in
+    nats; `limits` are those for proven and refuted at this number of positions. `model`: the registry's key of the file that
+    was replayed, which whoever replayed it knows; never the claimed name."""
 
     status: Status
-    reason: str
+    reason: str = ""
     mean_margin: float = 0.0
     match_rate: float = 0.0
     positions: int = 0
     limits: tuple[float, float] = (0.0, 0.0)
     calibrated: bool = False
+    model: str = ""
+
+
+NO_PROOF = Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
 
 
 def judge(replay: Replay, calibration: Calibration) -> Verdict:
@@ -104,11 +110,12 @@ class Prover:
 
     Raises BadInput, DoesNotFit or EngineError while loading."""
 
-    def __init__(self, path: Path, chat_template: str | None = None, n_threads: int = 0, n_gpu_layers: int = 0) -> None:
+    def __init__(self, path: Path, settings: EngineSettings | None = None, chat_template: str | None = None) -> None:
+        """`settings`: the whole layout of the weights. The context is made anew for each answer's length and KV type."""
         from storyfi_lite.engine.model import Model
         from storyfi_lite.engine.settings import EngineSettings
 
-        self._settings = EngineSettings(n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        self._settings = replace(settings or EngineSettings(), n_slots=1)
         self._path = path
         self.model: Model = Model(path, self._settings, chat_template)
         self._held: tuple[EngineSettings, Context, Replayer] | None = None
@@ -175,7 +182,7 @@ class Prover:
 
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
-            return Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
+            return NO_PROOF
         constraint = _task(request).constraint(request)
         claims = {
             "the sampler": (header.sampler, SAMPLER),
@@ -252,7 +259,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     rows = yaml.safe_load(path.read_text()) or {}
     fields = set(Calibration.__dataclass_fields__) - {"model_sha256"}
     if not isinstance(rows, dict) or any(not isinstance(row, dict) or set(row) != fields for row in rows.values()):
-        raise BadInput(f"{path} does not hold calibrations; make them with `storyfi-lite calibrate FILE`")
+        raise BadInput(f"{path} does not hold calibrations; make them with `storyfi-lite calibrate --model.path FILE`")
     return rows
 
 

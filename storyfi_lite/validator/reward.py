@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry
-from storyfi_lite.validator.proof import Status
+from storyfi_lite.validator.proof import Status, Verdict
 from storyfi_lite.validator.score import Score
 
 DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
@@ -37,15 +37,6 @@ class ClaimedModel(Protocol):
     def model_name(self) -> str: ...
     @property
     def gpu_memory_gb(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The status of a Verdict, or of several (`standing`). `model`: the registry key of the file that was replayed, which
-    whoever replayed it knows; never the claimed name."""
-
-    status: Status
-    model: str
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ def _default_policy() -> RewardPolicy:
 def reward(
     score: Score,
     claim: ClaimedModel,
-    proof: Proof | None = None,
+    proof: Verdict | None = None,
     policy: RewardPolicy | None = None,
     registry: Registry | None = None,
 ) -> Reward:
@@ -157,7 +148,7 @@ def reward(
     >>> claim = SimpleNamespace(miner_mode="LocalModelLoader", model_name="yi-34b", gpu_memory_gb=80.0)
     >>> reward(Score(80.0, ()), claim)
     Reward(base=80.0, multiplier=0.5, final=40.0, reason='yi-34b is not proven')
-    >>> reward(Score(80.0, ()), claim, Proof("proven", "yi-34b"))
+    >>> reward(Score(80.0, ()), claim, Verdict("proven", model="yi-34b"))
     Reward(base=80.0, multiplier=1.2, final=96.0, reason='yi-34b is proven')
     """
     policy, registry = policy or _default_policy(), registry or _default_registry()
@@ -167,7 +158,7 @@ def reward(
 
 
 def _by_mission(
-    claim: ClaimedModel, proof: Proof | None, policy: RewardPolicy, registry: Registry
+    claim: ClaimedModel, proof: Verdict | None, policy: RewardPolicy, registry: Registry
 ) -> tuple[float, str]:
     if claim.miner_mode != "LocalModelLoader":
         return policy.api_multiplier, "API mode"
@@ -179,7 +170,9 @@ def _by_mission(
     return figure * policy.large_gpu.factor, f"{name}, with {claim.gpu_memory_gb:g} GB"
 
 
-def _by_proof(claim: ClaimedModel, proof: Proof | None, policy: RewardPolicy, registry: Registry) -> tuple[float, str]:
+def _by_proof(
+    claim: ClaimedModel, proof: Verdict | None, policy: RewardPolicy, registry: Registry
+) -> tuple[float, str]:
     if claim.miner_mode != "LocalModelLoader":
         return policy.api_multiplier, "API mode"
     model, name = _find(registry, claim.model_name), f"{claim.model_name:.60}"
@@ -217,7 +210,7 @@ class Evidence:
     statuses: tuple[Status, ...] = ()
 
 
-def pool(evidence: Evidence, proof: Proof, policy: RewardPolicy) -> Evidence:
+def pool(evidence: Evidence, proof: Verdict, policy: RewardPolicy) -> Evidence:
     """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
     new name would wash a miner clean. What decides nothing is not kept: it would push out what does."""
     if proof.status == "inconclusive":
@@ -226,13 +219,13 @@ def pool(evidence: Evidence, proof: Proof, policy: RewardPolicy) -> Evidence:
     return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
 
 
-def standing(evidence: Evidence, model: str, policy: RewardPolicy) -> Proof:
+def standing(evidence: Evidence, model: str, policy: RewardPolicy) -> Verdict:
     """What the pooled verdicts say of a miner that now claims `model` (a registry key). Several are needed either way;
     refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
     if evidence.statuses.count("refuted") >= policy.proof.refuted_needed:
-        return Proof("refuted", model)
+        return Verdict("refuted", model=model)
     proven = evidence.statuses.count("proven") >= policy.proof.proven_needed
-    return Proof("proven" if proven and model == evidence.model else "inconclusive", model)
+    return Verdict("proven" if proven and model == evidence.model else "inconclusive", model=model)
 
 
 def moving_average(average: float, final: float, policy: RewardPolicy) -> float:

@@ -2,7 +2,7 @@
 
 The content part's measures are lexical. They are gates, not rankings: they turn away what is off topic, broken, looping or
 copied, and cost nothing. No published lexical measure agrees with readers on which of two outlines is better, so a point
-more or less above the gates says nothing of quality; that is for a judge model (judge.py), or for nobody.
+more or less above the gates says nothing of quality.
 
     Zero in all: an answer that cannot be read as one JSON object with one meaning; a near-copy (copies.py).
     Stricter than the network: no points for speed to an answer whose schema part is 0, or `{}` would earn a fifth.
@@ -74,10 +74,10 @@ class Score:
 def score(response: StoryResponse | bytes | Verification, context: Context, history: Likeness = UNCOMPARED) -> Score:
     """Scores one answer. `history` is what copies.CopyIndex found of it.
 
-        >>> from storyfi_lite.protocol.messages import StoryRequest
-        >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
-        >>> print(score(b'{"output_data": NaN}', Context(request, elapsed_s=12.0)))
-        0.0 of 100: not an answer: NaN is not JSON
+    >>> from storyfi_lite.protocol.messages import StoryRequest
+    >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
+    >>> print(score(b'{"output_data": NaN}', Context(request, elapsed_s=12.0)))
+    0.0 of 100: not an answer: NaN is not JSON
     """
     seen = response if isinstance(response, Verification) else verify(context.request, response)
     if not seen.readable or seen.data is None:

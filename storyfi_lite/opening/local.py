@@ -1,0 +1,255 @@
+"""Opens a model file on this machine: options -> placement -> file -> whatever loads it, with the whole layout.
+
+A loader that answers and a prover that replays are opened alike, so that both run the layout that was planned. Calls no API.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
+from storyfi_lite.machine.hardware import Hardware, probe
+from storyfi_lite.models.digest import file_sha256
+from storyfi_lite.models.gguf import Header, architecture, read_local
+from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
+from storyfi_lite.models.store import Store
+from storyfi_lite.options import ModelOptions
+from storyfi_lite.placement.catalog import StoreCatalog
+from storyfi_lite.placement.plan import Placement, place, place_file, place_one
+from storyfi_lite.placement.step_down import step_down
+
+if TYPE_CHECKING:
+    from storyfi_lite.loaders.local import LocalModelLoader
+    from storyfi_lite.validator.proof import Prover
+
+T = TypeVar("T")
+
+UNLISTED = "unlisted"
+UNLISTED_MULTIPLIER = 1.0  # the subnet's rule for a local model that the registry does not know
+WAYS_OUT = (
+    "three ways out:\n"
+    "  a GPU that llama.cpp can use       storyfi-lite probe says what is missing\n"
+    "  an API key, at half the reward     export GEMINI_API_KEY=… or OPENAI_API_KEY=…\n"
+    "  a model of your choice, though slow   --model.name smollm2-135m"
+)
+
+
+@dataclass(frozen=True)
+class Notices:
+    """Where progress and remarks go: the command line shows them, the miner logs them."""
+
+    progress: Callable[[str, int, int], None]
+    note: Callable[[str], None]
+
+
+SILENT = Notices(lambda name, done, total: None, lambda note: None)
+
+
+@dataclass(frozen=True)
+class PlacedFile:
+    """A model file that is on disk, and the layout it is to be loaded with."""
+
+    placement: Placement
+    path: Path
+
+
+class LocalOpener:
+    """Opens model files. One object knows the registry, the machine and the store, so that each is asked once."""
+
+    def __init__(self, notices: Notices, registry: Registry | None = None, hardware: Hardware | None = None) -> None:
+        self.registry = registry or load_registry()
+        self._given_hardware = hardware
+        self._notices = notices
+        self._store = Store()
+        self._catalog = StoreCatalog(self._store)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        return self._given_hardware or probe()
+
+    def loader(self, options: ModelOptions, warm_up: bool) -> tuple[LocalModelLoader, Mapping[str, str]]:
+        """A loader that is ready to answer, and what an operator wants to read about it. With `warm_up` its first real answer
+        is as fast as the later ones. Raises BadInput, Unavailable, DoesNotFit or EngineError."""
+        from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+
+        if self.hardware.fault:
+            self._notices.note(self.hardware.fault)
+
+        def make(placed: PlacedFile) -> LocalModelLoader:
+            spec, file = placed.placement.spec, placed.placement.file
+            model = LocalModel(
+                path=placed.path,
+                name=spec.key,
+                quantization=file.quant,
+                provider=spec.repository,
+                multiplier=spec.multiplier,
+                chat_template=spec.chat_template,
+            )
+            return LocalModelLoader(model, placed.placement.settings, gpu_memory_gb(placed.placement, self.hardware))
+
+        placed, loader = self.load(self.find(options), options, make)
+        if warm_up:
+            loader.warm_up()
+        return loader, _facts(placed)
+
+    def prover(self, options: ModelOptions) -> Prover:
+        """The file that the options name, loaded for replays. Raises what `loader` raises."""
+        wanted = replace(options, kv_type=options.kv_type or "f16")
+        return self._prover(self.find(wanted), wanted)
+
+    def prover_of(self, spec: ModelSpec, file: GGUFFile, path: Path, n_threads: int | None = None) -> Prover:
+        """The same for a file that the caller knows to be that one."""
+        options = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
+        header = read_local(path) if len(file.parts) == 1 else None
+        return self._prover(PlacedFile(_placed(place_file(spec, file, self.hardware, options, header)), path), options)
+
+    def _prover(self, placed: PlacedFile, options: ModelOptions) -> Prover:
+        from storyfi_lite.validator.proof import Prover
+
+        def make(one: PlacedFile) -> Prover:
+            return Prover(one.path, one.placement.settings, one.placement.spec.chat_template)
+
+        spec, file = placed.placement.spec, placed.placement.file
+        only_this = options if options.path else replace(options, name=spec.key, quant=file.quant)
+        return self.load(placed, only_this, make)[1]
+
+    # --- which file -------------------------------------------------------------------------------------------------
+
+    def find(self, options: ModelOptions) -> PlacedFile:
+        """The file that the options ask for, fetched if it is missing and placed by its own header."""
+        self._check_quant(options)
+        if options.path:
+            return PlacedFile(self._place_path(options.path, options), options.path)
+        placement = self._place(options)
+        if self._catalog.ask_hub(placement.spec, placement.file):
+            placement = self._place(options)
+        try:
+            path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
+        except (Unavailable, BadInput, DoesNotFit) as error:  # no hub, another file there than we know, no disk
+            here = None if options.quant else self._best_here(options)
+            if here is None:
+                raise
+            self._notices.note(f"{error}; taking what is here already")
+            placement, path = here, self._store.path(here.spec, here.file)
+        exact = replace(options, name=placement.spec.key, quant=placement.file.quant)
+        return PlacedFile(replace(self._place(exact), reasons=placement.reasons), path)
+
+    def _check_quant(self, options: ModelOptions) -> None:
+        if options.quant and not options.name:
+            known = {file.quant for spec in self.registry.local for file in spec.files}
+            if options.quant.upper() not in {quant.upper() for quant in known}:
+                raise BadInput(f"no file has the quantization {options.quant!r}; there are {', '.join(sorted(known))}")
+
+    def _place(self, options: ModelOptions, registry: Registry | None = None) -> Placement:
+        try:
+            return place(registry or self.registry, self.hardware, options, self._catalog)
+        except DoesNotFit as error:
+            raise error if options.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
+
+    def _best_here(self, options: ModelOptions) -> Placement | None:
+        """Of the files that are on disk, of the named model if one is named; None without any."""
+        wanted = [self.registry.find(options.name)] if options.name else self.registry.local
+        whole = [(spec, tuple(file for file in spec.files if self._store.is_complete(spec, file)))
+                 for spec in wanted if isinstance(spec, ModelSpec)]  # fmt: skip
+        here = [spec.model_copy(update={"files": files}) for spec, files in whole if files]
+        if not here:
+            return None
+        if options.name:
+            return place_one(here[0], self.hardware, options, self._catalog)
+        return self._place(options, Registry(local=tuple(here), api=self.registry.api))
+
+    def _place_path(self, path: Path, options: ModelOptions) -> Placement:
+        """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
+        if not path.is_file():
+            raise BadInput(f"there is no file {path}")
+        header = read_local(path)
+        sha256 = file_sha256(path)
+        known = ((spec, file) for spec in self.registry.local for file in spec.files)
+        found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
+        spec, file = found or self._unlisted(path, header)
+        return _placed(place_file(spec, file, self.hardware, options, header))
+
+    def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
+        """A file that no registry lists, under its own name: one that is merely called like a listed model is not that one."""
+        key = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).strip("._-") or UNLISTED
+        try:
+            self.registry.find(key)
+            key = f"{UNLISTED}-{key}"
+        except BadInput:
+            pass
+        part = Part(path=f"{path.stem}.gguf", size_bytes=path.stat().st_size, exact=True)
+        file = GGUFFile(quant="unknown", parts=(part,), hub=None)
+        spec = ModelSpec(
+            key=key,
+            repository=UNLISTED,
+            aliases=(),
+            tier="cpu",
+            multiplier=UNLISTED_MULTIPLIER,
+            licence="unknown",
+            architecture=architecture(header, path.name),
+            files=(file,),
+        )
+        return spec, file
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def load(self, placed: PlacedFile, options: ModelOptions, make: Callable[[PlacedFile], T]) -> tuple[PlacedFile, T]:
+        """What `make` makes of the file; a layout that runs out of memory gives way to the next smaller one. Raises what
+        `make` raises when there is no smaller one left."""
+        while True:
+            try:
+                return placed, make(placed)
+            except DoesNotFit as error:
+                lower = step_down(placed.placement, options, self.hardware, self._catalog)
+                if lower is None:
+                    raise
+                placement, words = lower
+                same = placement.file == placed.placement.file
+                path = placed.path if same else self._store.path(placement.spec, placement.file)
+                placed = PlacedFile(placement, path)
+                self._notices.note(f"{error}; trying again with {words}")
+
+
+def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
+    """All memory of the GPUs that hold a layer, in GB as NVIDIA counts them; 0 on the CPU."""
+    if not placement.settings.n_gpu_layers:
+        return 0.0
+    used = zip(hardware.usable_gpus, placement.demands[:-1], strict=True)
+    return round(sum(gpu.total_bytes for gpu, need in used if need.total_bytes) / 2**30, 1)
+
+
+def file_to_pull(registry: Registry, store: Store, options: ModelOptions) -> tuple[ModelSpec, GGUFFile]:
+    """The file to fetch. A model and a quantization that are both named are not argued with.
+
+    Raises BadInput for an API model or an unknown name, DoesNotFit with every model's reason."""
+    if options.name and options.quant:
+        spec = registry.find(options.name)
+        if isinstance(spec, ApiModel):
+            raise BadInput(f"{spec.key} is an API model; there is nothing to fetch")
+        return spec, spec.file(options.quant)
+    found = place(registry, probe(store.root), options, StoreCatalog(store))
+    return found.spec, found.file
+
+
+def _placed(result: Placement | DoesNotFit) -> Placement:
+    if isinstance(result, DoesNotFit):
+        raise result
+    return result
+
+
+def _facts(placed: PlacedFile) -> Mapping[str, str]:
+    placement, settings = placed.placement, placed.placement.settings
+    return {
+        "model": placement.spec.key,
+        "file": placed.path.name,
+        "quantization": placement.file.quant,
+        "multiplier": f"{placement.spec.multiplier:g}",
+        "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s), {settings.kv_type} keys and values",
+        "placed": placement.where,
+        "predicted": f"{placement.speed.tokens_per_s:.0f} tokens/s, {placement.speed.blueprint_s:.0f} s for a blueprint",
+    }

@@ -1,0 +1,84 @@
+"""What a user wants, as one frozen object a subject: which model (`ModelOptions`), through which API, on which chain.
+
+The command line, the environment and code fill the same objects; each checks itself once, when it is made. None of a field
+leaves the decision to the machine. Plain values: nothing here knows a registry, a device or a network.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from storyfi_lite.engine.settings import KVType
+from storyfi_lite.errors import BadInput
+
+PlacementPolicy = Literal["reward", "fastest", "largest"]
+Provider = Literal["gemini", "openai"]
+
+MIN_QUANT = "Q3_K_M"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiOptions:
+    """How the APIs may be used. `fallback`: the API that answers when no local model can. `daily_*`: caps on what they may
+    cost. `prices`: (model, prompt, completion), in US dollars for a million tokens."""
+
+    fallback: Provider | None = None
+    base_url: str | None = None
+    key_file: Path | None = None
+    daily_tokens: int | None = None
+    prices: tuple[tuple[str, float, float], ...] = ()
+    daily_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises BadInput."""
+        if self.base_url is not None and not _is_http_url(self.base_url):
+            raise BadInput("--api.base-url is no address of a server\n  --api.base-url http://127.0.0.1:8000/v1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
+    which must hold keys and values as the answer's claim says."""
+
+    name: str | None = None
+    path: Path | None = None
+    quant: str | None = None
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    kv_type: KVType | None = None
+    policy: PlacementPolicy = "reward"
+    min_quant: str | None = None
+    api: ApiOptions = field(default_factory=ApiOptions)
+
+    def __post_init__(self) -> None:
+        """Raises BadInput."""
+        if self.path and (self.name or self.quant):
+            raise BadInput("--model.path names one file: --model.name and --quant do not go with it")
+
+    @property
+    def is_explicit(self) -> bool:
+        return bool(self.name or self.path or self.quant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """Which subnet, and who signs. `network`: a name, an endpoint, several with commas, or dev."""
+
+    netuid: int
+    network: str
+    wallet: str
+    hotkey: str
+    wallet_path: Path | None = None
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not re.search(r"\s", url)
