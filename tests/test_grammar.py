@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from storyfi_lite import tasks
 from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar import Constraint, validate_grammars
-from storyfi_lite.grammar.schema import Array, Const, Object, Text, dump
+from storyfi_lite.grammar.export import to_gbnf, to_json_schema, to_lark
+from storyfi_lite.grammar.schema import Array, Const, Object, Text, as_written, dump
 from tests.stories import example, request_for
 
 TASKS = list(tasks.TASKS)
@@ -90,15 +91,21 @@ def vocabulary(path: Path) -> Any:
 
 
 def gbnf_accepts(path: Path, gbnf: str, text: str) -> bool:
-    """Stock llama.cpp: token by token, each must keep a finite logit; at the end so must the end token."""
+    import llama_cpp
+
+    end = llama_cpp.llama_vocab_eos(stock_llama_cpp(path)[1])
+    return gbnf_accepts_tokens(path, gbnf, [*vocabulary(path).tokenize(text, special=False), end])
+
+
+def gbnf_accepts_tokens(path: Path, gbnf: str, tokens: list[int]) -> bool:
+    """Stock llama.cpp: token by token, each must keep a finite logit."""
     import llama_cpp
 
     _, vocab = stock_llama_cpp(path)
     grammar = llama_cpp.llama_sampler_init_grammar(vocab, gbnf.encode(), b"root")
     assert grammar, "llama.cpp refused the grammar"
-    words = vocabulary(path)
     try:
-        for token in [*words.tokenize(text, special=False), llama_cpp.llama_vocab_eos(vocab)]:
+        for token in tokens:
             row = llama_cpp.llama_token_data(token, 1.0, 0.0)
             rows = llama_cpp.llama_token_data_array(
                 data=(llama_cpp.llama_token_data * 1)(row), size=1, selected=-1, sorted=False
@@ -138,6 +145,20 @@ def test_every_spelling_refuses(why: str, small_model_path: Path) -> None:
     assert not constraint.check(text).canonical
     assert not llguidance_accepts(small_model_path, constraint, text)
     assert not gbnf_accepts(small_model_path, constraint.gbnf, text)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "allowed"), [(b"\xed\x9f\xbf", True), (b"\xed\xa0\xbd", False), (b"\xed\xbf\xbf", False)]
+)
+def test_stock_llama_cpp_writes_no_half_of_a_surrogate_pair(
+    spelled: bytes, allowed: bool, small_model_path: Path
+) -> None:
+    """U+D7FF is the last character before the surrogates, which are no characters: their bytes are not UTF-8."""
+    words = vocabulary(small_model_path)
+    by_byte = {words.bytes_of(token): token for token in range(words.size) if len(words.bytes_of(token)) == 1}
+    start = words.tokenize('{"a":"xy', special=False)
+    text = [by_byte[bytes([byte])] for byte in spelled]
+    assert gbnf_accepts_tokens(small_model_path, Constraint(SMALL).gbnf, [*start, *text]) is allowed
 
 
 @pytest.mark.parametrize("longest", [False, True])
@@ -256,10 +277,11 @@ def test_hostile_text_gets_a_clear_refusal(why: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"setting": "short"}, "setting has 5 characters, 300 to 500"),
-        ({"setting": "x" * 501}, "setting has 501 characters"),
+        ({"setting": "short"}, "setting has 5 characters, 300 to 5,000 are accepted"),
+        ({"setting": "x" * 5001}, "setting has 5,001 characters"),
         ({"setting": " " * 300}, "setting is blank"),
-        ({"themes": ["one", "two"]}, "themes has 2 items, 3 to 5"),
+        ({"tone": ""}, "tone has 0 characters"),
+        ({"themes": ["one", "two"]}, "themes has 2 items, 3 to 20 are accepted"),
         ({"themes": "one, two, three"}, "themes is a string, not a list"),
         ({"themes": ["one", "two", 3]}, "themes[2] is a number, not a string"),
         ({"title": None}, "title is null"),
@@ -271,6 +293,29 @@ def test_each_broken_rule_is_named_with_its_place(changes: dict[str, Any], says:
     report = constraint_of("blueprint").check(blueprint(**changes))
     assert not report.valid
     assert any(says in problem for problem in report.problems), report.problems
+
+
+def test_strict_asks_for_what_the_grammar_writes_but_not_for_its_spelling() -> None:
+    constraint = constraint_of("blueprint")
+    written = json.loads(blueprint())
+    assert constraint.check(json.dumps(written, indent=1), strict=True).valid
+    wide = {"setting": "x" * 401, "core_conflict": "x" * 201, "themes": [*"abcdef"], "title": "x" * 61}
+    for field, value in wide.items():
+        report = constraint.check_data({**written, field: value}, strict=True)
+        assert report.problems and all(field in problem for problem in report.problems)
+        assert constraint.check_data({**written, field: value}).valid
+    for task in TASKS:
+        assert constraint_of(task).check_data(example(constraint_of(task).schema, longest=True), strict=True).valid
+
+
+def test_what_is_accepted_does_not_change_what_is_written() -> None:
+    for task in TASKS:
+        schema, strict = constraint_of(task).schema, as_written(constraint_of(task).schema)
+        assert (to_lark(schema), to_gbnf(schema), to_json_schema(schema)) == (
+            to_lark(strict),
+            to_gbnf(strict),
+            to_json_schema(strict),
+        )
 
 
 def test_a_missing_field_is_named() -> None:
@@ -296,6 +341,11 @@ def test_the_check_is_wider_than_the_grammar_only_where_the_protocol_is() -> Non
     assert constraint_of("chapters").check_data(chapters).valid
     chapters["chapters"][0]["choices"][1]["consequences"] = chapters["chapters"][0]["choices"][0]["consequences"]
     assert any("consequences" in problem for problem in constraint_of("chapters").check_data(chapters).problems)
+    five = example(constraint_of("characters").schema)
+    five["characters"].reverse()
+    assert constraint_of("characters").check_data(five).valid
+    five["characters"][0]["id"] = "ally"
+    assert any("id is 'ally'" in problem for problem in constraint_of("characters").check_data(five).problems)
 
 
 # --- start-up ------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_the_right_shape_with_nothing_in_it_earns_ten_and_no_more(task: str) -> 
 
 
 def test_each_broken_rule_costs_a_point_of_the_schema() -> None:
-    result = scored({**ENGLISH, "tone": "", "title": "x"})
+    result = scored({**ENGLISH, "tone": "", "title": " "})
     assert points(result, "schema") == 8  # two problems
     assert "tone" in next(part.saw for part in result.parts if part.name == "schema")
 
@@ -109,12 +109,14 @@ def put(value: Any, *path: str | int) -> Callable[[Any], Any]:
         ("blueprint", put("", "tone"), "fields", 20 * 6 / 7),
         ("blueprint", without("tone"), "fields", 20 * 6 / 7),
         ("blueprint", put("x" * 150, "setting"), "lengths", 7.5),
-        ("blueprint", put("x" * 1500, "setting"), "lengths", 5),
+        ("blueprint", put("x" * 1500, "setting"), "lengths", 10),
+        ("blueprint", put("x" * 10_000, "setting"), "lengths", 5),
         ("blueprint", put("x" * 150 + "\u200b" * 150, "setting"), "lengths", 7.5),
         ("blueprint", put(7, "setting"), "lengths", 5),
         ("blueprint", put(["a", "b"], "themes"), "themes", 20 / 3),
         ("blueprint", put(["war", "WAR ", "w\u0430r"], "themes"), "themes", 10 / 3),
-        ("blueprint", put([*"abcdefghij"], "themes"), "themes", 0),
+        ("blueprint", put([*"abcdefghij"], "themes"), "themes", 10),
+        ("blueprint", put([f"theme {n}" for n in range(40)], "themes"), "themes", 0),
         ("blueprint", put("war", "themes"), "themes", 0),
         ("characters", without("characters", 4), "five", 16),
         ("characters", put("ally", "characters", 0, "id"), "five", 16),

@@ -17,7 +17,7 @@ from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.check import Check, Report, check_data, check_text
 from storyfi_lite.grammar.cursor import Cursor
 from storyfi_lite.grammar.export import TEXT_SLICES, to_gbnf, to_json_schema, to_lark
-from storyfi_lite.grammar.schema import Object
+from storyfi_lite.grammar.schema import Object, as_written
 
 __all__ = ["TEXT_SLICES", "Check", "Constraint", "Cursor", "Report", "validate_grammars"]
 
@@ -70,10 +70,17 @@ class Constraint:
     def cursor(self) -> Cursor:
         return Cursor(self.schema)
 
-    def check(self, text: str | bytes) -> Report:
-        """What holds of this text and what does not; never raises on bad input."""
-        return check_text(self.schema, self._rules, text)
+    @cached_property
+    def _written(self) -> Object:
+        schema = as_written(self.schema)
+        assert isinstance(schema, Object)
+        return schema
 
-    def check_data(self, data: Any) -> Report:
+    def check(self, text: str | bytes, strict: bool = False) -> Report:
+        """What holds of this text and what does not; never raises on bad input. With `strict`, against what the grammar
+        writes, else against all that is accepted."""
+        return check_text(self._written if strict else self.schema, self._rules, text)
+
+    def check_data(self, data: Any, strict: bool = False) -> Report:
         """The same for an object that was parsed elsewhere; its canonical spelling is checked."""
-        return check_data(self.schema, self._rules, data)
+        return check_data(self._written if strict else self.schema, self._rules, data)

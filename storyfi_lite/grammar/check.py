@@ -189,8 +189,8 @@ def _problems(node: Node, value: Any, path: str) -> Iterator[str]:
 def _text_problems(node: Text, value: Any, where: str) -> Iterator[str]:
     if not isinstance(value, str):
         yield f"{where} is {_kind(value)}, not a string"
-    elif not node.min_chars <= len(value) <= node.max_chars:
-        yield f"{where} has {len(value):,} characters, {node.min_chars} to {node.max_chars} are asked for"
+    elif not node.accept[0] <= len(value) <= node.accept[1]:
+        yield f"{where} has {len(value):,} characters, {_bounds(*node.accept)}"
     elif not value.strip():
         yield f"{where} is blank"
     elif _HIDDEN.search(value):
@@ -215,11 +215,11 @@ def _object_problems(node: Object, value: Any, path: str, where: str) -> Iterato
         return
     prefix = f"{path}." if path else ""
     for key, item in node.fields:
-        if key not in value:
-            yield f"{prefix}{key} is missing"
-        else:
+        if key in value:
             yield from _problems(item, value[key], f"{prefix}{key}")
-    known = {key for key, _ in node.fields}
+        elif key not in node.optional:
+            yield f"{prefix}{key} is missing"
+    known = {key for key, _ in node.fields}.union(node.optional)
     yield from (f"{prefix}{key:.40} is not a field of this task" for key in value if key not in known)
 
 
@@ -243,19 +243,36 @@ def _open_problems(node: Open, value: Any, where: str) -> Iterator[str]:
 
 
 def _list_problems(node: Array | Tuple, value: Any, path: str, where: str) -> Iterator[str]:
-    if isinstance(node, Array):
-        low, high, nodes = node.min_items, node.max_items, (node.item,) * node.max_items
-    else:
-        low, high = node.accept or (len(node.items), len(node.items))
-        nodes = node.items + node.items[-1:] * (high - len(node.items))
+    low, high = node.accept or (len(node.items), len(node.items))
     if not isinstance(value, list):
         yield f"{where} is {_kind(value)}, not a list"
     elif not low <= len(value) <= high:
-        wanted = str(low) if low == high else f"{low} to {high}"
-        yield f"{where} has {len(value):,} items, {wanted} are asked for"
+        yield f"{where} has {len(value):,} items, {_bounds(low, high)}"
     else:
-        for index, (item, one) in enumerate(zip(nodes, value, strict=False)):
+        for index, (item, one) in enumerate(zip(_items(node, value), value, strict=False)):
             yield from _problems(item, one, f"{path}[{index}]")
+
+
+def _items(node: Array | Tuple, value: list[Any]) -> Iterator[Node]:
+    """The node that each item of `value` has to fit."""
+    if isinstance(node, Array):
+        yield from (node.item for _ in value)
+        return
+    left = [*node.items, *node.items[-1:] * (len(value) - len(node.items))]
+    for one in value:
+        id = one.get("id") if node.any_order and isinstance(one, dict) else None
+        item = next((item for item in left if id is not None and _fixed_id(item) == id), left[0])
+        left.remove(item)
+        yield item
+
+
+def _fixed_id(item: Node) -> Any:
+    fields = dict(item.fields) if isinstance(item, Object) else {}
+    return getattr(fields.get("id"), "value", None)
+
+
+def _bounds(low: int, high: int) -> str:
+    return f"{low} are asked for" if low == high else f"{low:,} to {high:,} are accepted"
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,8 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Open, Tex
 # llama.cpp refuses, or silently unbounds, a repetition above 2000 and counts repetition × rule size; blocks of this
 # many characters, named once and repeated, stay far below.
 GBNF_BLOCK_CHARS = 100
+# No characters, and no UTF-8: a class that holds them would let llama.cpp write the bytes ED A0 80 to ED BF BF.
+SURROGATES = (0xD800, 0xDFFF)
 
 
 # --- llguidance ------------------------------------------------------------------------------------------------
@@ -21,9 +23,8 @@ GBNF_BLOCK_CHARS = 100
 
 def to_lark(schema: Node) -> str:
     """Lark text for llguidance. Each text is one terminal, quotes included, so that no two tokens of the lexer overlap."""
-    terminals: dict[Text, str] = {}
-    rules: dict[Array, str] = {}
-    body: list[str] = []
+    terminals: dict[str, str] = {}  # regular expression -> name
+    rules: dict[str, str] = {}  # body -> name
 
     def row(node: Node) -> str:
         out = []
@@ -31,20 +32,18 @@ def to_lark(schema: Node) -> str:
             if isinstance(piece, str):
                 out.append(dump(piece))
             elif isinstance(piece, Text):
-                out.append(terminals.setdefault(piece, f"TEXT_{len(terminals) + 1}"))
+                out.append(terminals.setdefault(_text_regex(piece), f"TEXT_{len(terminals) + 1}"))
             else:
                 out.append(array(piece))
         return " ".join(out)
 
     def array(node: Array) -> str:
-        if node not in rules:
-            rules[node] = f"array_{len(rules) + 1}"
-            body.append(f"{rules[node]}: {_repeat(row(node.item), node)}")
-        return rules[node]
+        return rules.setdefault(_repeat(row(node.item), node), f"array_{len(rules) + 1}")
 
     start = f"start: {row(schema)}"
-    texts = [f"{name}: /{_text_regex(text)}/" for text, name in terminals.items()]
-    return "\n".join([start, *body, *texts]) + "\n"
+    arrays = [f"{name}: {body}" for body, name in rules.items()]
+    texts = [f"{name}: /{regex}/" for regex, name in terminals.items()]
+    return "\n".join([start, *arrays, *texts]) + "\n"
 
 
 def _repeat(item: str, node: Array) -> str:
@@ -78,7 +77,7 @@ def _text_regex(text: Text) -> str:
 def to_gbnf(schema: Node) -> str:
     """GBNF text for stock llama.cpp tools (`--grammar-file`)."""
     rules: dict[str, str] = {}
-    arrays: dict[Array, str] = {}
+    arrays: dict[str, str] = {}  # body -> name
 
     def row(node: Node) -> str:
         return " ".join(one(piece) for piece in pieces(node))
@@ -88,12 +87,10 @@ def to_gbnf(schema: Node) -> str:
             return _gbnf_literal(piece)
         if isinstance(piece, Text):
             return _gbnf_text(piece, rules)
-        if piece not in arrays:
-            arrays[piece] = f"array-{len(arrays) + 1}"
-            rules[arrays[piece]] = _repeat(row(piece.item), piece)
-        return arrays[piece]
+        return arrays.setdefault(_repeat(row(piece.item), piece), f"array-{len(arrays) + 1}")
 
     root = row(schema)
+    rules.update({name: body for body, name in arrays.items()})
     lines = [f"root ::= {root}", *(f"{name} ::= {body}" for name, body in rules.items())]
     return "\n".join(lines) + "\n"
 
@@ -116,7 +113,7 @@ def _gbnf_text(text: Text, rules: dict[str, str]) -> str:
 def _gbnf_class(but: str) -> str:
     """Every character but these, a backslash and the forbidden ones, as ranges of what is allowed: before the last byte
     of a character llama.cpp refuses it if *any* continuation is excluded, and a dash or quote often comes in two tokens."""
-    bounds = [(ord(char), ord(char)) for char in but + "\\"]
+    bounds = [(ord(char), ord(char)) for char in but + "\\"] + [SURROGATES]
     for low, high in re.findall(r"\\u([0-9a-f]{4})(?:-\\u([0-9a-f]{4}))?", FORBIDDEN):
         bounds.append((int(low, 16), int(high or low, 16)))
     ranges, start = [], 0

@@ -1,14 +1,15 @@
 """The one source of truth for an answer's form: six node types, from which every grammar here is derived.
 
-An answer is compact JSON with fixed key order, so it has exactly one spelling for each value. Nodes say what the
-grammar *writes*; `Open` marks the objects where the protocol also accepts other keys from other miners (check.py).
+An answer is compact JSON with fixed key order, so it has exactly one spelling for each value. Each node says two things:
+what the grammar *writes* (narrow, where the network pays most) and, in `accept` and its like, what the check *accepts* from
+any miner (all that was asked for, up to a generous cap). `as_written` makes the second as narrow as the first.
 Nothing here knows a model, a tokenizer or a task.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 # Characters that no text may hold: what JSON forbids raw, then control, line/paragraph separator, bidi override and
@@ -16,15 +17,21 @@ from typing import TypeAlias
 # with \uXXXX escapes, which Python, JSON Schema and (translated) llguidance and GBNF all understand.
 FORBIDDEN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff"
 
+# What is accepted where nothing else is said: caps against abuse, far above what an honest answer holds.
+MAX_ACCEPTED_CHARS = 5_000
+MAX_ACCEPTED_ITEMS = 20
+
 
 @dataclass(frozen=True)
 class Text:
     """A string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
-    With `newlines`, the escape for a line feed may stand in it."""
+    With `newlines`, the escape for a line feed may stand in it. The check takes any text that is not blank and has from
+    the first to the second number of characters in `accept`."""
 
     min_chars: int
     max_chars: int
     newlines: bool = False
+    accept: tuple[int, int] = (1, MAX_ACCEPTED_CHARS)
 
 
 @dataclass(frozen=True)
@@ -42,27 +49,31 @@ class Const:
 
 @dataclass(frozen=True)
 class Array:
-    """`min_items` to `max_items` of one node; at least one."""
+    """`min_items` to `max_items` of one node; at least one. The check takes the numbers in `accept`."""
 
     item: Node
     min_items: int
     max_items: int
+    accept: tuple[int, int] = (1, MAX_ACCEPTED_ITEMS)
 
 
 @dataclass(frozen=True)
 class Tuple:
     """A fixed list of nodes, in order. With `accept`, the check takes from the first to the second number of items,
-    those beyond the last being like the last."""
+    those beyond the last being like the last. With `any_order`, it takes objects of these `id`s in any order."""
 
     items: tuple[Node, ...]
     accept: tuple[int, int] | None = None
+    any_order: bool = False
 
 
 @dataclass(frozen=True)
 class Object:
-    """All of these keys, in this order."""
+    """All of these keys, in this order. The check takes any order, misses no key of `optional`, and accepts those of
+    them that are not among `fields`, which other miners of the network write, with any value."""
 
     fields: tuple[tuple[str, Node], ...]
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,21 @@ class Open:
 
 
 Node: TypeAlias = "Text | Const | Array | Tuple | Object | Open"
+
+
+def as_written(node: Node) -> Node:
+    """The same node, with a check that accepts no more than the grammar writes, but for white space and key order."""
+    if isinstance(node, Text):
+        return replace(node, accept=(node.min_chars, node.max_chars))
+    if isinstance(node, Const):
+        return Const(node.value)
+    if isinstance(node, Array):
+        return Array(as_written(node.item), node.min_items, node.max_items, (node.min_items, node.max_items))
+    if isinstance(node, Tuple):
+        return Tuple(tuple(map(as_written, node.items)))
+    if isinstance(node, Open):
+        return as_written(node.written)
+    return Object(tuple((key, as_written(item)) for key, item in node.fields))
 
 
 def dump(value: object) -> str:

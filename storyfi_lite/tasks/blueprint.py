@@ -1,12 +1,13 @@
 """The blueprint: a story's world, conflict and themes, from a line of user input.
 
-The bounds satisfy the mission (setting ≥ 300, conflict ≥ 150, themes ≥ 3) and stay inside what the network's scorer
-pays for (setting ≤ 500, conflict ≤ 200, themes ≤ 5).
+Accepted is what was asked for: a setting of 300 characters or more, a conflict of 150 or more, three themes or more.
+Written is where the network's scorer pays most of that: its full marks for a setting end at 300 characters and the rest
+at 500, for a conflict at 200, for themes at five. What the room above 300 is for, and what it costs: docs/scoring.md.
 """
 
 from __future__ import annotations
 
-from storyfi_lite.grammar.schema import Array, Object, Text
+from storyfi_lite.grammar.schema import MAX_ACCEPTED_CHARS, MAX_ACCEPTED_ITEMS, Array, Object, Text
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, fenced, no_rules
 
@@ -14,9 +15,9 @@ SCHEMA = Object(
     (
         ("title", Text(2, 60)),
         ("genre", Text(2, 40)),
-        ("setting", Text(300, 500)),
-        ("core_conflict", Text(150, 200)),
-        ("themes", Array(Text(2, 30), 3, 5)),
+        ("setting", Text(300, 400, accept=(300, MAX_ACCEPTED_CHARS))),
+        ("core_conflict", Text(150, 200, accept=(150, MAX_ACCEPTED_CHARS))),
+        ("themes", Array(Text(2, 30), 3, 5, accept=(3, MAX_ACCEPTED_ITEMS))),
         ("tone", Text(2, 60)),
         ("target_audience", Text(2, 80)),
     )

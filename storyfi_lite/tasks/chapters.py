@@ -14,11 +14,13 @@ from storyfi_lite.tasks.base import Language, Task, fenced, shortened
 BLUEPRINT_CHARS = 1_000  # what is kept of the earlier stages
 CHARACTERS_CHARS = 1_200
 STORY_ARC_CHARS = 1_500
+CONTENT = Text(1000, 3000, newlines=True, accept=(1000, 10_000))
+CHOICE_COUNT = (2, 4)
 
 
 def _choice(path: str) -> Object:
     consequences = Object((("path", Const(path)), ("effect", Text(10, 120))))
-    return Object((("text", Text(8, 120)), ("consequences", Open(consequences))))
+    return Object((("text", Text(8, 120)), ("consequences", Open(consequences))), optional=("id", "nextChapter"))
 
 
 def _chapter(id: int) -> Object:
@@ -26,8 +28,8 @@ def _chapter(id: int) -> Object:
         (
             ("id", Const(id)),
             ("title", Text(2, 50)),
-            ("content", Text(1000, 3000, newlines=True)),
-            ("choices", Tuple((_choice("a"), _choice("b"), _choice("c")), accept=(2, 4))),
+            ("content", CONTENT),
+            ("choices", Tuple((_choice("a"), _choice("b"), _choice("c")), accept=CHOICE_COUNT)),
         )
     )
 
@@ -36,7 +38,7 @@ def _schema(request: StoryRequest) -> Object:
     ids = request.chapter_ids or []
     if not ids or len(set(ids)) < len(ids) or not all(1 <= id <= CHAPTER_COUNT for id in ids):
         raise BadInput(f"`chapter_ids` must be different numbers from 1 to {CHAPTER_COUNT}")
-    return Object((("chapters", Tuple(tuple(_chapter(id) for id in ids))),))
+    return Object((("chapters", Tuple(tuple(_chapter(id) for id in ids), any_order=True)),))
 
 
 def _rules(data: Any) -> Iterator[str]:

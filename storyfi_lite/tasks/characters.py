@@ -34,7 +34,7 @@ def _character(id: str) -> Object:
     )
 
 
-SCHEMA = Object((("characters", Tuple(tuple(_character(id) for id in IDS))),))
+SCHEMA = Object((("characters", Tuple(tuple(_character(id) for id in IDS), any_order=True)),))
 
 
 _SYSTEM = {

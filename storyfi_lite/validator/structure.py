@@ -1,7 +1,8 @@
 """The structure part of a score, 40 points by task, and where each task's prose stands. Pure.
 
 Reads answers that may break the schema in any way: what is not of the right kind counts as missing. Lengths are of
-what a reader sees; the bounds are the task's own (tasks/), so that generating, checking and scoring cannot disagree.
+what a reader sees; the bounds are the task's own (tasks/), so that generating, checking and scoring cannot disagree: all
+that a blueprint was asked for has full marks, a chapter where the network's scorer gives them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from storyfi_lite.grammar.schema import Array, Text, dump
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks import blueprint
+from storyfi_lite.tasks.chapters import CHOICE_COUNT, CONTENT
 from storyfi_lite.tasks.characters import IDS
 from storyfi_lite.tasks.story_arc import ACTS
 from storyfi_lite.validator.text import fold, strings, visible
 
-CONTENT_CHARS = (1000, 3000)
-CHOICES = (2, 4)
 MIN_RELATIONSHIPS = 2
 _CHARACTER_FIELDS = ("name", "archetype", "background", "motivation", "skills", "personality_traits")
 _BLUEPRINT: dict[str, Any] = dict(blueprint.SCHEMA.fields)
@@ -63,7 +63,7 @@ def _blueprint(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
     return (
         Part("fields", 20 * len(there) / len(_BLUEPRINT), 20, f"{len(there)} of {len(_BLUEPRINT)}"),
         Part("lengths", 5 * sum(fits), 10, f"setting {setting:,}, core_conflict {conflict:,} visible characters"),
-        Part("themes", 10 * _band(len(themes), node.min_items, node.max_items), 10, f"{len(themes)} different themes"),
+        Part("themes", 10 * _band(len(themes), *node.accept), 10, f"{len(themes)} different themes"),
     )
 
 
@@ -112,9 +112,9 @@ def _chapters(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
     apart = [
         len({fold(dump(one["consequences"])) for one in some if _filled(one.get("consequences"))}) for some in choices
     ]
-    fit = sum(_band(size, *CONTENT_CHARS) for size in lengths)
-    offered = sum(_band(len(some), *CHOICES) for some in worded)
-    different = sum(_share(count, max(CHOICES[0], len(some))) for count, some in zip(apart, choices, strict=True))
+    fit = sum(_band(size, CONTENT.min_chars, CONTENT.max_chars) for size in lengths)
+    offered = sum(_band(len(some), *CHOICE_COUNT) for some in worded)
+    different = sum(_share(count, max(CHOICE_COUNT[0], len(some))) for count, some in zip(apart, choices, strict=True))
     return (
         Part(
             "length", 20 * _share(fit, len(ids)), 20, f"{len(lengths)} of {len(ids)} chapters, visible: {lengths[:12]}"
@@ -157,7 +157,7 @@ def _length(value: Any) -> int:
 
 
 def _fits(size: int, node: Text) -> float:
-    return _band(size, node.min_chars, node.max_chars)
+    return _band(size, *node.accept)
 
 
 def _band(size: int, low: int, high: int) -> float:
