@@ -79,4 +79,4 @@ def test_verify_says_valid_and_strict_names_the_narrow_bound(tmp_path: Path) -> 
     wide = CliRunner().invoke(cli, ["verify", str(story)])
     assert wide.exit_code == 0 and "valid blueprint" in wide.output
     strict = CliRunner().invoke(cli, ["verify", str(story), "--strict"])
-    assert strict.exit_code == 1 and "setting has 960 characters, 300 to" in strict.output
+    assert strict.exit_code == 1 and "setting has 960 characters, not 300 to" in strict.output

@@ -272,7 +272,7 @@ def _fixed_id(item: Node) -> Any:
 
 
 def _bounds(low: int, high: int) -> str:
-    return f"{low} are asked for" if low == high else f"{low:,} to {high:,} are accepted"
+    return f"not {low}" if low == high else f"not {low:,} to {high:,}"
 
 
 def _kind(value: Any) -> str:

@@ -31,8 +31,9 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
     except BadInput as error:
         return None, (f"the answer must be one JSON object and nothing around it: {error}",)
     canonical = dump(in_order(constraint.json_schema, data))
-    report = constraint.check(canonical)
-    return (canonical, ()) if report.valid else (None, report.problems or ("the answer breaks the task's rules",))
+    if constraint.check(canonical).valid:
+        return canonical, ()
+    return None, constraint.check(canonical, strict=True).problems or ("the answer breaks the task's rules",)
 
 
 def in_order(schema: Any, value: Any) -> Any:
