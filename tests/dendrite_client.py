@@ -1,9 +1,9 @@
-"""Today's validator, for tests/test_dendrite.py: runs under bittensor 10.5.0's own interpreter, never under
-ours.
+"""Today's validator, for tests/test_dendrite.py and test_peers.py: runs under the interpreter of bittensor 10.5.0 or 9.12.2,
+never under ours.
 
 Reads one JSON command a line (what to ask, with which client class), prints one JSON line with what the real
-dendrite made of the answer. `Upstream` has the fields and defaults that the subnet's 3.2.0 synapse declares;
-`Protected` also declares which fields its body hash covers.
+dendrite made of the answer. `Upstream` has the fields and defaults that the subnet's 3.2.0 synapse declares, `Upstream321` those
+of 3.2.1; `Protected` also declares which fields its body hash covers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,24 @@ class Upstream(bt.Synapse):
     task_type: str = ""
     user_input: str = ""
     blueprint: dict[str, Any] | None = None
-    characters: Any = None  # an object in 3.2.0, a list in 3.2.1
+    characters: dict[str, Any] | None = None
     story_arc: dict[str, Any] | None = None
     chapter_ids: list[int] | None = None
     output_data: dict[str, Any] | None = None
     generation_time: float = 0.0
     miner_version: str = ""
-    model_info: dict[str, Any] = Field(default_factory=lambda: {"mode": "unknown", "name": "unknown"})
+    model_info: dict[str, Any] | None = Field(default_factory=lambda: {"mode": "unknown", "name": "unknown"})
     miner_hotkey: str | None = None
     validator_hotkey: str | None = None
+
+    def deserialize(self) -> dict[str, Any] | None:
+        return self.output_data
+
+
+class Upstream321(Upstream):
+    protocol_version: str = "3.2.1"
+    characters: list[dict[str, Any]] | None = None  # type: ignore[assignment]
+    model_info: dict[str, Any] | None = None
 
 
 class Protected(Upstream):
@@ -52,7 +61,7 @@ class Protected(Upstream):
 
 
 CLASSES = {}
-for name, base in {"upstream": Upstream, "protected": Protected}.items():
+for name, base in {"upstream": Upstream, "3.2.1": Upstream321, "protected": Protected}.items():
     CLASSES[name] = type("StoryGenerationSynapse", (base,), {"__module__": __name__})
 
 
@@ -76,6 +85,7 @@ async def ask(dendrite: Dendrite, command: dict[str, Any]) -> dict[str, Any]:
         "timed_out": answer.is_timeout,
         "axon_hotkey": answer.axon.hotkey,
         "dendrite_hotkey": answer.dendrite.hotkey,
+        "deserialized": answer.deserialize(),
         "synapse": answer.model_dump(exclude={"dendrite", "axon"}),
     }
 

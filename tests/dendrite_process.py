@@ -1,4 +1,5 @@
-"""tests/dendrite_client.py as a process: the real dendrite of bittensor 10.5.0, under its own interpreter."""
+"""tests/dendrite_client.py and axon_server.py as processes: the real dendrite and axon of bittensor 10.5.0 or 9.12.2, each
+under its own interpreter."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from typing import Any
 
 CACHE = Path(os.environ.get("STORYFI_LITE_CACHE", Path.home() / ".cache" / "storyfi-lite"))
 PYTHON = CACHE / "dendrite-10.5" / "bin" / "python"
+OLD_PYTHON = CACHE / "dendrite-9.12" / "bin" / "python"
 MISSING = "no bittensor 10.5.0: run scripts/make_dendrite_venv.sh"
+OLD_MISSING = "no bittensor 9.12.2: run scripts/make_dendrite_venv.sh 9.12.2"
 
 
 class DendriteProcess:
@@ -35,9 +38,21 @@ class DendriteProcess:
 
 
 @contextmanager
-def dendrite_process() -> Iterator[DendriteProcess]:
+def axon_process(stories: dict[str, Any], python: Path = PYTHON) -> Iterator[dict[str, tuple[str, int]]]:
+    """The miners of peers/miners.json: name -> (hotkey, port on loopback). `stories`: what they answer to each task."""
+    command = [str(python), str(Path(__file__).with_name("axon_server.py")), json.dumps(stories)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        yield {name: (hotkey, port) for name, (hotkey, port) in json.loads(process.stdout.readline()).items()}
+        process.stdin.close()
+
+
+@contextmanager
+def dendrite_process(python: Path = PYTHON) -> Iterator[DendriteProcess]:
     """Raises FileNotFoundError where the environment is missing."""
-    command = [str(PYTHON), str(Path(__file__).with_name("dendrite_client.py"))]
+    command = [str(python), str(Path(__file__).with_name("dendrite_client.py"))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

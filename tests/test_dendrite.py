@@ -115,13 +115,6 @@ def test_all_four_tasks(client: Client, server: Running, task: str, cls: str) ->
     assert request.model_dump(include=set(TASKS[task])) == TASKS[task]
 
 
-def test_a_bare_list_of_characters_as_in_3_2_1(client: Client, server: Running) -> None:
-    answer = client.ask(server.port, "story_arc", fields={"characters": CHARACTERS})
-    assert answer["success"]
-    assert answer["synapse"]["characters"] == CHARACTERS
-    assert server.loader.jobs[0].request.characters == {"characters": CHARACTERS}
-
-
 def test_its_time_out_frees_the_slot(client: Client, server: Running) -> None:
     answer = client.ask(server.port, text="hang", timeout=0.4)
     assert answer["timed_out"]

@@ -6,9 +6,10 @@ sees the fields it knows: what is None is never sent, and what is not known is i
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticUseDefault
 
 from storyfi_lite import PROTOCOL_VERSION
 from storyfi_lite.errors import BadInput
@@ -20,6 +21,23 @@ MAX_USER_INPUT_CHARS = 10_000
 MAX_BODY_BYTES = 1_000_000  # a chapters request carries blueprint, characters and arc: about 60 kB in Chinese
 
 
+UNKNOWN = "unknown"  # what 3.2.0 says where it knows nothing
+
+T = TypeVar("T")
+
+
+def _or_default(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticUseDefault from None
+
+
+# Nothing is concluded from what a miner says of itself, so that null, a missing field or one of another kind is "unknown",
+# and never a reason to refuse the story beside it.
+Claim = Annotated[T, WrapValidator(_or_default)]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -27,7 +45,7 @@ class _Message(BaseModel):
 class StoryRequest(_Message):
     """One task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (protocol/seed.py)."""
 
-    protocol_version: str = PROTOCOL_VERSION
+    protocol_version: Claim[str] = PROTOCOL_VERSION
     task_type: TaskName
     user_input: str = Field(min_length=1, max_length=MAX_USER_INPUT_CHARS)
     blueprint: dict[str, Any] | None = None
@@ -39,13 +57,14 @@ class StoryRequest(_Message):
 
 
 class ModelInfo(_Message):
-    """3.2.0's free-text claim about the model; what it is worth is decided by the proof."""
+    """3.2.0's free-text claim about the model; what it is worth is decided by the proof. `mode`: local, api, custom or
+    unknown in 3.2.0; miners also send vllm, cloud, mock and null."""
 
-    mode: Literal["local", "api", "custom", "unknown"]
-    name: str
-    version: str
-    provider: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    mode: Claim[str] = UNKNOWN
+    name: Claim[str] = UNKNOWN
+    version: Claim[str] = UNKNOWN
+    provider: Claim[str] = UNKNOWN
+    parameters: Claim[dict[str, Any]] = Field(default_factory=dict)
 
 
 class ProofHeader(_Message):
@@ -72,13 +91,13 @@ class StoryResponse(_Message):
     """The answer. `output_text` is the exact text generated; `tokens` its token ids without the end token."""
 
     output_data: dict[str, Any]
-    generation_time: float  # seconds; a claim, the validator times the call itself
-    miner_version: str
-    model_info: ModelInfo
-    miner_mode: MinerMode
-    model_name: str
-    gpu_memory_gb: float
-    protocol_version: str = PROTOCOL_VERSION
+    generation_time: Claim[float] = 0.0  # seconds; the validator times the call itself
+    miner_version: Claim[str] = UNKNOWN
+    model_info: Claim[ModelInfo] = Field(default_factory=ModelInfo)
+    miner_mode: Claim[MinerMode] = "APIFallbackLoader"  # what pays least
+    model_name: Claim[str] = UNKNOWN
+    gpu_memory_gb: Claim[float] = 0.0
+    protocol_version: Claim[str] = PROTOCOL_VERSION
     output_text: str | None = None
     tokens: list[int] | None = None
     proof: ProofHeader | None = None

@@ -2,6 +2,9 @@
 
 The response's bytes are returned as they came, bounded in size and time; believing them is validator/verify.py's matter.
 Of miners that speak only the dendrite's wire, what protocol 3.2.0 lacks is filled in from what it has.
+
+A miner is asked on the wire that it answered on last. A new one is asked on the dendrite's, which nearly all speak, so that none
+logs an error over a path that it does not have; one whose answer shows protocol 3.3.0 is asked over btauth from then on.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ UNKNOWN = ""  # a miner of which no answer has come yet
 
 @dataclass(frozen=True)
 class Target:
-    """A miner and where it listens. `wire`: what it answered on last, UNKNOWN if it never did."""
+    """A miner and where it listens. `wire`: what its last Reply says, UNKNOWN if there was none."""
 
     hotkey_ss58: str
     endpoint: tuple[str, int]
@@ -41,7 +44,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Reply:
-    """`elapsed_s`: from sending to the last byte. `nonce_ns`: the signed nonce; the challenge seed is derived from it."""
+    """`elapsed_s`: from sending to the last byte. `nonce_ns`: the signed nonce; the challenge seed is derived from it.
+    `wire`: the one to ask this miner on next."""
 
     body: bytes
     elapsed_s: float
@@ -55,12 +59,13 @@ def ask(
     endpoint: tuple[str, int],
     request: StoryRequest,
     timeout_s: float = TIMEOUT_S,
+    wire: str = btauth.NAME,
 ) -> Reply:
     """`query` for one miner, from code that is not async."""
 
     async def once() -> Reply:
         async with client() as connection:
-            return await query(connection, wallet, Target(miner_hotkey, endpoint), request, timeout_s)
+            return await query(connection, wallet, Target(miner_hotkey, endpoint, wire), request, timeout_s)
 
     return asyncio.run(once())
 
@@ -82,11 +87,11 @@ async def query(
     request: StoryRequest,
     timeout_s: float = TIMEOUT_S,
 ) -> Reply:
-    """Signs and sends: over the wire that the miner spoke last, to a new one btauth; over the other if there is no such
-    path. However slowly it trickles, `timeout_s` is the end, and all of the time counts. Raises Unavailable (no answer,
-    refused, too large) or Busy (the miner said so)."""
-    wires = [_over_btauth, _over_dendrite]
-    if target.wire == dendrite.WIRE:
+    """Signs and sends: over the miner's wire, and over the other if there is no such path. However slowly it
+    trickles, `timeout_s` is the end, and all of the time counts. Raises Unavailable (no answer, refused, too large) or Busy
+    (the miner said so)."""
+    wires = [_over_dendrite, _over_btauth]
+    if target.wire == btauth.NAME:
         wires.reverse()
     started_s = time.monotonic()
 
@@ -113,23 +118,30 @@ async def _over_btauth(
 ) -> Reply | None:
     body = request.model_dump_json(exclude_none=True).encode()
     headers, nonce_ns = btauth.sign_request(wallet, target.hotkey_ss58, body)
-    got = await _post(connection, target.url + btauth.PATH, headers, body)
-    return None if got is None else Reply(got, 0.0, nonce_ns)
+    got = _accepted(*await _read(connection, target.url + btauth.PATH, headers, body))
+    return None if got is None else Reply(got, 0.0, nonce_ns, btauth.NAME)
 
 
 async def _over_dendrite(
     connection: httpx.AsyncClient, wallet: Wallet, target: Target, request: StoryRequest, timeout_s: float
 ) -> Reply | None:
-    headers, body, nonce_ns = dendrite.sign_request(
-        wallet.hotkey, target.hotkey_ss58, target.endpoint, request, timeout_s
-    )
-    got = await _post(connection, target.url + dendrite.PATH, headers, body)
-    return None if got is None else Reply(dendrite.complete_response(got), 0.0, nonce_ns, dendrite.WIRE)
+    """With `characters` in the form that the miner took last, and in the other if its axon calls that an error of its own."""
+    forms = sorted((dendrite.WIRE_LIST, dendrite.WIRE), key=lambda form: form != target.wire)
+    for form in forms if request.characters is not None else forms[:1]:
+        headers, body, nonce_ns = dendrite.sign_request(
+            wallet.hotkey, target.hotkey_ss58, target.endpoint, request, timeout_s, form
+        )
+        status, received = await _read(connection, target.url + dendrite.PATH, headers, body)
+        if status != 500:
+            break
+    if (got := _accepted(status, received)) is None:
+        return None
+    wire = btauth.NAME if b'"miner_mode":' in got else form  # a field that came with 3.3.0
+    return Reply(dendrite.complete_response(got), 0.0, nonce_ns, wire)
 
 
-async def _post(connection: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes) -> bytes | None:
+def _accepted(status: int, received: bytes) -> bytes | None:
     """The answer's bytes; None if there is no such path."""
-    status, received = await _read(connection, url, headers, body)
     if status == 404:
         return None
     if status == 503:

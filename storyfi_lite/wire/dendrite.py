@@ -22,11 +22,14 @@ from pydantic_core import from_json
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.check import parse_json
-from storyfi_lite.protocol.messages import StoryRequest, StoryResponse, parse_request
+from storyfi_lite.protocol.messages import UNKNOWN, ModelInfo, StoryRequest, StoryResponse, parse_request
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
 from storyfi_lite.wire.transport import NonceStore, SignedCaller, check_age, header, parse_nonce
 
 WIRE = "dendrite"
+WIRE_LIST = (
+    "dendrite-3.2.1"  # the same, with `characters` as the bare list that 3.2.1 declares: each refuses the other's form
+)
 NAME = "StoryGenerationSynapse"
 PATH = f"/{NAME}"
 OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
@@ -131,10 +134,18 @@ _CLIENT_UUID = str(uuid.uuid4())  # axons order nonces by hotkey and uuid
 
 
 def sign_request(
-    key: sp_core.Keypair, receiver_ss58: str, endpoint: tuple[str, int], request: StoryRequest, timeout_s: float
+    key: sp_core.Keypair,
+    receiver_ss58: str,
+    endpoint: tuple[str, int],
+    request: StoryRequest,
+    timeout_s: float,
+    wire: str = WIRE,
 ) -> tuple[dict[str, str], bytes, int]:
     """Headers and body as the dendrite sends them for a synapse without `required_hash_fields`, which upstream's is; and
     the nonce in them. The signature covers no byte of the body: what miners of this wire expect."""
+    fields = request.model_dump()
+    if wire == WIRE_LIST and request.characters is not None:
+        fields["characters"] = request.characters.get("characters", [])
     nonce_ns = time.time_ns()
     message = f"{nonce_ns}.{key.ss58_address}.{receiver_ss58}.{_CLIENT_UUID}.{EMPTY_BODY_HASH}"
     headers = {
@@ -151,7 +162,11 @@ def sign_request(
         "bt_header_dendrite_signature": f"0x{key.sign(message.encode()).hex()}",
         _BODY_HASH: EMPTY_BODY_HASH,
     }
-    return headers, request.model_dump_json().encode(), nonce_ns
+    return headers, json.dumps(fields).encode(), nonce_ns
+
+
+LOCAL_MODES = ("local", "vllm")  # what a miner with a model of its own says
+EMBEDDED_INFO = "_model_info"  # where miners of 3.2.1 repeat it, because their validator's client drops the field
 
 
 def complete_response(body: bytes) -> bytes:
@@ -161,13 +176,18 @@ def complete_response(body: bytes) -> bytes:
         fields = parse_json(body)
     except BadInput:
         return body
-    info = fields.get("model_info") if isinstance(fields, dict) else None
-    if not isinstance(fields, dict) or not isinstance(info, dict):
+    if not isinstance(fields, dict):
         return body
-    info = {"version": "", "provider": "", **info}
-    mode = "LocalModelLoader" if info.get("mode") == "local" else "APIFallbackLoader"
-    claim = {"miner_mode": mode, "model_name": str(info.get("name")), "gpu_memory_gb": 0.0}
-    return json.dumps({**claim, **fields, "model_info": info}).encode()
+    story = fields.get("output_data")
+    embedded = story.pop(EMBEDDED_INFO, None) if isinstance(story, dict) else None
+    said = [info for info in (embedded, fields.get("model_info")) if isinstance(info, dict)]
+    known = {key: value for info in said for key, value in info.items() if value not in (None, UNKNOWN)}
+    info = ModelInfo.model_validate(known)
+    claims = {
+        "miner_mode": "LocalModelLoader" if info.mode in LOCAL_MODES else "APIFallbackLoader",
+        "model_name": info.name,
+    }
+    return json.dumps({**claims, **fields, "model_info": info.model_dump()}).encode()
 
 
 def _load(body: bytes) -> dict[str, Any]:
