@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Predicted memory and speed beside what llama.cpp reports and what the process and the GPU really take.
 
-    scripts/bench_placement.py buffers FILE.gguf ...    every context, KV type, batch, slot and layer case of each file
-    scripts/bench_placement.py speed FILE.gguf [N]      predicted and measured tokens a second, with N threads
-    scripts/bench_placement.py occupy FILE.gguf         on a GPU: leave 1, 2, 3 ... GB free, place, load; no out-of-memory allowed
-    scripts/bench_placement.py table                    the card sizes of docs/placement.md, as Markdown (predictions)
+    scripts/bench_placement.py formula FILE.gguf ... [--fake-gpus N]   planning's formula beside llama.cpp's dry run, layout by layout
+    scripts/bench_placement.py load FILE.gguf ...        the dry run beside what llama.cpp, the process and the GPU take in the end
+    scripts/bench_placement.py speed FILE.gguf [N]       predicted and measured tokens a second, with N threads
+    scripts/bench_placement.py occupy FILE.gguf          on a GPU: leave 1, 2, 3 ... GB free, place, load; no out-of-memory allowed
+    scripts/bench_placement.py table                     the card sizes of docs/placement.md, as Markdown (predictions)
 
-Synthetic files for every architecture: scripts/make_gguf.py. Each case runs in a process of its own.
+Synthetic files for many architectures: scripts/make_gguf.py. Fake GPUs (fake_gpu.c, needs cc) are enough for a dry run.
+Each real load runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import logging
 import re
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Gpu, Hardware, bandwidth_of, probe
 from storyfi_lite.models.gguf import architecture, read_local
@@ -89,38 +94,92 @@ def _apart(path: Path, settings: EngineSettings) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def buffers(paths: list[Path]) -> None:
-    gpus = probe().usable_gpus
-    print(
-        "| file | case | layers on GPU | predicted MiB | reported MiB | error | RSS MiB | GPU MiB taken |\n|"
-        + "---|" * 8
-    )
-    worst = [0.0, 0.0]
+def add_fake_gpus(count: int) -> None:
+    """Compiles fake_gpu.c and registers so many of its devices, in this process."""
+    import llama_cpp
+
+    from storyfi_lite.engine.model import Model  # noqa: F401  # its libraries first: the fake must find the same ones
+
+    packages = Path(sysconfig.get_paths()["purelib"])
+    with tempfile.TemporaryDirectory() as directory:
+        library = Path(directory) / "fake_gpu.so"
+        ggml = next((packages / "llama_cpp" / "lib").glob("libggml-base.so.?"))
+        source = Path(__file__).with_name("fake_gpu.c")
+        command = ["cc", "-shared", "-fPIC", "-I", packages / "include", source, ggml, "-o", library]
+        subprocess.run(command, check=True)
+        fake = ctypes.CDLL(str(library))
+    fake.fake_gpus.restype, fake.fake_gpus.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
+    llama_cpp.llama_cpp._lib.ggml_backend_register(ctypes.c_void_p(fake.fake_gpus(count, 80 * GIB)))
+
+
+def _layouts(n_layers: int, experts: int, n_gpus: int) -> Iterator[EngineSettings]:
+    """Every case with all, all but one, half, two and one of the layers on the GPUs, and with experts in RAM."""
+    for case in CASES:
+        if not n_gpus:
+            yield case
+            continue
+        for split in ((),) if n_gpus == 1 else ((3.0, *(1.0,) * (n_gpus - 1)), (1.0,) * n_gpus):
+            on_gpus = replace(case, tensor_split=split)
+            yield from (replace(on_gpus, n_gpu_layers=n) for n in (n_layers, n_layers - 1, n_layers // 2, 2, 1))
+            if experts:
+                yield from (replace(on_gpus, n_gpu_layers=n_layers, experts_in_ram=n) for n in (1, n_layers // 2, n_layers - 1))
+
+
+def formula(paths: list[Path], fake_gpus: int) -> None:
+    """A row a file and device: how far the formula is below and above the dry run, over all layouts; one JSON line."""
+    from storyfi_lite.engine.dry_run import measure
+    from storyfi_lite.machine import devices
+
+    logging.disable()
+    if fake_gpus:
+        add_fake_gpus(fake_gpus)
+    n_gpus = len(devices.gpus())
+    rows = []
+    print("| file | device | layouts | lowest error | MiB | highest error | MiB |\n|" + "---|" * 7)
     for path in paths:
         header = read_local(path)
         arch = architecture(header, path.name)
         loads = weights.from_header(header, arch.block_count)
-        everything = arch.block_count + 1
-        for layers in (everything, everything - 1, everything // 2, 2, 1) if gpus else (0,):
-            for case in CASES:
-                settings = replace(case, n_gpu_layers=layers)
-                needs = memory.demand(arch, loads, settings, len(gpus))
-                real = _apart(path, settings)
-                want, got = sum(need.buffer_bytes for need in needs), sum(real["buffers"].values())
-                error = want / got - 1
-                worst = [min(worst[0], error), max(worst[1], error)]
-                changed = {k: v for k, v in asdict(case).items() if v != getattr(EngineSettings(), k)}
-                cells = [
-                    path.stem,
-                    changed or "default",
-                    layers,
-                    f"{want / MIB:.2f}",
-                    f"{got / MIB:.2f}",
-                    f"{error:+.2%}",
-                ]
-                taken = sum(real["gpu_bytes"]) / MIB
-                print(f"| {' | '.join(map(str, cells))} | {real['rss_bytes'] / MIB:.0f} | {taken:.0f} |", flush=True)
-    print(f"\nlowest {worst[0]:+.2%}, highest {worst[1]:+.2%}")
+        found: dict[str, list[tuple[float, float, EngineSettings]]] = {}
+        for settings in _layouts(arch.block_count + 1, arch.expert_count, n_gpus):
+            if arch.name == "phi3" and settings.n_slots > 1 and settings.kv_type != "f16":
+                continue  # llama.cpp aborts
+            told = measure(path, settings)
+            if told is None:
+                raise SystemExit("this llama.cpp does not tell")
+            for number, (mine, its) in enumerate(zip(memory.demand(arch, loads, settings, n_gpus), told, strict=True)):
+                if its.buffer_bytes:
+                    error = mine.buffer_bytes - its.buffer_bytes
+                    device = f"GPU {number}" if number < n_gpus else "RAM"
+                    found.setdefault(device, []).append((error / its.buffer_bytes, error / MIB, settings))
+        for device, errors in found.items():
+            low, high = min(errors, key=lambda row: row[0]), max(errors, key=lambda row: row[0])
+            cells = [path.stem, device, len(errors), f"{low[0]:+.2%}", f"{low[1]:+.1f}", f"{high[0]:+.2%}", f"{high[1]:+.1f}"]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+            rows.append({"file": path.stem, "device": device, "layouts": len(errors), "lowest": low[0], "lowest_mib": low[1],
+                         "lowest_at": _changed(low[2]), "highest": high[0], "highest_mib": high[1],
+                         "highest_at": _changed(high[2])})  # fmt: skip
+    print(json.dumps(rows))
+
+
+def _changed(settings: EngineSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if value != getattr(EngineSettings(), name)}
+
+
+def loaded(paths: list[Path]) -> None:
+    """For each case, all layers on the GPU if there is one."""
+    from storyfi_lite.engine.dry_run import measure
+
+    print("| file | case | dry run MiB | reported MiB | error | RSS MiB | GPU MiB taken |\n|" + "---|" * 7)
+    for path in paths:
+        for case in CASES:
+            settings = replace(case, n_gpu_layers=999 if probe().usable_gpus else 0)
+            told = sum((need.buffer_bytes for need in measure(path, settings) or (Demand(),)), 0)
+            real = _apart(path, settings)
+            got = sum(real["buffers"].values())
+            cells = [path.stem, _changed(case) or "default", f"{told / MIB:.2f}", f"{got / MIB:.2f}", f"{told / got - 1:+.2%}"]
+            cells += [f"{real['rss_bytes'] / MIB:.0f}", f"{sum(real['gpu_bytes']) / MIB:.0f}"]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def measure_speed(path: Path, n_threads: int) -> None:
@@ -230,8 +289,9 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["buffers", "speed", "occupy", "table", "one"])
+    parser.add_argument("what", choices=["formula", "load", "speed", "occupy", "table", "one"])
     parser.add_argument("rest", nargs="*")
+    parser.add_argument("--fake-gpus", type=int, default=0, metavar="N")
     options = parser.parse_args()
     paths = [Path(name) for name in options.rest if not name.isdecimal()]
     if not paths and options.what != "table":
@@ -242,8 +302,10 @@ def main() -> None:
         print(json.dumps(load(paths[0], EngineSettings(**settings))))
     elif options.what == "table":
         table()
-    elif options.what == "buffers":
-        buffers(paths)
+    elif options.what == "formula":
+        formula(paths, options.fake_gpus)
+    elif options.what == "load":
+        loaded(paths)
     elif options.what == "speed":
         measure_speed(paths[0], next((int(name) for name in options.rest if name.isdecimal()), 0))
     else:

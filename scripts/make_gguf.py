@@ -48,6 +48,10 @@ SMALL = {
     "phi3": Shape("phi3", 6, 512, 1792, 8, 2, 64, 2048),
     "gemma": Shape("gemma", 4, 512, 4096, 4, 4, 256, 16384),
     "sliding": Shape("gemma2", 6, 512, 2048, 8, 4, 64, 8192, window=512),
+    "qwen3": Shape("qwen3", 6, 512, 1536, 8, 2, 128, 8192),
+    "qwen3moe": Shape("qwen3moe", 6, 512, 256, 8, 2, 64, 8192, experts=16, experts_used=4),
+    "gemma3": Shape("gemma3", 12, 512, 2048, 4, 2, 256, 16384, window=512),
+    "gpt-oss": Shape("gpt-oss", 6, 512, 512, 8, 2, 64, 8192, experts=8, experts_used=4, window=128),
 }
 FULL = {
     "llama": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256),
@@ -57,6 +61,10 @@ FULL = {
     "gemma": Shape("gemma", 28, 3072, 24576, 16, 16, 256, 256000),
     "sliding": Shape("gemma2", 42, 3584, 14336, 16, 8, 256, 256000, 8192, window=4096),
     "llama-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128, 128256),
+    "qwen3": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 40960),
+    "qwen3moe": Shape("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, 40960, 128, 8),
+    "gemma3": Shape("gemma3", 48, 3840, 15360, 16, 8, 256, 262144, 131072, window=1024),
+    "gpt-oss": Shape("gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 131072, 32, 4, window=128),
 }
 
 
@@ -77,8 +85,16 @@ def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     if shape.arch == "qwen":
         layer["attn_qkv.bias"] = (query + 2 * key,)
     layer["attn_output.weight"] = (query, width)
-    if shape.arch == "gemma2":
+    if shape.arch in ("gemma2", "gemma3"):
         layer |= {"post_attention_norm.weight": (width,), "post_ffw_norm.weight": (width,)}
+    if shape.arch in ("qwen3", "qwen3moe", "gemma3"):
+        layer |= {"attn_q_norm.weight": (shape.head_size,), "attn_k_norm.weight": (shape.head_size,)}
+    if shape.arch == "gpt-oss":
+        layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
+        layer |= {"attn_q.bias": (query,), "attn_k.bias": (key,), "attn_v.bias": (key,), "attn_output.bias": (width,)}
+        layer |= {"attn_sinks.weight": (shape.heads,), "ffn_gate_inp.bias": (shape.experts,)}
+        layer |= {f"ffn_{name}_exps.bias": (shape.feed_forward, shape.experts) for name in ("gate", "up")}
+        layer["ffn_down_exps.bias"] = (width, shape.experts)
     layer |= _feed_forward(shape)
     for number in range(shape.layers):
         found |= {f"blk.{number}.{name}": dimensions for name, dimensions in layer.items()}
@@ -117,7 +133,7 @@ def write(path: Path, shape: Shape, sparse: bool, kind_name: str, tokenizer: Pat
     random = np.random.default_rng(0)
     plan = []
     for name, dimensions in tensors(shape).items():
-        if len(dimensions) == 1 or "ffn_gate_inp" in name:
+        if len(dimensions) == 1 or "ffn_gate_inp" in name or name.endswith("bias"):
             dtype: type = np.float32
             kind, rows = None, tuple(reversed(dimensions))
         else:
@@ -169,6 +185,7 @@ def _metadata(writer: Any, shape: Shape) -> None:
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.experts_used)
+        writer.add_expert_feed_forward_length(shape.feed_forward)
     if shape.window:
         writer.add_sliding_window(shape.window)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,74 +44,7 @@ def placed(hardware: Hardware, **wish: object) -> Placement:
     return place(REGISTRY, hardware, ModelOptions(**wish), EmptyCatalog())  # type: ignore[arg-type]
 
 
-# --- predicted and reported ------------------------------------------------------------------------------------
-
-
-def reported_bytes(path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture) -> float:
-    """The sum of the buffers that llama.cpp's log names."""
-    caplog.clear()
-    with caplog.at_level(logging.DEBUG, logger="storyfi_lite.llama"):
-        model = Model(path, settings)
-        Context(model, settings).close()
-        model.close()
-    sizes = re.findall(r"(?:model|KV|compute|output) buffer size =\s+([\d.]+) MiB", caplog.text)
-    assert len(sizes) >= 4
-    return sum(map(float, sizes)) * 2**20
-
-
-def predicted_bytes(path: Path, settings: EngineSettings) -> int:
-    header = read_local(path)
-    arch = architecture(header, path.name)
-    return memory.demand(arch, weights.from_header(header, arch.block_count), settings, 0)[-1].buffer_bytes
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        EngineSettings(),
-        EngineSettings(n_ctx=8192, kv_type="q8_0"),
-        EngineSettings(n_ctx=1000, n_slots=4, kv_type="q4_0"),
-        EngineSettings(n_batch=128),
-        EngineSettings(n_batch=2048, n_ubatch=1024),
-        EngineSettings(flash_attn=False),
-    ],
-    ids=str,
-)
-def test_the_real_model_takes_what_was_predicted(
-    small_model_path: Path, settings: EngineSettings, caplog: pytest.LogCaptureFixture
-) -> None:
-    reported = reported_bytes(small_model_path, settings, caplog)
-    assert predicted_bytes(small_model_path, settings) == pytest.approx(reported, rel=0.001)
-
-
-@pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("synthetic")
-    subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_gguf.py", directory], check=True, stdout=subprocess.DEVNULL
-    )
-    return directory
-
-
-ARCHITECTURES = ["llama", "mixtral", "qwen", "phi3", "gemma", "sliding"]
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        EngineSettings(),
-        EngineSettings(kv_type="q8_0", n_batch=128),
-        EngineSettings(n_ctx=1000, n_slots=4),
-        EngineSettings(flash_attn=False),
-    ],
-    ids=["f16", "q8_0", "slots", "no-flash"],
-)
-def test_each_architecture_takes_what_was_predicted(
-    synthetic: Path, name: str, settings: EngineSettings, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = synthetic / f"{name}-small.gguf"
-    assert predicted_bytes(path, settings) == pytest.approx(reported_bytes(path, settings, caplog), rel=0.001)
+# --- layers and devices --------------------------------------------------------------------------------------------
 
 
 def test_one_gpu_layer_is_the_output_layer_alone() -> None:

@@ -11,8 +11,8 @@ import click
 from storyfi_lite.cli.options import hardware_option, json_option, model_options, placement_options
 
 if TYPE_CHECKING:
+    from storyfi_lite.engine.settings import Demand
     from storyfi_lite.options import ModelOptions
-    from storyfi_lite.placement.memory import Demand
     from storyfi_lite.placement.plan import Placement
 
 

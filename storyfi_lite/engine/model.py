@@ -32,6 +32,7 @@ log = logging.getLogger("storyfi_lite.llama")
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
+_LOAD_MODE_NONE = 0  # llama_load_mode of llama.h
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
 
 
@@ -56,15 +57,21 @@ def _start_backend() -> object:
 
 
 class Model:
-    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it."""
+    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it.
 
-    def __init__(self, path: Path, settings: EngineSettings, chat_template: str | None = None) -> None:
+    `dry_run`: takes no memory for weights, KV cache and computing, and can compute nothing (dry_run.py)."""
+
+    def __init__(
+        self, path: Path, settings: EngineSettings, chat_template: str | None = None, *, dry_run: bool = False
+    ) -> None:
         _start_backend()
         _check_magic(path)
         self.path = path
         self._keep: list[object] = []  # ctypes arrays that llama.cpp points into
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
+        if dry_run:
+            params.no_alloc, params.load_mode = True, _LOAD_MODE_NONE  # with a map of the file it would abort
         self._choose_gpus(params, settings)
         if settings.experts_in_ram:
             params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)

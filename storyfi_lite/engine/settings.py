@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 KVType = Literal["f16", "q8_0", "q4_0"]
@@ -33,6 +33,30 @@ class EngineSettings:
         if not self.n_gpu_layers:
             return []
         return [number for number in range(n_gpus) if not self.tensor_split or self.tensor_split[number] > 0]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Bytes that a layout takes on one device, as llama.cpp's log names them. `context_bytes` is the driver's, or on the host
+    Python's, outside that log."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+    output_bytes: int = 0
+    context_bytes: int = 0
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What llama.cpp itself reports."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.buffer_bytes + self.context_bytes
+
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -21,29 +21,37 @@ class Device:
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total. On a CUDA device this opens a driver's context, which takes some memory there itself."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _call("memory", None, ctypes.c_void_p(self.handle), ctypes.byref(free), ctypes.byref(total))
+        _call("dev_memory", None, ctypes.c_void_p(self.handle), ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
 
 def gpus() -> list[Device]:
     """In llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
-    found = [(kind, device) for kind, device in map(_typed, range(_call("count", ctypes.c_size_t)))]
+    found = [(kind, device) for kind, device in map(_typed, range(_call("dev_count", ctypes.c_size_t)))]
     wanted = _GPU if any(kind == _GPU for kind, _ in found) else _INTEGRATED
     return [Device(device, _description(device)) for kind, device in found if kind == wanted]
 
 
 def _typed(number: int) -> tuple[int, int]:
-    device = _call("get", ctypes.c_void_p, ctypes.c_size_t(number))
-    return _call("type", ctypes.c_int, ctypes.c_void_p(device)), device
+    device = _call("dev_get", ctypes.c_void_p, ctypes.c_size_t(number))
+    return _call("dev_type", ctypes.c_int, ctypes.c_void_p(device)), device
 
 
 def _description(device: int) -> str:
-    text: bytes = _call("description", ctypes.c_char_p, ctypes.c_void_p(device))
+    text: bytes = _call("dev_description", ctypes.c_char_p, ctypes.c_void_p(device))
     return text.decode(errors="replace")
+
+
+def of_buffer_type(buffer_type: int) -> int | None:
+    """The handle of the GPU that the buffers of this type lie on; None for memory that the CPU reads, pinned memory too."""
+    if _call("buft_is_host", ctypes.c_bool, ctypes.c_void_p(buffer_type)):
+        return None
+    handle: int | None = _call("buft_get_device", ctypes.c_void_p, ctypes.c_void_p(buffer_type))
+    return handle
 
 
 def _call(name: str, result: Any, *arguments: Any) -> Any:
     """Through libllama: the package holds a second libggml.so, with a registry of its own, which `_ggml` would answer from."""
-    function = getattr(llama_cpp.llama_cpp._lib, f"ggml_backend_dev_{name}")
+    function = getattr(llama_cpp.llama_cpp._lib, f"ggml_backend_{name}")
     function.restype = result
     return function(*arguments)

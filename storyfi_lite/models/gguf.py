@@ -251,13 +251,14 @@ def architecture(header: Header, name: str) -> Architecture:
             raise BadInput(f"{name} lacks {kind}.{key}: it is no language model, or damaged")
         return value
 
-    heads, embedding = figure("attention.head_count"), figure("embedding_length")
+    block_count, embedding, heads = figure("block_count"), figure("embedding_length"), figure("attention.head_count")
+    by_layer = header.metadata.get(f"{kind}.attention.head_count_kv")
     head_size = embedding // heads if heads else 0
     tensor_names = {tensor.name for tensor in header.tensors}
     try:
         return Architecture(
             name=kind,
-            block_count=figure("block_count"),
+            block_count=block_count,
             embedding_length=embedding,
             feed_forward_length=figure("feed_forward_length") // (2 if kind == "qwen" else 1),
             attention_head_count=heads,
@@ -268,8 +269,10 @@ def architecture(header: Header, name: str) -> Architecture:
             context_length=figure("context_length"),
             expert_count=figure("expert_count", 0),
             expert_used_count=figure("expert_used_count", 0),
+            expert_feed_forward_length=figure("expert_feed_forward_length", 0),
             sliding_window=figure("attention.sliding_window", 0) or None,
             tied_output_embedding="output.weight" not in tensor_names,
+            kv_heads_by_layer=by_layer[:block_count] if isinstance(by_layer, tuple) else (),
         )
     except ValueError as error:
         raise BadInput(f"{name} has impossible figures: {str(error).splitlines()[0]}") from None

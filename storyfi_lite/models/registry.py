@@ -64,8 +64,13 @@ class Architecture(_Entry):
     context_length: int = Field(gt=0)
     expert_count: int = Field(default=0, ge=0)
     expert_used_count: int = Field(default=0, ge=0)
+    expert_feed_forward_length: int = Field(default=0, ge=0)  # 0: feed_forward_length
     sliding_window: int | None = None
     tied_output_embedding: bool
+    kv_heads_by_layer: tuple[int, ...] = ()  # where they differ; attention_head_count_kv is the largest
+
+    def kv_heads(self, layer: int) -> int:
+        return self.kv_heads_by_layer[layer] if self.kv_heads_by_layer else self.attention_head_count_kv
 
 
 class GGUFFile(_Entry):

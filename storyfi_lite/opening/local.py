@@ -199,10 +199,14 @@ class LocalOpener:
     # --- loading ----------------------------------------------------------------------------------------------------
 
     def load(self, placed: PlacedFile, options: ModelOptions, make: Callable[[PlacedFile], T]) -> tuple[PlacedFile, T]:
-        """What `make` makes of the file; a layout that runs out of memory gives way to the next smaller one. Raises what
-        `make` raises when there is no smaller one left."""
+        """What `make` makes of the file; a layout that by llama.cpp's own figures does not fit, or runs out of memory, gives way
+        to the next smaller one. Raises what `make` raises when there is no smaller one left."""
+        from storyfi_lite.engine.dry_run import measure
+
         while True:
             try:
+                told = measure(placed.path, placed.placement.settings)
+                placed = replace(placed, placement=placed.placement.measured(told, self.hardware))
                 return placed, make(placed)
             except DoesNotFit as error:
                 lower = step_down(placed.placement, options, self.hardware, self._catalog)

@@ -1,8 +1,7 @@
 """Which model file fits this machine, how it is loaded, and what that will take.
 
     weights   bytes of a file by layer, from its header or from models.yaml
-    graph     llama.cpp's working memory
-    memory    what llama.cpp takes on each device for given settings
+    memory    a formula for what llama.cpp takes on each device for given settings
     fit       the settings under which one file fits
     speed     predicted tokens a second; calibrate measures the CPU
     plan      the choice among all files, and its reasons

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from storyfi_lite.engine.settings import EngineSettings, KVType
+from storyfi_lite.engine.settings import Demand, EngineSettings, KVType
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
-from storyfi_lite.placement.memory import Demand, demand, stored
+from storyfi_lite.placement.memory import demand, kv_layer_bytes
 from storyfi_lite.placement.weights import Weights
 
 GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 GPU_SLOTS = (4, 2)  # requests at once where memory is left over
-# llama.cpp's graph room (8 nodes a tensor) is too small for phi3's few tensors with these two together: it aborts the process
-_TOO_MANY_NODES = {"phi3"}
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
 
 
@@ -30,32 +28,30 @@ class Fit:
     demands: tuple[Demand, ...]  # each GPU's, the host's last
 
 
-def margin_for(exact: bool, size_bytes: int) -> int:
-    """Figures from models.yaml are good to a percent or two; those of a header to the byte."""
-    return 0 if exact else size_bytes // 50
+def room_bytes(hardware: Hardware) -> list[int]:
+    """What may be taken of each usable GPU's free memory, and last of the RAM."""
+    gpus = [max(gpu.free_bytes - GPU_MARGIN_BYTES, 0) for gpu in hardware.usable_gpus]
+    return [*gpus, hardware.ram_available_bytes - RAM_MARGIN_BYTES]
 
 
 class Fitter:
-    """Asks memory.demand for one model; remembers the machine's room. `kv_type` None tries several."""
+    """Finds the settings for one model on one machine, by memory.demand. `kv_type` None tries several."""
 
     def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware, kv_type: KVType | None = None) -> None:
         self.arch, self.weights = arch, weights
         self._kv_types = (kv_type,) if kv_type else KV_TYPES
         self._kv_where_tight: KVType = kv_type or "q8_0"
-        spare = margin_for(weights.exact, weights.host_bytes)
         self._gpus = hardware.usable_gpus
-        self.gpu_room = [gpu.free_bytes - GPU_MARGIN_BYTES - spare // len(self._gpus) for gpu in self._gpus]
-        self.host_room = hardware.ram_available_bytes - RAM_MARGIN_BYTES
+        *gpu_room, self.host_room = room_bytes(hardware)
+        # figures from models.yaml are good to a percent or two; those of a header to the byte
+        spare = 0 if weights.exact else weights.host_bytes // 50
+        self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
     def check(self, settings: EngineSettings) -> Fit | None:
-        if self.arch.name in _TOO_MANY_NODES and settings.n_slots > 1 and settings.kv_type != "f16":
-            return None
-        for measure in (stored, demand):
-            demands = measure(self.arch, self.weights, settings, len(self._gpus))
-            rooms = [*(max(room, 0) for room in self.gpu_room), self.host_room]
-            if any(need.total_bytes > room for need, room in zip(demands, rooms, strict=True)):
-                return None
-        return Fit(settings, tuple(demands))
+        demands = demand(self.arch, self.weights, settings, len(self._gpus))
+        rooms = [*self.gpu_room, self.host_room]
+        fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))
+        return Fit(settings, tuple(demands)) if fits else None
 
     def best(self, base: EngineSettings) -> Fit | None:
         """None: it does not fit at all."""
@@ -70,7 +66,8 @@ class Fitter:
         for kv in self._kv_types:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
-                more = [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 else []
+                # not with smaller keys and values: where those are needed no second slot fits
+                more = [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 and kv == "f16" else []
                 return self._first(more) or fit  # on the same GPUs: a slower one more would slow every answer
         return None
 
@@ -109,14 +106,14 @@ class Fitter:
         """Whole layers a GPU, each filled to `fill` of its room in turn; what is left over goes to the last."""
         count = settings.n_gpu_layers
         layers = self.weights.layers
-        kv = stored(self.arch, self.weights, replace(settings, n_gpu_layers=0), 0)[-1].kv_bytes // len(layers)
         sizes = [
-            layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv
+            layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv_layer_bytes(self.arch, settings, i)
             for i, layer in enumerate(layers)
         ]
         sizes = [*sizes, self.weights.output_bytes][len(layers) + 1 - count :]
         shares = [0] * len(self._gpus)
-        fixed = self._fixed_bytes(settings)
+        even = replace(settings, tensor_split=(1.0,) * len(shares))
+        fixed = [need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(shares))]
         device, used = 0, 0
         for size in sizes:
             while device < len(shares) - 1 and used + size > (self.gpu_room[device] - fixed[device]) * fill:
@@ -124,13 +121,6 @@ class Fitter:
             shares[device] += 1
             used += size
         return tuple(float(share) for share in shares)
-
-    def _fixed_bytes(self, settings: EngineSettings) -> list[int]:
-        """What a GPU takes beside its layers: driver context and working memory."""
-        even = replace(settings, tensor_split=(1.0,) * len(self._gpus))
-        return [
-            need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(self._gpus))
-        ]
 
 
 def _least(low: int, high: int, attempt: Callable[[int], Fit | None]) -> Fit | None:

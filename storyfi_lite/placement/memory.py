@@ -1,48 +1,30 @@
-"""How many bytes llama.cpp will take on each device for given weights and settings. Arithmetic only.
+"""How many bytes llama.cpp will take on each device, by a formula: for planning, before a file or even a machine is there.
 
-The rules are llama.cpp's (src/llama-model.cpp load_tensors, llama-kv-cache.cpp, llama-context.cpp), as in the release that
-llama-cpp-python 0.3.36 ships:
+Weights and KV cache follow llama.cpp's rules (llama-model.cpp load_tensors, llama-kv-cache.cpp) and are exact:
   - `n_gpu_layers` counts from the end and the output layer first: 1 is the output layer alone
   - the token embedding stays in RAM; a tied output is a second copy on the GPU
   - a GPU without a share is hidden from llama.cpp (engine/model.py), so that nothing is taken there
   - a layer's KV cache lies with the layer; its cells are n_ctx rounded up to 256, for each slot; a
     sliding window saves nothing, because llama.cpp keeps the whole cache unless told not to (swa_full)
-  - the host keeps one row of logits a slot; the graph's working memory is graph.py's business
+Working memory is an upper bound, the same for every architecture. What is about to be loaded is measured by llama.cpp itself
+(engine/dry_run.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
-from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.models.registry import Architecture
-from storyfi_lite.placement.graph import KV_BYTES, Largest, compute_bytes
 from storyfi_lite.placement.weights import Weights
 
-CUDA_CONTEXT_BYTES = (
-    500 << 20
-)  # driver context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
+# bytes a KV value: f16, and ggml's blocks of 32
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+PIPELINE_COPIES = 4  # of what crosses devices, where several GPUs work on several batches at once (GGML_SCHED_MAX_COPIES)
+SLACK_BYTES = 2 << 20  # a device: positions, row numbers, alignment
+# the driver's context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
+CUDA_CONTEXT_BYTES = 500 << 20
 PROCESS_BYTES = 150 << 20  # Python and the libraries
-
-
-@dataclass(frozen=True)
-class Demand:
-    """Bytes on one device, as llama.cpp's log names them. `context_bytes` is the driver's, outside that log."""
-
-    weights_bytes: int = 0
-    kv_bytes: int = 0
-    compute_bytes: int = 0
-    output_bytes: int = 0
-    context_bytes: int = 0
-
-    @property
-    def buffer_bytes(self) -> int:
-        """What llama.cpp itself reports."""
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        return self.buffer_bytes + self.context_bytes
 
 
 def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_gpus: int) -> list[int]:
@@ -57,41 +39,92 @@ def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_
     return devices
 
 
-def kv_layer_bytes(arch: Architecture, settings: EngineSettings) -> int:
-    """Keys and values of one layer, all slots."""
-    cells = pad256(pad256(settings.n_ctx * settings.n_slots) // settings.n_slots)
-    values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
-    return int(values * KV_BYTES[settings.kv_type]) * cells * settings.n_slots
+def cells_per_slot(settings: EngineSettings) -> int:
+    cells = -(-settings.n_ctx * settings.n_slots // 256) * 256
+    return -(-cells // settings.n_slots // 256) * 256
 
 
-def pad256(cells: int) -> int:
-    return -(-cells // 256) * 256
+def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int | None = None) -> int:
+    """Keys and values of one layer, all slots; of the largest layer if none is named."""
+    heads = arch.attention_head_count_kv if layer is None else arch.kv_heads(layer)
+    values = heads * (arch.key_length + arch.value_length)
+    return int(values * KV_BYTES[settings.kv_type]) * cells_per_slot(settings) * settings.n_slots
 
 
 def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
     """For each GPU in llama.cpp's order, and last for the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
-    largest = Largest(weights.largest_dense_bytes, weights.largest_expert_bytes)
-    used = settings.used_gpus(n_gpus)
-    seen = tuple(used.index(device) if device >= 0 else -1 for device in devices)  # as llama.cpp numbers them
-    *on_gpus, on_host = compute_bytes(arch, settings, seen, len(used), largest)
-    work = {**dict(zip(used, on_gpus, strict=True)), n_gpus: on_host}
-    still = stored(arch, weights, settings, n_gpus)
-    return [replace(need, compute_bytes=work.get(number, 0)) for number, need in enumerate(still)]
-
-
-def stored(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
-    """The same without working memory, which takes a thousand times as long to find out."""
-    devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     weight, kv = [0] * (n_gpus + 1), [0] * (n_gpus + 1)
     for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
         weight[device] += layer.dense_bytes
         weight[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes
-        kv[device] += kv_layer_bytes(arch, settings)
+        kv[device] += kv_layer_bytes(arch, settings, number)
     weight[-1] += weights.embedding_bytes
     if devices[-1] >= 0 or not weights.tied:
         weight[devices[-1]] += weights.output_bytes
-    output = 4 * arch.vocab_size * settings.n_slots
-    used = settings.used_gpus(n_gpus)
-    gpus = [Demand(weight[i], kv[i], 0, 0, CUDA_CONTEXT_BYTES if i in used else 0) for i in range(n_gpus)]
-    return [*gpus, Demand(weight[-1], kv[-1], 0, output, PROCESS_BYTES)]
+    work = [_compute_bytes(arch, weights, settings, devices, device) for device in (*range(n_gpus), -1)]
+    output = [0] * n_gpus + [4 * arch.vocab_size * settings.n_slots]  # a row of logits a slot
+    return with_context(map(Demand, weight, kv, work, output), settings)
+
+
+def with_context(buffers: Iterable[Demand], settings: EngineSettings) -> list[Demand]:
+    """llama.cpp's buffers, each GPU's and the host's, with what the driver and Python take beside them."""
+    *gpus, host = buffers
+    used = settings.used_gpus(len(gpus))
+    beside = [Demand(context_bytes=CUDA_CONTEXT_BYTES if number in used else 0) for number in range(len(gpus))]
+    return [*(need + more for need, more in zip(gpus, beside, strict=True)), host + Demand(context_bytes=PROCESS_BYTES)]
+
+
+def _compute_bytes(
+    arch: Architecture, weights: Weights, settings: EngineSettings, devices: list[int], device: int
+) -> int:
+    """A bound for llama.cpp's worst case: a full batch of prompt, logits for each of its tokens.
+
+    What lasts (masks, activations that go from device to device) and the larger of two: what one layer holds at once, or the
+    logits. The first GPU computes with layers in RAM as well: it holds copies of a matrix and of a layer's keys and values.
+    """
+    used = sorted(set(devices) - {-1})
+    if device >= 0 and device not in used:
+        return 0
+    row = 4 * min(settings.n_ubatch, settings.n_batch)  # bytes of one f32 for each token of the batch
+    hidden = row * arch.embedding_length
+    in_ram = -1 in devices
+    helps = bool(used) and device == used[0] and (in_ram or settings.experts_in_ram > 0)
+    has_layers = device in devices[:-1] or helps
+    lasting = _mask_bytes(arch, settings) if has_layers or device == -1 else 0
+    phase = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
+    if helps and in_ram:
+        phase += max(weights.largest_dense_bytes, weights.largest_expert_bytes) + kv_layer_bytes(arch, settings)
+    elif helps:
+        phase += weights.largest_expert_bytes
+    if device == devices[-1]:
+        phase = max(phase, row * arch.vocab_size + hidden)
+    lasting += hidden * (1 + (device == -1) + (len(set(devices)) > 1 or settings.experts_in_ram > 0))
+    pipelined = len(used) > 1 and not in_ram and not settings.experts_in_ram
+    return lasting * (PIPELINE_COPIES if pipelined else 1) + phase + SLACK_BYTES
+
+
+def _mask_bytes(arch: Architecture, settings: EngineSettings) -> int:
+    """Which cells a token may look at; without flash attention also where its values go, one by one. Twice with windows."""
+    tokens = min(settings.n_ubatch, settings.n_batch)
+    mask = 2 * cells_per_slot(settings) * tokens
+    if not settings.flash_attn:
+        mask = 2 * mask + 8 * tokens * arch.attention_head_count_kv * arch.value_length
+    return mask * (2 if arch.sliding_window else 1)
+
+
+def _layer_bytes(arch: Architecture, settings: EngineSettings, on_gpu: bool) -> int:
+    """The most that one layer's operations hold at once, beside its input: attention or feed-forward."""
+    row = 4 * min(settings.n_ubatch, settings.n_batch)
+    heads, kv_heads = arch.attention_head_count, arch.attention_head_count_kv
+    query, key, value = heads * arch.key_length, kv_heads * arch.key_length, kv_heads * arch.value_length
+    cells = cells_per_slot(settings)
+    attention = row * (2 * arch.embedding_length + 2 * (query + key + value))
+    if not settings.flash_attn:
+        attention += 2 * row * heads * cells
+    elif on_gpu and settings.kv_type != "f16":  # turned into f16 first (ggml_cuda_flash_attn_ext_get_alloc_size)
+        attention += 2 * (key + value) * cells * settings.n_slots
+    experts = (arch.expert_feed_forward_length or arch.feed_forward_length) * arch.expert_used_count
+    wide = max(arch.feed_forward_length, experts)
+    narrow = arch.embedding_length * (2 + max(1, arch.expert_used_count))
+    return max(attention, row * (3 * wide + narrow))

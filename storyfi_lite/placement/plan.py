@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
@@ -15,8 +15,7 @@ from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions, PlacementPolicy
 from storyfi_lite.placement import memory, speed, weights
 from storyfi_lite.placement.catalog import Catalog
-from storyfi_lite.placement.fit import Fitter
-from storyfi_lite.placement.memory import Demand
+from storyfi_lite.placement.fit import Fitter, room_bytes
 from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
 
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
@@ -45,6 +44,19 @@ class Placement:
         demands = tuple(memory.demand(self.arch, self.loads, settings, len(hardware.usable_gpus)))
         predicted = speed.predict(self.arch, self.loads, settings, hardware)
         return replace(self, settings=settings, demands=demands, speed=predicted)
+
+    def measured(self, buffers: tuple[Demand, ...] | None, hardware: Hardware) -> Placement:
+        """The same with what llama.cpp says it will take (engine/dry_run.py) in place of the prediction; None: it does not
+        say. Raises DoesNotFit if that is more than is free."""
+        if buffers is None or len(buffers) != len(self.demands):
+            return self
+        demands = tuple(memory.with_context(buffers, self.settings))
+        names = [*(f"GPU {number} ({gpu.name})" for number, gpu in enumerate(hardware.usable_gpus)), "the RAM"]
+        for name, need, room in zip(names, demands, room_bytes(hardware), strict=True):
+            if need.total_bytes > room:
+                sizes = f"it takes {need.total_bytes / GIB:.2f} GiB of {name}, {max(room, 0) / GIB:.2f} may be used"
+                raise DoesNotFit(f"{self.file.quant} does not fit: {sizes}")
+        return replace(self, demands=demands)
 
     @property
     def n_layers(self) -> int:

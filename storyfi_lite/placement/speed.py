@@ -42,7 +42,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
     for number, gpu in enumerate(gpus):
         if read[number]:
             gb_s = (gpu.bandwidth_gb_s or UNKNOWN_GPU_GB_S) * GPU_EFFICIENCY
-            in_cache = devices[:-1].count(number) * _cache_bytes(arch, settings)
+            in_cache = _cache_bytes(arch, settings, devices, number)
             seconds += (read[number] + in_cache) / (gb_s * 1e9) + devices.count(number) * GPU_LAYER_S
             assumed = "" if gpu.bandwidth_gb_s else ", assumed: its bandwidth is not known"
             words.append(f"{read[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s{assumed}")
@@ -58,7 +58,7 @@ def _cpu(
     layers = devices[:-1].count(-1)
     if hardware.cpu_bandwidth_gb_s:
         gb_s = hardware.cpu_bandwidth_gb_s
-        others_s = layers * _cache_bytes(arch, settings) / (gb_s * 1e9)
+        others_s = _cache_bytes(arch, settings, devices, -1) / (gb_s * 1e9)
     else:
         from storyfi_lite.placement.calibrate import cpu_speed
 
@@ -77,12 +77,15 @@ def _layer_rows(arch: Architecture) -> int:
     """Of the matrices that a token is multiplied with in one layer: short rows cost more than their bytes."""
     keys_and_values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
     attention = arch.attention_head_count * arch.key_length + keys_and_values + arch.embedding_length
-    return attention + (2 * arch.feed_forward_length + arch.embedding_length) * max(1, arch.expert_used_count)
+    width = arch.expert_feed_forward_length or arch.feed_forward_length
+    return attention + (2 * width + arch.embedding_length) * max(1, arch.expert_used_count)
 
 
-def _cache_bytes(arch: Architecture, settings: EngineSettings) -> float:
-    """Of one layer's keys and values, what a token reads."""
-    return kv_layer_bytes(arch, settings) / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)
+def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int], device: int) -> float:
+    """What a token reads of the keys and values on one device."""
+    on_it = (number for number, where in enumerate(devices[:-1]) if where == device)
+    whole = sum(kv_layer_bytes(arch, settings, number) for number in on_it)
+    return whole / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)
 
 
 def _bytes_read(

@@ -1,0 +1,69 @@
+"""Asks llama.cpp itself what a layout takes: it reserves every buffer and allocates none. No weight is read; a file that has
+only its header's bytes (and the right size) will do.
+
+Not for planning, which compares hundreds of layouts and has no file yet: that is placement/memory.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from storyfi_lite.engine.model import Context, Model
+from storyfi_lite.engine.settings import Demand, EngineSettings
+from storyfi_lite.machine import devices
+
+log = logging.getLogger(__name__)
+
+# std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data> llama_get_memory_breakdown(const llama_context *) of
+# llama.cpp's src/llama-ext.h: the only place that tells the buffers apart by device. The layout is libstdc++'s.
+_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("compare", "color", "root", "first", "last")), ("size", ctypes.c_size_t))
+
+
+class _Node(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("color", "parent", "left", "right", "buffer_type")),
+        *((name, ctypes.c_size_t) for name in ("model_bytes", "context_bytes", "compute_bytes")),
+    )
+
+
+def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
+    """Bytes on each GPU that llama.cpp sees, in its order, and last on the host. None if this llama.cpp does not tell.
+
+    Raises what loading raises: BadInput for a file that is no whole GGUF, DoesNotFit where llama.cpp cannot make a context.
+    """
+    breakdown = getattr(llama_cpp.llama_cpp._lib, _BREAKDOWN, None)
+    if breakdown is None or sys.platform != "linux":
+        log.info("this build of llama.cpp does not tell what a layout takes; the prediction has to do")
+        return None
+    breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
+    gpus = [device.handle for device in devices.gpus()]
+    model = Model(path, settings, dry_run=True)
+    try:
+        context = Context(model, settings)
+        found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.n_slots)]
+        for node in _nodes(breakdown(context.handle).root):
+            device = devices.of_buffer_type(node.buffer_type)
+            found[gpus.index(device) if device in gpus else -1] += Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
+        context.close()
+    finally:
+        model.close()
+    return tuple(found)
+
+
+def _nodes(address: int | None) -> Iterator[Any]:
+    if address:
+        node = _Node.from_address(address)
+        yield from _nodes(node.left)
+        yield node
+        yield from _nodes(node.right)
