@@ -122,11 +122,14 @@ def _layouts(n_layers: int, experts: int, n_gpus: int) -> Iterator[EngineSetting
             on_gpus = replace(case, tensor_split=split)
             yield from (replace(on_gpus, n_gpu_layers=n) for n in (n_layers, n_layers - 1, n_layers // 2, 2, 1))
             if experts:
-                yield from (replace(on_gpus, n_gpu_layers=n_layers, experts_in_ram=n) for n in (1, n_layers // 2, n_layers - 1))
+                yield from (
+                    replace(on_gpus, n_gpu_layers=n_layers, experts_in_ram=n) for n in (1, n_layers // 2, n_layers - 1)
+                )
 
 
 def formula(paths: list[Path], fake_gpus: int) -> None:
-    """A row a file and device: how far the formula is below and above the dry run, over all layouts; one JSON line."""
+    """A row a file and device: how far the formula is below and above the dry run, over all layouts; one JSON line. Flash
+    attention is always on where placement chooses."""
     from storyfi_lite.engine.dry_run import measure
     from storyfi_lite.machine import devices
 
@@ -151,10 +154,19 @@ def formula(paths: list[Path], fake_gpus: int) -> None:
                 if its.buffer_bytes:
                     error = mine.buffer_bytes - its.buffer_bytes
                     device = f"GPU {number}" if number < n_gpus else "RAM"
+                    device += "" if settings.flash_attn else ", no flash attention"
                     found.setdefault(device, []).append((error / its.buffer_bytes, error / MIB, settings))
         for device, errors in found.items():
             low, high = min(errors, key=lambda row: row[0]), max(errors, key=lambda row: row[0])
-            cells = [path.stem, device, len(errors), f"{low[0]:+.2%}", f"{low[1]:+.1f}", f"{high[0]:+.2%}", f"{high[1]:+.1f}"]
+            cells = [
+                path.stem,
+                device,
+                len(errors),
+                f"{low[0]:+.2%}",
+                f"{low[1]:+.1f}",
+                f"{high[0]:+.2%}",
+                f"{high[1]:+.1f}",
+            ]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
             rows.append({"file": path.stem, "device": device, "layouts": len(errors), "lowest": low[0], "lowest_mib": low[1],
                          "lowest_at": _changed(low[2]), "highest": high[0], "highest_mib": high[1],
@@ -177,7 +189,13 @@ def loaded(paths: list[Path]) -> None:
             told = sum((need.buffer_bytes for need in measure(path, settings) or (Demand(),)), 0)
             real = _apart(path, settings)
             got = sum(real["buffers"].values())
-            cells = [path.stem, _changed(case) or "default", f"{told / MIB:.2f}", f"{got / MIB:.2f}", f"{told / got - 1:+.2%}"]
+            cells = [
+                path.stem,
+                _changed(case) or "default",
+                f"{told / MIB:.2f}",
+                f"{got / MIB:.2f}",
+                f"{told / got - 1:+.2%}",
+            ]
             cells += [f"{real['rss_bytes'] / MIB:.0f}", f"{sum(real['gpu_bytes']) / MIB:.0f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

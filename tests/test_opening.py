@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from storyfi_lite.cli import cli
+from storyfi_lite.engine import dry_run
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 from storyfi_lite.loaders import local
@@ -43,6 +44,12 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in (*API_KEYS.values(), "MODEL_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where the APIs' use is counted
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the file nor the machine is here: llama.cpp cannot be asked what they take."""
+    monkeypatch.setattr(dry_run, "measure", lambda path, settings: None)
 
 
 @pytest.fixture
@@ -232,6 +239,7 @@ class TwoFiles(EmptyCatalog):
         return 0 if file in self.here else file.size_bytes
 
 
+@pytest.mark.usefixtures("described")
 def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rung fails but the last, a coarser file that is here: never another model, never a crash."""
     spec = REGISTRY.find("llama-3-8b")
@@ -268,6 +276,7 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
     assert (facts["model"], facts["quantization"]) == ("llama-3-8b", coarse.quant)
 
 
+@pytest.mark.usefixtures("described")
 def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise DoesNotFit("another program took the memory")
@@ -285,6 +294,7 @@ def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPa
 # --- provers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("described")
 @pytest.mark.parametrize(
     ("gpus_gb", "model", "quant"), [((24,), "mixtral-8x7b", "Q4_K_M"), ((24, 24), "llama-3-70b", "IQ4_XS")]
 )
@@ -307,6 +317,7 @@ def test_a_prover_gets_the_whole_layout(
     assert all(need.total_bytes < free for need, free in zip(planned.demands, room, strict=True))
 
 
+@pytest.mark.usefixtures("described")
 def test_a_prover_never_steps_down_to_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise DoesNotFit("another program took the memory")

@@ -10,17 +10,16 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from storyfi_lite.engine.model import Context, Model
+from storyfi_lite.engine.model import Model
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine import devices
 from storyfi_lite.machine.hardware import Gpu, Hardware
-from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import loader as loading
 from storyfi_lite.opening import local as local_opening
 from storyfi_lite.options import ModelOptions
-from storyfi_lite.placement import memory, weights
+from storyfi_lite.placement import memory
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
 from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, finer_than, place

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
 class _Map(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_void_p) for name in ("compare", "color", "root", "first", "last")), ("size", ctypes.c_size_t))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("compare", "color", "root", "first", "last")),
+        ("size", ctypes.c_size_t),
+    )
 
 
 class _Node(ctypes.Structure):
@@ -48,17 +52,24 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
         return None
     breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
     gpus = [device.handle for device in devices.gpus()]
-    model = Model(path, settings, dry_run=True)
-    try:
-        context = Context(model, settings)
+    with _quiet(), closing(Model(path, settings, dry_run=True)) as model, closing(Context(model, settings)) as context:
         found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.n_slots)]
         for node in _nodes(breakdown(context.handle).root):
             device = devices.of_buffer_type(node.buffer_type)
-            found[gpus.index(device) if device in gpus else -1] += Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
-        context.close()
-    finally:
-        model.close()
+            need = Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
+            found[gpus.index(device) if device in gpus else -1] += need
     return tuple(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps llama.cpp's lines out of the log: the load in earnest says them again."""
+    llama_log = logging.getLogger("storyfi_lite.llama")
+    llama_log.disabled = True
+    try:
+        yield
+    finally:
+        llama_log.disabled = False
 
 
 def _nodes(address: int | None) -> Iterator[Any]:

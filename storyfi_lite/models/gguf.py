@@ -272,7 +272,7 @@ def architecture(header: Header, name: str) -> Architecture:
             expert_feed_forward_length=figure("expert_feed_forward_length", 0),
             sliding_window=figure("attention.sliding_window", 0) or None,
             tied_output_embedding="output.weight" not in tensor_names,
-            kv_heads_by_layer=by_layer[:block_count] if isinstance(by_layer, tuple) else (),
+            kv_heads_by_layer=tuple(map(int, by_layer[:block_count])) if isinstance(by_layer, tuple) else (),
         )
     except ValueError as error:
         raise BadInput(f"{name} has impossible figures: {str(error).splitlines()[0]}") from None

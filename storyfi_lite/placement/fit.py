@@ -67,7 +67,9 @@ class Fitter:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
                 # not with smaller keys and values: where those are needed no second slot fits
-                more = [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 and kv == "f16" else []
+                more = (
+                    [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 and kv == "f16" else []
+                )
                 return self._first(more) or fit  # on the same GPUs: a slower one more would slow every answer
         return None
 
@@ -107,7 +109,9 @@ class Fitter:
         count = settings.n_gpu_layers
         layers = self.weights.layers
         sizes = [
-            layer.dense_bytes + layer.expert_bytes * (i >= settings.experts_in_ram) + kv_layer_bytes(self.arch, settings, i)
+            layer.dense_bytes
+            + layer.expert_bytes * (i >= settings.experts_in_ram)
+            + kv_layer_bytes(self.arch, settings, i)
             for i, layer in enumerate(layers)
         ]
         sizes = [*sizes, self.weights.output_bytes][len(layers) + 1 - count :]

@@ -20,8 +20,10 @@ from storyfi_lite.placement.weights import Weights
 
 # bytes a KV value: f16, and ggml's blocks of 32
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-PIPELINE_COPIES = 4  # of what crosses devices, where several GPUs work on several batches at once (GGML_SCHED_MAX_COPIES)
-SLACK_BYTES = 2 << 20  # a device: positions, row numbers, alignment
+PIPELINE_COPIES = (
+    4  # of what crosses devices, where several GPUs work on several batches at once (GGML_SCHED_MAX_COPIES)
+)
+SLACK_BYTES = 4 << 20  # a device: positions, row numbers, alignment
 # the driver's context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
 CUDA_CONTEXT_BYTES = 500 << 20
 PROCESS_BYTES = 150 << 20  # Python and the libraries
@@ -93,12 +95,12 @@ def _compute_bytes(
     has_layers = device in devices[:-1] or helps
     lasting = _mask_bytes(arch, settings) if has_layers or device == -1 else 0
     phase = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
-    if helps and in_ram:
-        phase += max(weights.largest_dense_bytes, weights.largest_expert_bytes) + kv_layer_bytes(arch, settings)
-    elif helps:
-        phase += weights.largest_expert_bytes
     if device == devices[-1]:
         phase = max(phase, row * arch.vocab_size + hidden)
+    if helps:
+        # experts whose layer lies on another GPU come in pairs
+        copied = weights.largest_expert_bytes * (2 if settings.experts_in_ram and len(used) > 1 else 1)
+        phase += max(copied, weights.largest_dense_bytes) + kv_layer_bytes(arch, settings) if in_ram else copied
     lasting += hidden * (1 + (device == -1) + (len(set(devices)) > 1 or settings.experts_in_ram > 0))
     pipelined = len(used) > 1 and not in_ram and not settings.experts_in_ram
     return lasting * (PIPELINE_COPIES if pipelined else 1) + phase + SLACK_BYTES

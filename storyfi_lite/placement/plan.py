@@ -102,20 +102,16 @@ def place_file(
     base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
     fit = Fitter(arch, loads, hardware, options.kv_type).best(base)
     if fit is None:
-        return DoesNotFit(_why_not(spec, file, loads, hardware))
+        gpus = hardware.usable_gpus
+        vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
+        holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
+        return DoesNotFit(
+            f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
+            f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
+            + (f"; the GPU is also held by {holders}" if holders else "")
+        )
     predicted = speed.predict(arch, loads, fit.settings, hardware)
     return Placement(spec, file, arch, loads, fit.settings, fit.demands, predicted)
-
-
-def _why_not(spec: ModelSpec, file: GGUFFile, loads: weights.Weights, hardware: Hardware) -> str:
-    gpus = hardware.usable_gpus
-    vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
-    holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
-    return (
-        f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
-        f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
-        + (f"; the GPU is also held by {holders}" if holders else "")
-    )
 
 
 def finer_than(minimum: str, file: GGUFFile) -> bool:
@@ -155,7 +151,7 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     ranks: dict[PlacementPolicy, Callable[[Placement], Any]] = {
         "reward": by_reward,
         "fastest": _by_speed,
-        "largest": _by_size,
+        "largest": lambda one: one.file.size_bytes,
     }
     best = max(found, key=ranks[options.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
@@ -242,10 +238,6 @@ def _at_hand(placement: Placement, catalog: Catalog) -> int:
 
 def _by_speed(placement: Placement) -> float:
     return placement.speed.tokens_per_s
-
-
-def _by_size(placement: Placement) -> int:
-    return placement.file.size_bytes
 
 
 def _explain(best: Placement, options: ModelOptions) -> tuple[str, ...]:

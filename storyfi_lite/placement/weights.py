@@ -95,20 +95,14 @@ def from_registry(arch: Architecture, file: GGUFFile) -> Weights:
     metadata = arch.vocab_size * _METADATA_BYTES_PER_TOKEN
     rest = file.size_bytes - metadata - embedding - (0 if arch.tied_output_embedding else output)
     share = max(rest, 0) / arch.block_count
-    experts = int(share * _expert_share(arch))
+    width = arch.expert_feed_forward_length or arch.feed_forward_length
+    feed_forward = 3 * arch.embedding_length * width * arch.expert_count
+    heads = arch.attention_head_count + arch.attention_head_count_kv
+    attention = arch.embedding_length * heads * (arch.key_length + arch.value_length)
+    experts = int(share * feed_forward / (feed_forward + attention))
     layers = (Layer(int(share) - experts, experts),) * arch.block_count
     # half of a feed-forward is more than its largest tensor takes, also when ffn_down is the finer one
     tied = arch.tied_output_embedding
     largest = layers[0].dense_bytes // 2, layers[0].expert_bytes // 2
     mix = ((file.quant.removesuffix("_M"), 1.0),)  # Q4_K_M is Q4_K for the most part
     return Weights(layers, embedding, output, tied, False, *largest, mix)
-
-
-def _expert_share(arch: Architecture) -> float:
-    """The experts' part of a layer's weights."""
-    if not arch.expert_count:
-        return 0.0
-    feed_forward = 3 * arch.embedding_length * arch.feed_forward_length * arch.expert_count
-    heads = arch.attention_head_count + arch.attention_head_count_kv
-    attention = arch.embedding_length * heads * (arch.key_length + arch.value_length)
-    return feed_forward / (feed_forward + attention)
