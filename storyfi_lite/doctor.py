@@ -100,7 +100,8 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     from storyfi_lite.chain import connect
 
     try:
-        session = await connect(setup.chain.network, None, setup.chain.netuid)
+        known = setup.chain.known_subnet
+        session = await connect(setup.chain.network, None, setup.chain.netuid, known_subnet=known)
     except LiteError as error:
         fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
         found = _mend("chain", error)
@@ -113,7 +114,7 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     try:
         snapshot = session.snapshot
         assert snapshot is not None  # connect's promise
-        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.chain.netuid}"
+        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.chain.netuid}, {snapshot.identity}"
         registration = _check_registration(setup, snapshot)
         try:
             clock = judge_clock(await session.clock_skew_s())

@@ -66,13 +66,15 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """Which subnet, and who signs. `network`: a name, an endpoint, several with commas, or dev."""
+    """Which subnet, and who signs. `network`: a name, an endpoint, several with commas, or dev. `known_subnet`: the name of a
+    subnet that is not called StoryFi and is meant all the same."""
 
     netuid: int
     network: str
     wallet: str
     hotkey: str
     wallet_path: Path | None = None
+    known_subnet: str | None = None
 
 
 def _is_http_url(url: str) -> bool:

@@ -19,6 +19,8 @@ from websockets.asyncio.server import serve
 from storyfi_lite.chain import ChainSession, Timing, connect, networks, open_wallet
 from storyfi_lite.chain import address as address_module
 from storyfi_lite.chain.address import external_ip
+from storyfi_lite.chain.identity import check_subnet
+from storyfi_lite.chain.types import SubnetIdentity
 from storyfi_lite.devchain.state import GENESIS_UNIX_S, DevChain, DevState, Refused, signing_payload
 from storyfi_lite.devchain.substrate import DevNetwork, DevSubstrate, dev_network
 from storyfi_lite.errors import BadInput, ConfigError, Unavailable
@@ -410,6 +412,80 @@ def test_weights_are_set_and_read_back(net: DevNetwork) -> None:
                     await session.set_weights(wrong)
 
     run(go())
+
+
+def test_weights_carry_the_version_that_the_subnet_asks_for(net: DevNetwork) -> None:
+    async def go() -> None:
+        assert net.server is not None
+        state = net.server.chain.state
+        state.weights_version_key = 3210
+        async with session_on(FaultyEndpoint(net.directory), wallet=net.validators[0]) as session:
+            assert (await session.set_weights({0: 1.0})).ok
+
+    run(go())
+
+
+# Which subnet this is ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["StoryFi", "storynet", "StoryNet AI", "The StoryFi subnet", "StorynetAI"])
+def test_a_subnet_with_one_of_storyfis_names_needs_no_word_from_the_operator(name: str) -> None:
+    check_subnet(SubnetIdentity(name), 7, "finney", None)
+
+
+@pytest.mark.parametrize("name", ["unnamed", "Omron", "Story", "StoryFinance", "notstoryfi"])
+def test_another_subnet_is_refused_unless_it_is_named(name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_subnet(SubnetIdentity(name, "https://example.org"), 7, "wss://node.example/KEY", None)
+    said = str(refused.value)
+    assert f"subnet 7 of wss://node.example calls itself '{name}' (https://example.org): that is not StoryFi" in said
+    assert f"--i-know-this-subnet '{name}'" in said and "btcli subnets list" in said and "KEY" not in said
+    with pytest.raises(ConfigError):
+        check_subnet(SubnetIdentity(name), 7, "finney", "Bitmind")
+    check_subnet(SubnetIdentity(name), 7, "finney", name)
+
+
+def test_on_a_strangers_subnet_nothing_is_hinted_published_or_set(net: DevNetwork) -> None:
+    assert net.server is not None
+    state = net.server.chain.state
+
+    async def go() -> None:
+        stranger = bittensor.Wallet("stranger", path=str(net.directory / "elsewhere"))
+        stranger.create_new_hotkey(suppress=True)
+        state.subnet_name = "Omron\x1b[31m\u202e"
+        with pytest.raises(ConfigError, match=r"calls itself 'Omron\[31m': that is not StoryFi") as refused:
+            await connect(net.name, stranger, net.netuid)
+        assert "register" not in str(refused.value)
+        session = await connect(net.name, net.validators[0], net.netuid, known_subnet="Omron[31m")
+        assert session.health().detail == "ok" and (await session.set_weights({0: 1.0})).ok
+        await session.close()
+
+    run(go())
+
+
+def test_a_number_that_is_sold_while_we_run_gets_no_more_writes(net: DevNetwork) -> None:
+    assert net.server is not None
+    state = net.server.chain.state
+
+    async def go() -> None:
+        async with session_on(FaultyEndpoint(net.directory), wallet=net.validators[0]) as session:
+            state.subnet_name = "Omron"
+            await until(lambda: "'Omron': that is not StoryFi" in session.health().detail)
+            with pytest.raises(ConfigError, match="not StoryFi"):
+                await session.set_weights({0: 1.0})
+            with pytest.raises(ConfigError, match="not StoryFi"):
+                await session.publish_axon("127.0.0.1", 8091)
+            assert not state.weights and all(neuron.axon is None for neuron in state.neurons)
+
+    run(go())
+
+
+@pytest.mark.parametrize("network", ["finney", "local", "wss://node.example:443/KEY", "finney,test"])
+def test_no_network_but_test_and_dev_has_a_number_of_its_own(network: str) -> None:
+    assert networks.default_netuid("test") == networks.default_netuid("dev:/tmp/x") == 108
+    with pytest.raises(BadInput, match=r"--netuid is missing.*\n  btcli subnets list --network ") as missing:
+        networks.default_netuid(network)
+    assert "KEY" not in str(missing.value)
 
 
 def test_weights_are_committed_where_the_subnet_demands_it(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_wrong_command_exits_2_without_a_traceback() -> None:
     assert "No such command" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["mine", "validate", "doctor"])
+def test_mainnet_has_no_default_subnet(command: str) -> None:
+    done = run(command, "--network", "finney")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--netuid is missing" in done.stderr and "btcli subnets list --network finney" in done.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script_names_the_program(shell: str) -> None:
     done = run("completion", shell)

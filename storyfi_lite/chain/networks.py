@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bittensor import Client
 
 
+DEFAULT_NETUID = 108
+
+
 class Endpoint(Protocol):
     """A place to reach the chain at. `label` is safe to print."""
 
@@ -105,6 +108,17 @@ def _is_endpoint(name: str) -> bool:
         return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def default_netuid(network: str) -> int:
+    """StoryFi's subnet where its number is known: on the dev chain and, as of November 2025, on the test network. Raises
+    BadInput for every other network: there a number of yesterday may be a stranger's today."""
+    if network.partition(",")[0] == "test" or dev_directory(network) is not None:
+        return DEFAULT_NETUID
+    raise BadInput(
+        f"--netuid is missing: StoryFi's number on {printable(network)} is not known here, and it has changed before\n"
+        f"  btcli subnets list --network {printable(network)}   shows names and numbers"
+    )
 
 
 def is_public(network: str) -> bool:

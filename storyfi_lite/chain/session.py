@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import logging
 import random
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from storyfi_lite.chain import networks
 from storyfi_lite.chain.address import external_ip
 from storyfi_lite.chain.client_thread import ClientThread
-from storyfi_lite.chain.types import ChainHealth, MetagraphSnapshot, Neuron, WriteResult
+from storyfi_lite.chain.identity import check_subnet, read_identity
+from storyfi_lite.chain.types import ChainHealth, MetagraphSnapshot, Neuron, SubnetIdentity, WriteResult
 from storyfi_lite.chain.wallets import check_registered
 from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
 
@@ -71,16 +73,21 @@ async def connect(
     *,
     timing: Timing | None = None,
     must_be_registered: bool = True,
+    known_subnet: str | None = None,
 ) -> ChainSession:
-    """A session with its first snapshot. `network`: as networks.endpoints takes it; `wallet` None: read only.
+    """A session with its first snapshot. `network`: as networks.endpoints takes it; `wallet` None: read only;
+    `known_subnet`: the name of a subnet that is not called StoryFi and is meant all the same.
 
-    Raises BadInput (network, netuid), Unavailable (no endpoint answers) or ConfigError (hotkey not
+    Raises BadInput (network, netuid), Unavailable (no endpoint answers) or ConfigError (another subnet, hotkey not
     registered).
     """
     name = network if isinstance(network, str) else ",".join(network)
-    session = ChainSession(networks.endpoints(network), wallet, netuid, name=name, timing=timing)
+    session = ChainSession(
+        networks.endpoints(network), wallet, netuid, name=name, timing=timing, known_subnet=known_subnet
+    )
     try:
         await session.open()
+        session.check_subnet()
         if wallet is not None and must_be_registered and session.snapshot is not None:
             check_registered(session.snapshot, wallet, name.split(",")[0])
     except BaseException:
@@ -100,6 +107,7 @@ class ChainSession:
         *,
         name: str = "dev",
         timing: Timing | None = None,
+        known_subnet: str | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = list(endpoints)
@@ -107,6 +115,7 @@ class ChainSession:
         self._key = None if wallet is None else wallet.hotkey  # loaded now, so that no password is asked for later
         self._netuid = netuid
         self._name = name
+        self._known_subnet = known_subnet
         self._timing = timing or Timing()
         self._now_s = now_s
         self._snapshot: MetagraphSnapshot | None = None
@@ -141,9 +150,18 @@ class ChainSession:
             return None
         return self._snapshot.by_hotkey.get(self._key.ss58_address)
 
+    def check_subnet(self) -> None:
+        """Raises ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
+        if self._snapshot is not None:
+            check_subnet(self._snapshot.identity, self._netuid, self._name.split(",")[0], self._known_subnet)
+
     def health(self) -> ChainHealth:
         snapshot = self._snapshot
         details = [detail for detail in (self._problem, self._publish_problem) if detail]
+        try:
+            self.check_subnet()
+        except ConfigError as error:
+            details.append(str(error).partition("\n")[0])
         if snapshot is not None and self._key is not None and self.own_neuron is None:
             details.append(f"hotkey {self._key.ss58_address} is not registered on subnet {self._netuid}")
         return ChainHealth(
@@ -201,7 +219,7 @@ class ChainSession:
     async def _refresh_once(self) -> float | None:
         """Read the metagraph. None if that went well, else the wait before the next endpoint, in seconds."""
         try:
-            self._accept(await self._call(self._read_neurons, self._timing.read_s))
+            self._accept(await self._call(self._read_subnet, self._timing.read_s))
         except Exception as error:  # the SDK's, the transport's and the sockets' errors have no common base
             return self._failed(error)
         if self._failures:
@@ -220,11 +238,11 @@ class ChainSession:
         log.warning("chain: %s; next try in %.1f s", self._problem, wait_s)
         return wait_s
 
-    async def _read_neurons(self, client: Client) -> tuple[int, tuple[Neuron, ...]]:
+    async def _read_subnet(self, client: Client) -> tuple[int, tuple[Neuron, ...], SubnetIdentity]:
         graph = await client.subnets.metagraph(self._netuid, commitments=False)
         if graph is None:
             raise BadInput(f"there is no subnet {self._netuid} on {self._name}\n  btcli subnets list")
-        return graph.block, tuple(
+        neurons = tuple(
             Neuron(
                 uid=row.uid,
                 hotkey_ss58=row.hotkey,
@@ -236,10 +254,11 @@ class ChainSession:
             )
             for row in graph.neurons
         )
+        return graph.block, neurons, await read_identity(client, self._netuid)
 
-    def _accept(self, read: tuple[int, tuple[Neuron, ...]]) -> None:
+    def _accept(self, read: tuple[int, tuple[Neuron, ...], SubnetIdentity]) -> None:
         """Take what was read as the new snapshot. Raises ImplausibleHeight, and keeps the old one."""
-        block, neurons = read
+        block, neurons, identity = read
         now_s, old = self._now_s(), self._snapshot
         if old is not None and (problem := self._height_problem(old, block, now_s)):
             if self._odd_since_s is None:
@@ -249,12 +268,14 @@ class ChainSession:
             log.warning("chain: %s, and nobody says otherwise: starting from there", problem)
             old = None
         self._odd_since_s = None
+        if self._snapshot is None or self._snapshot.identity != identity:
+            log.info("chain: subnet %d of %s is %s", self._netuid, networks.printable(self._name), identity)
         if old is None or block > old.block:
-            self._snapshot = MetagraphSnapshot(self._netuid, block, now_s, neurons)
+            self._snapshot = MetagraphSnapshot(self._netuid, block, now_s, neurons, identity)
         elif now_s - old.taken_at_s > self._timing.stall_s:
             raise ImplausibleHeight(f"no new block since {old.block}, {now_s - old.taken_at_s:.0f} s ago")
         elif block == old.block:
-            self._snapshot = MetagraphSnapshot(self._netuid, block, old.taken_at_s, neurons)
+            self._snapshot = MetagraphSnapshot(self._netuid, block, old.taken_at_s, neurons, identity)
 
     def _height_problem(self, old: MetagraphSnapshot, block: int, now_s: float) -> str:
         if block < old.block - LAG_BLOCKS:
@@ -327,16 +348,17 @@ class ChainSession:
             self._publish_after_s = self._now_s() + self._timing.republish_s
         return result
 
-    async def set_weights(self, weights: Mapping[int, float], version_key: int = 0) -> WriteResult:
-        """Set this validator's weights (uid -> relative weight), committed or plain as the subnet demands.
+    async def set_weights(self, weights: Mapping[int, float]) -> WriteResult:
+        """Set this validator's weights (uid -> relative weight), committed or plain as the subnet demands, under the
+        version key that it asks for.
 
-        Raises BadInput for weights that no chain would take. Everything else is in the result, with
+        Raises BadInput for weights that no chain would take, ConfigError for another subnet than StoryFi's. Everything else is in the result, with
         bittensor's code.
         """
         from bittensor import BittensorError, SetWeights
 
         try:
-            intent = SetWeights(netuid=self._netuid, weights=dict(weights), version_key=version_key)
+            intent = SetWeights(netuid=self._netuid, weights=dict(weights))
         except BittensorError as error:
             raise BadInput(f"weights: {error}") from error
         return await self._write(intent)
@@ -347,10 +369,9 @@ class ChainSession:
         key = self._key
         if key is None:
             raise ConfigError("writing to the chain needs a wallet")
+        self.check_subnet()
         try:
-            result = await self._call(
-                lambda client: client.execute(intent, key, wait_for_finalization=False), self._timing.write_s
-            )
+            result = await self._call(lambda client: self._execute(client, intent, key), self._timing.write_s)
             result.raise_for_failure()
         except ChainError as error:
             return WriteResult(False, error.code.value, str(error))
@@ -364,6 +385,12 @@ class ChainSession:
         mode = "" if intent.op != "set_weights" else "set" if reveal_round is None else "committed"
         block = int(result.extrinsic_id.split("-")[0]) if result.extrinsic_id else None
         return WriteResult(True, "ok", result.message, mode, block, reveal_round)
+
+    async def _execute(self, client: Client, intent: Any, key: Any) -> Any:
+        if intent.op == "set_weights":
+            version_key = await client.query(("SubtensorModule", "WeightsVersionKey"), [self._netuid])
+            intent = dataclasses.replace(intent, version_key=int(version_key or 0))
+        return await client.execute(intent, key, wait_for_finalization=False)
 
     # The connection -----------------------------------------------------------
 

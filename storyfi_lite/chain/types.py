@@ -12,6 +12,17 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True)
+class SubnetIdentity:
+    """What the subnet's owner published of it (identity.py)."""
+
+    name: str = "unnamed"
+    url: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name!r}" + (f" ({self.url})" if self.url else "")
+
+
+@dataclass(frozen=True)
 class Neuron:
     """One registered hotkey of the subnet, as the chain's metagraph gives it.
 
@@ -37,6 +48,7 @@ class MetagraphSnapshot:
     block: int
     taken_at_s: float
     neurons: tuple[Neuron, ...]
+    identity: SubnetIdentity = SubnetIdentity()
     by_hotkey: Mapping[str, Neuron] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ def command(as_json: bool, **options: object) -> None:
 
     \b
     storyfi-lite doctor
-    storyfi-lite doctor --network finney --netuid 92 --axon.external_ip home.example.org
+    storyfi-lite doctor --network finney --netuid NUMBER --axon.external_ip home.example.org
     storyfi-lite doctor --network dev --json
     """
     from storyfi_lite import doctor

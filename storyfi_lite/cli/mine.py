@@ -56,7 +56,7 @@ def command(**flags: Any) -> None:
     \b
     storyfi-lite mine --network dev                          try it out, alone on this machine
     storyfi-lite mine --wallet miner --wallet-hotkey default
-    storyfi-lite mine --network finney --netuid 92 --model.name llama-3-8b
+    storyfi-lite mine --network finney --netuid NUMBER --model.name llama-3-8b
     storyfi-lite mine --axon.external_ip 203.0.113.7 --axon.external_port 18091
     """
     from storyfi_lite.miner import logs

@@ -80,7 +80,10 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
         "chain",
         _chain,
         click.option(
-            "--netuid", "chain_netuid", default=108, show_default=True, help="The subnet: 108 on test, 92 on finney."
+            "--netuid",
+            "chain_netuid",
+            type=click.IntRange(0, 65535),
+            help="The subnet's number: btcli subnets list shows them.  [default: 108 on test and dev, none elsewhere]",
         ),
         click.option(
             "--subtensor.network",
@@ -99,6 +102,12 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
             "chain_wallet_path",
             type=click.Path(path_type=Path),
             help="Directory of the wallets.",
+        ),
+        click.option(
+            "--i-know-this-subnet",
+            "chain_known_subnet",
+            metavar="NAME",
+            help="Go on although the subnet calls itself NAME, not StoryFi.",
         ),
     )
 
@@ -129,8 +138,11 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
 
 
 def _chain(**fields: Any) -> Any:
+    from storyfi_lite.chain.networks import default_netuid
     from storyfi_lite.options import ChainOptions
 
+    if fields["netuid"] is None:
+        fields["netuid"] = default_netuid(fields["network"])
     return ChainOptions(**fields)
 
 

@@ -42,7 +42,7 @@ def command(log_format: Any, as_json: bool, **flags: Any) -> None:
     \b
     storyfi-lite validate --network dev --dry-run       one round, a table, nothing kept
     storyfi-lite validate --wallet validator --wallet-hotkey default
-    storyfi-lite validate --network finney --netuid 92 --proofs 16 --json
+    storyfi-lite validate --network finney --netuid NUMBER --proofs 16 --json
     """
     from storyfi_lite.miner import logs
     from storyfi_lite.rounds.loop import ValidateOptions, run

@@ -53,6 +53,7 @@ class DevState:
     """Everything the dev chain remembers. The hyperparameters carry the pallet's names in lower case."""
 
     netuid: int = 108
+    subnet_name: str = "StoryFi dev"
     block_time_s: float = 0.25  # the "fast blocks" of a local subtensor
     burn_rao: int = RAO_PER_TAO // 2000
     serving_rate_limit: int = 50  # blocks
@@ -140,6 +141,7 @@ class DevChain:
             return next((neuron.coldkey for neuron in state.neurons if neuron.hotkey == params[0]), None)
         reads: dict[str, Callable[[], Any]] = {
             "Uids": lambda: self._uid(params[1]),
+            "SubnetIdentitiesV3": lambda: {"subnet_name": state.subnet_name, "github_repo": "", "subnet_url": ""},
             "SubnetworkN": lambda: len(state.neurons),
             "ValidatorPermit": self._permits,
             "LastUpdate": lambda: [neuron.last_update_block for neuron in state.neurons],
@@ -186,7 +188,7 @@ class DevChain:
         count = len(neurons)
         return {
             "netuid": state.netuid,
-            "name": "storyfi dev",
+            "name": state.subnet_name,
             "symbol": "δ",
             "block": block,
             "tempo": 360,

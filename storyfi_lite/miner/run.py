@@ -91,7 +91,7 @@ async def _run(options: MineOptions) -> None:
     async with AsyncExitStack() as opened:
         nonces = SqliteNonceStore(_state_dir(options) / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
         opened.callback(nonces.close)
-        session = await connect(chain.network, wallet, chain.netuid)
+        session = await connect(chain.network, wallet, chain.netuid, known_subnet=chain.known_subnet)
         opened.push_async_callback(session.close)
         loader, model = await _in_thread(
             lambda: open_loader(options.model, Notices(_log_progress(), log.info), warm_up=True)

@@ -81,7 +81,7 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
     auditor = Auditor(files, registry, open_prover)
     rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs, auditor.files)
     with contextlib.closing(_state(options, wallet)) as state, contextlib.closing(auditor):
-        session = await connect(chain.network, wallet, chain.netuid)
+        session = await connect(chain.network, wallet, chain.netuid, known_subnet=chain.known_subnet)
         try:
             await session.start()
             _say_what_is_checked(auditor, options, session)
