@@ -24,6 +24,8 @@ import httpx
 import pytest
 from bittensor.sp_core import Keypair
 from prometheus_client import CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from storyfi_lite import stopping
 from storyfi_lite.errors import ConfigError, Unavailable
@@ -595,6 +597,38 @@ def test_sigterm_finishes_the_answer_in_hand_and_kill_9_forgets_no_nonce(tmp_pat
 def test_a_taken_port_names_the_option() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Unavailable, match=r"--axon\.port"):
         lifecycle.bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_an_address_that_is_not_ours_names_the_option() -> None:
+    for host in ("192.0.2.1", "2001:db8::1", "no such host"):
+        with pytest.raises(Unavailable, match=r"--axon\.ip ADDRESS"):
+            lifecycle.bind(host, 0)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize(
+    ("listened", "reached", "refused"),
+    [("::", ["127.0.0.1", "::1"], []), ("::1", ["::1"], ["127.0.0.1"]), ("0.0.0.0", ["127.0.0.1"], ["::1"])],
+)
+def test_two_colons_mean_ipv4_and_ipv6(listened: str, reached: list[str], refused: list[str]) -> None:
+    with lifecycle.bind(listened, 0) as listener:
+        port = listener.getsockname()[1]
+        for host in reached:
+            socket.create_connection((host, port), 5).close()
+        for host in refused:
+            with pytest.raises(OSError):
+                socket.create_connection((host, port), 5)
+
+
+def test_a_caller_from_this_machine_on_a_socket_of_both_families_sees_the_page(tmp_path: Path) -> None:
+    app = make_miner(tmp_path)
+    scope = {"type": "http", "headers": [(b"host", b"127.0.0.1:8091")], "client": ("::ffff:127.0.0.1", 5)}
+    app._operator_only(Request(scope))
+    for stranger in ("::ffff:192.0.2.7", "2001:db8::7"):
+        with pytest.raises(HTTPException):
+            app._operator_only(Request({**scope, "client": (stranger, 5)}))
+    assert isinstance(app.gate.nonces, SqliteNonceStore)
+    app.gate.nonces.close()
 
 
 def test_an_announcement_that_fails_stops_the_miner(tmp_path: Path) -> None:

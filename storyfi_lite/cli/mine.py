@@ -16,7 +16,7 @@ from storyfi_lite.cli.options import Number, api_options, chain_options, model_o
 @click.option(
     "--axon.ip",
     "host",
-    help="The address to listen on.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
+    help="The address to listen on, :: for IPv4 and IPv6.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
 )
 @click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
 @click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]")

@@ -120,8 +120,9 @@ class Miner:
         if self.open_operator_pages:
             return
         host = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        local = request.client is not None and ip_address(request.client.host).is_loopback
-        if not local or host not in LOCAL_NAMES or "x-forwarded-for" in request.headers:
+        caller = ip_address(request.client.host) if request.client is not None else None
+        caller = getattr(caller, "ipv4_mapped", None) or caller  # on a socket of both families: ::ffff:127.0.0.1
+        if caller is None or not caller.is_loopback or host not in LOCAL_NAMES or "x-forwarded-for" in request.headers:
             raise HTTPException(404)
 
 

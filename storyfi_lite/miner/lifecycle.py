@@ -7,10 +7,12 @@ Owns the HTTP server; what it serves is given to it."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
@@ -122,15 +124,31 @@ class StoryServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Raises Unavailable with the option that mends it."""
+    """Listens. `host`: an address of this machine, 0.0.0.0 for all its IPv4 addresses, or :: for all that it has. Raises
+    Unavailable with the option that mends it."""
+    six = ":" in host
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1_024)
-    except (OSError, OverflowError) as error:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if six else socket.AF_INET,
+            backlog=1_024,
+            dualstack_ipv6=six and ip_address(host).is_unspecified,
+        )
+    except (OSError, OverflowError, ValueError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise Unavailable(
-            f"cannot listen on {host}:{port}: {error}\n"
-            "Another program may use this port: stop it, or choose another with --axon.port."
+            f"cannot listen on {url_host(host)}:{port}: {error}\n"
+            + (
+                "Another program uses this port: stop it, or choose another with --axon.port."
+                if taken
+                else "  --axon.ip ADDRESS   one of this machine's own, 0.0.0.0 for all of IPv4, :: for IPv6 too"
+            )
         ) from error
+
+
+def url_host(host: str) -> str:
+    """As it stands in a URL: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -141,7 +159,8 @@ async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Await
     """
     listener = bind(host, port)
     server = StoryServer(miner)
-    log.info("answering on http://%s:%d", *listener.getsockname()[:2], extra={"facts": _start_facts(miner)})
+    at, port = listener.getsockname()[:2]
+    log.info("answering on http://%s:%d", url_host(at), port, extra={"facts": _start_facts(miner)})
     announcing = asyncio.ensure_future(_announce(server, announce)) if announce is not None else None
     try:
         await server.serve(sockets=[listener])

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 NONCE_RETENTION_S = 120.0
 DEV_HOST, PUBLIC_HOST = "127.0.0.1", "0.0.0.0"
+ALL_ADDRESSES = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +117,13 @@ async def _run(options: MineOptions) -> None:
             open_operator_pages=options.open_pages,
         )
         await session.start()
+        host = _host(options)
 
         async def announce() -> None:
-            await session.publish_axon(options.external_ip, options.external_port or options.port)
+            address = options.external_ip or (None if host in ALL_ADDRESSES else host)
+            await session.publish_axon(address, options.external_port or options.port)
 
-        await serve(miner, _host(options), options.port, announce)
+        await serve(miner, host, options.port, announce)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -168,7 +171,7 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
 
 def _host(options: MineOptions) -> str:
     if options.host is not None:
-        return options.host
+        return options.host.removeprefix("[").removesuffix("]")
     return DEV_HOST if options.chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
 
 
