@@ -106,7 +106,7 @@ class LocalOpener:
         """The same for a file that the caller knows to be that one."""
         options = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
         header = read_local(path) if len(file.parts) == 1 else None
-        return self._prover(PlacedFile(_placed(place_file(spec, file, self.hardware, options, header)), path), options)
+        return self._prover(PlacedFile(place_file(spec, file, self.hardware, options, header), path), options)
 
     def _prover(self, placed: PlacedFile, options: ModelOptions) -> Prover:
         from storyfi_lite.validator.proof import Prover
@@ -172,7 +172,7 @@ class LocalOpener:
         known = ((spec, file) for spec in self.registry.local for file in spec.files)
         found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
         spec, file = found or self._unlisted(path, header)
-        return _placed(place_file(spec, file, self.hardware, options, header))
+        return place_file(spec, file, self.hardware, options, header)
 
     def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
         """A file that no registry lists, under its own name: one that is merely called like a listed model is not that one."""
@@ -238,12 +238,6 @@ def file_to_pull(registry: Registry, store: Store, options: ModelOptions) -> tup
         return spec, spec.file(options.quant)
     found = place(registry, probe(store.root), options, StoreCatalog(store))
     return found.spec, found.file
-
-
-def _placed(result: Placement | DoesNotFit) -> Placement:
-    if isinstance(result, DoesNotFit):
-        raise result
-    return result
 
 
 def _facts(placed: PlacedFile) -> Mapping[str, str]:

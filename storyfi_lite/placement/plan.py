@@ -93,11 +93,11 @@ class Placement:
 
 def place_file(
     spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, header: Header | None
-) -> Placement | DoesNotFit:
-    """The best way to run one file, or why there is none. Without its header, by the registry's figures."""
+) -> Placement:
+    """The best way to run one file; without its header, by the registry's figures. Raises DoesNotFit."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     if options.n_ctx and options.n_ctx > arch.context_length:
-        return DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
+        raise DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
     fit = Fitter(arch, loads, hardware, options.kv_type).best(base)
@@ -105,7 +105,7 @@ def place_file(
         gpus = hardware.usable_gpus
         vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
         holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
-        return DoesNotFit(
+        raise DoesNotFit(
             f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
             f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
             + (f"; the GPU is also held by {holders}" if holders else "")
@@ -114,133 +114,105 @@ def place_file(
     return Placement(spec, file, arch, loads, fit.settings, fit.demands, predicted)
 
 
-def finer_than(minimum: str, file: GGUFFile) -> bool:
-    """Raises BadInput for a quantization that is not known."""
-    if minimum.upper() not in QUANT_BITS:
-        raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
-    return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
+def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
+    """The best way to run one model: the finest file that is inside the window, else the fastest. Raises DoesNotFit."""
+    if options.quant and options.name:
+        files = [spec.file(options.quant)]
+    elif options.quant:
+        files = [file for file in spec.files if file.quant.casefold() == options.quant.casefold()]
+    else:
+        files = [file for file in spec.files if finer_than(options.min_quant or MIN_QUANT, file)]
+    placed: list[Placement] = []
+    refused: list[str] = []
+    for file in files:
+        missing, free = catalog.missing_bytes(spec, file), hardware.disk_free_bytes
+        try:
+            if missing and missing + SPARE_BYTES > free:
+                to_fetch = f"{missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free"
+                raise DoesNotFit(f"{file.quant} is {to_fetch}")
+            placed.append(place_file(spec, file, hardware, options, catalog.header(spec, file)))
+        except (DoesNotFit, BadInput) as error:
+            if options.quant and isinstance(error, BadInput):
+                raise
+            refused.append(str(error))  # one damaged file does not stop the others
+    if not placed:
+        wanted = f"of {options.quant}" if options.quant else f"as fine as {options.min_quant or MIN_QUANT}"
+        raise DoesNotFit(refused[0] if refused else f"it has no file {wanted}")
+    in_time = [one for one in placed if one.speed.blueprint_s <= AIM_S]
+    if options.policy == "fastest":
+        return max(placed, key=lambda one: one.speed.tokens_per_s)
+    if not in_time:  # no reason to fetch another one
+        return max(placed, key=lambda one: (_at_hand(one, catalog), one.speed.tokens_per_s))
+    return max(in_time, key=lambda one: _reward(one, catalog))
 
 
 def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    """Raises DoesNotFit with every model's reason, or BadInput for an unknown or API model."""
+    """The named model, or the best of all by the policy, with the reasons. Raises DoesNotFit with every model's reason, or
+    BadInput for an unknown or API model."""
     if options.name:
-        return _named(registry, hardware, options, catalog)
+        return _place_named(registry, hardware, options, catalog)
     found: list[Placement] = []
     refused: dict[str, str] = {}
     for spec in registry.local:
-        best = _best_of(spec, hardware, options, catalog)
-        if isinstance(best, str):
-            refused[spec.key] = best
-        else:
-            found.append(best)
+        try:
+            found.append(place_one(spec, hardware, options, catalog))
+        except DoesNotFit as error:
+            refused[spec.key] = str(error)
     best_s = min((one.speed.blueprint_s for one in found), default=0.0)
     allowed_s = (
         AIM_S if best_s <= AIM_S else FULL_MARKS_S
-    )  # where nothing is surely in time, what will be if all goes well
-    refused |= {one.spec.key: _too_slow(one, allowed_s) for one in found if one.speed.blueprint_s > allowed_s}
+    )  # if nothing is surely in time, what will be if all goes well
+    for one in found:
+        if one.speed.blueprint_s > allowed_s:
+            refused[one.spec.key] = (
+                f"{one.file.quant} would take {one.speed.blueprint_s:.0f} s ({one.where}); "
+                f"the window is {FULL_MARKS_S:.0f} s, {allowed_s:.0f} s predicted are allowed"
+            )
     found = [one for one in found if one.spec.key not in refused]
     if not found:
-        raise DoesNotFit(
-            "no local model is fast enough here:\n" + "\n".join(f"  {key}: {why}" for key, why in refused.items())
-        )
-
-    def by_reward(one: Placement) -> tuple[float, ...]:
-        bits = QUANT_BITS.get(one.file.quant, 0.0)
-        return one.spec.multiplier, _at_hand(one, catalog), bits, one.speed.tokens_per_s
-
+        reasons = "\n".join(f"  {key}: {why}" for key, why in refused.items())
+        raise DoesNotFit(f"no local model is fast enough here:\n{reasons}")
     ranks: dict[PlacementPolicy, Callable[[Placement], Any]] = {
-        "reward": by_reward,
-        "fastest": _by_speed,
+        "reward": lambda one: _reward(one, catalog),
+        "fastest": lambda one: one.speed.tokens_per_s,
         "largest": lambda one: one.file.size_bytes,
     }
     best = max(found, key=ranks[options.policy])
     better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
     why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + options.policy)}" for key in better)
-    return replace(best, reasons=(*_explain(best, options), *why_not))
+    return replace(best, reasons=(*_reasons(best, options), *why_not))
 
 
-def _too_slow(one: Placement, allowed_s: float) -> str:
-    return (
-        f"{one.file.quant} would take {one.speed.blueprint_s:.0f} s ({one.where}); the window is {FULL_MARKS_S:.0f} s, "
-        f"{allowed_s:.0f} s predicted are allowed"
-    )
-
-
-def _named(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
+def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
     spec = registry.find(options.name or "")
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
     best = place_one(spec, hardware, options, catalog)
-    reasons = ["you named it", *_explain(best, options)]
-    if best.speed.blueprint_s > FULL_MARKS_S:
-        reasons.append(
-            f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
-        )
-    return replace(best, reasons=tuple(reasons))
+    late = f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
+    too_late = (late,) if best.speed.blueprint_s > FULL_MARKS_S else ()
+    return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
 
 
-def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    """The best way to run one model, in time or not. Raises DoesNotFit."""
-    best = _best_of(spec, hardware, options, catalog)
-    if isinstance(best, str):
-        raise DoesNotFit(best)
-    return best
+def finer_than(minimum: str, file: GGUFFile) -> bool:
+    """Whether the file is at least as fine as that quantization. Raises BadInput for one that is not known."""
+    if minimum.upper() not in QUANT_BITS:
+        raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
+    return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
 
 
-def _best_of(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement | str:
-    """The model's best file here, or why none will do: the finest that is inside the window, else the fastest."""
-    if options.quant:
-        files = (
-            [spec.file(options.quant)]
-            if options.name
-            else [f for f in spec.files if f.quant.casefold() == options.quant.casefold()]
-        )
-    else:
-        files = [file for file in spec.files if finer_than(options.min_quant or MIN_QUANT, file)]
-    if not files:
-        return (
-            f"it has no file of {options.quant}"
-            if options.quant
-            else f"it has no file as fine as {options.min_quant or MIN_QUANT}"
-        )
-    tried = [_try(spec, file, hardware, options, catalog) for file in files]
-    placed = [result for result in tried if isinstance(result, Placement)]
-    if not placed:
-        return str(tried[0])
-    in_time = [p for p in placed if p.speed.blueprint_s <= AIM_S]
-    if options.policy == "fastest":
-        return max(placed, key=_by_speed)
-    if not in_time:  # no reason to fetch another one
-        return max(placed, key=lambda p: (_at_hand(p, catalog), p.speed.tokens_per_s))
-    return max(in_time, key=lambda p: (_at_hand(p, catalog), QUANT_BITS.get(p.file.quant, 0.0), p.speed.tokens_per_s))
-
-
-def _try(
-    spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, catalog: Catalog
-) -> Placement | DoesNotFit:
-    missing, free = catalog.missing_bytes(spec, file), hardware.disk_free_bytes
-    if missing and missing + SPARE_BYTES > free:
-        return DoesNotFit(f"{file.quant} is {missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free")
-    try:
-        return place_file(spec, file, hardware, options, catalog.header(spec, file))
-    except BadInput as error:
-        if options.quant:
-            raise
-        return DoesNotFit(str(error))  # one damaged file does not stop the others
-
-
-def _at_hand(placement: Placement, catalog: Catalog) -> int:
+def _at_hand(one: Placement, catalog: Catalog) -> int:
     """What the operator has pulled is what they want to run; then what can be had without the hub."""
-    if not catalog.missing_bytes(placement.spec, placement.file):
+    if not catalog.missing_bytes(one.spec, one.file):
         return 2
-    return 1 if placement.file.package else 0
+    return 1 if one.file.package else 0
 
 
-def _by_speed(placement: Placement) -> float:
-    return placement.speed.tokens_per_s
+def _reward(one: Placement, catalog: Catalog) -> tuple[float, ...]:
+    """Ranks by what is paid; then by what is here, the finest quantization, the speed."""
+    return one.spec.multiplier, _at_hand(one, catalog), QUANT_BITS.get(one.file.quant, 0.0), one.speed.tokens_per_s
 
 
-def _explain(best: Placement, options: ModelOptions) -> tuple[str, ...]:
+def _reasons(best: Placement, options: ModelOptions) -> tuple[str, ...]:
     source = "the file's header" if best.loads.exact else "models.yaml"
     return (
         f"policy {options.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",

@@ -6,9 +6,11 @@ One rung at a time: one slot, quantized keys and values, a mixture's experts to 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
@@ -55,7 +57,7 @@ def _coarser(
     options = replace(options, n_ctx=placement.settings.n_ctx)
     for file in sorted(spec.files, key=lambda file: -QUANT_BITS.get(file.quant, 0.0)):
         if QUANT_BITS.get(file.quant, 99.0) < bits and not catalog.missing_bytes(spec, file):
-            smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
-            if isinstance(smaller, Placement):
+            with suppress(DoesNotFit):
+                smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
                 return smaller, f"the coarser file {file.quant}"
     return None
