@@ -22,7 +22,7 @@ from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, finer_than, place
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, finer_than, place, place_one
 from storyfi_lite.placement.step_down import step_down
 from storyfi_lite.protocol.limits import AIM_S
 
@@ -144,6 +144,19 @@ def test_keys_and_values_are_quantized_before_layers_are_dropped() -> None:
         if best.n_on_gpu < best.n_layers:
             assert best.settings.kv_type != "f16"
         assert best.settings.n_ctx >= MIN_CONTEXT
+
+
+def test_keys_that_cannot_be_quantized_are_not() -> None:
+    """llama.cpp makes no context with q8_0 keys for heads of 80."""
+    spec = REGISTRY.find("llama-3-8b")
+    assert isinstance(spec, ModelSpec)
+    odd = spec.model_copy(update={"architecture": spec.architecture.model_copy(update={"key_length": 80})})
+    hardware = machine(6)
+    best = place_one(odd, hardware, ModelOptions(quant="Q6_K"), EmptyCatalog())
+    assert 0 < best.n_on_gpu < best.n_layers and best.settings.kv_type == "f16"
+    while step := step_down(best, ModelOptions(), hardware, EmptyCatalog()):
+        best = step[0]
+        assert best.settings.kv_type == "f16"
 
 
 class OneFile(EmptyCatalog):

@@ -28,6 +28,12 @@ class Fit:
     demands: tuple[Demand, ...]  # each GPU's, the host's last
 
 
+def kv_types(arch: Architecture) -> tuple[KVType, ...]:
+    """What keys and values can be stored as, the finest first. ggml quantizes a head's numbers in blocks of 32; llama.cpp makes no
+    context for others."""
+    return KV_TYPES if arch.key_length % 32 == arch.value_length % 32 == 0 else ("f16",)
+
+
 def room_bytes(hardware: Hardware) -> list[int]:
     """What may be taken of each usable GPU's free memory, and last of the RAM."""
     gpus = [max(gpu.free_bytes - GPU_MARGIN_BYTES, 0) for gpu in hardware.usable_gpus]
@@ -39,12 +45,12 @@ class Fitter:
 
     def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware, kv_type: KVType | None = None) -> None:
         self.arch, self.weights = arch, weights
-        self._kv_types = (kv_type,) if kv_type else KV_TYPES
-        self._kv_where_tight: KVType = kv_type or "q8_0"
+        self._kv_types = (kv_type,) if kv_type else kv_types(arch)
+        self._kv_where_tight = self._kv_types[:2][-1]
         self._gpus = hardware.usable_gpus
         *gpu_room, self.host_room = room_bytes(hardware)
         # figures from models.yaml are good to a percent or two; those of a header to the byte
-        spare = 0 if weights.exact else weights.host_bytes // 50
+        spare = 0 if weights.exact else weights.file_bytes // 50
         self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
     def check(self, settings: EngineSettings) -> Fit | None:
@@ -114,7 +120,7 @@ class Fitter:
             + kv_layer_bytes(self.arch, settings, i)
             for i, layer in enumerate(layers)
         ]
-        sizes = [*sizes, self.weights.output_bytes][len(layers) + 1 - count :]
+        sizes = [*sizes, self.weights.output_bytes + self.weights.tied_bytes][len(layers) + 1 - count :]
         shares = [0] * len(self._gpus)
         even = replace(settings, tensor_split=(1.0,) * len(shares))
         fixed = [need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(shares))]

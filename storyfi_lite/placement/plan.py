@@ -106,7 +106,7 @@ def place_file(
         vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
         holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
         raise DoesNotFit(
-            f"{file.quant} does not fit: its weights alone are {loads.host_bytes / GIB:.1f} GiB, "
+            f"{file.quant} does not fit: its weights alone are {loads.file_bytes / GIB:.1f} GiB, "
             f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
             + (f"; the GPU is also held by {holders}" if holders else "")
         )

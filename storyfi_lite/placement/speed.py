@@ -97,5 +97,5 @@ def _bytes_read(
     for number, layer in enumerate(weights.layers):
         read[devices[number]] += layer.dense_bytes
         read[-1 if number < settings.experts_in_ram else devices[number]] += layer.expert_bytes * active
-    read[devices[-1]] += weights.output_bytes
+    read[devices[-1]] += weights.output_bytes + weights.tied_bytes
     return [int(value) for value in read]

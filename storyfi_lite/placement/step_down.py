@@ -14,7 +14,7 @@ from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
-from storyfi_lite.placement.fit import KV_TYPES
+from storyfi_lite.placement.fit import kv_types
 from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, place_file
 
 LAYERS_A_STEP = 0.1  # of all layers
@@ -36,8 +36,9 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
     step = max(1, round(blocks * LAYERS_A_STEP))
     if settings.n_slots > 1:
         return replace(settings, n_slots=1), "one request at a time"
-    if options.kv_type is None and settings.kv_type != KV_TYPES[-1]:
-        kv = KV_TYPES[KV_TYPES.index(settings.kv_type) + 1]
+    kinds = kv_types(placement.arch)
+    if options.kv_type is None and settings.kv_type != kinds[-1]:
+        kv = kinds[kinds.index(settings.kv_type) + 1]
         return replace(settings, kv_type=kv), f"keys and values as {kv}"
     if settings.n_gpu_layers > 0 and placement.arch.expert_count and settings.experts_in_ram < blocks:
         experts = min(blocks, settings.experts_in_ram + step)
