@@ -211,20 +211,18 @@ def measure_speed(path: Path, n_threads: int) -> None:
     fit = Fitter(arch, loads, machine).best(EngineSettings(n_threads=n_threads))
     if fit is None:
         raise SystemExit("it does not fit")
-    on_cpu = fit.settings.n_gpu_layers <= arch.block_count
+    on_cpu = fit.n_gpu_layers <= arch.block_count
     rounds: list[tuple[float, float]] = []
     for _ in range(ROUNDS):
         if on_cpu:
             fresh = calibrate.measure_cpu(n_threads or machine.physical_cores)
             calibrate.cpu_speed = lambda threads, fresh=fresh: fresh  # type: ignore[assignment]
-        predicted = speed.predict(arch, loads, fit.settings, machine)
-        measured = _tokens_per_s(path, fit.settings)
+        predicted = speed.predict(arch, loads, fit, machine)
+        measured = _tokens_per_s(path, fit)
         rounds.append((predicted.tokens_per_s, measured))
         print(f"predicted {predicted.tokens_per_s:.1f}, measured {measured:.1f} tokens/s", flush=True)
     best, fastest = (max(column) for column in zip(*rounds, strict=True))
-    print(
-        f"{path.name}, {fit.settings.n_gpu_layers} layers on the GPU: {best:.1f} / {fastest:.1f}: {best / fastest - 1:+.0%}"
-    )
+    print(f"{path.name}, {fit.n_gpu_layers} layers on the GPU: {best:.1f} / {fastest:.1f}: {best / fastest - 1:+.0%}")
     print(f"from {predicted.basis}")
 
 
@@ -267,9 +265,9 @@ def occupy(path: Path) -> None:
         if fit is None:
             print(f"{left} GB free: does not fit")
         else:
-            real = _apart(path, fit.settings)
+            real = _apart(path, fit)
             print(
-                f"{left} GB free: {fit.settings.n_gpu_layers} layers, {real['gpu_bytes'][0] / (left * GIB):.1%} used",
+                f"{left} GB free: {fit.n_gpu_layers} layers, {real['gpu_bytes'][0] / (left * GIB):.1%} used",
                 flush=True,
             )
         ggml.ggml_backend_buffer_free(ballast)

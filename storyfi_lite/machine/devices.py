@@ -27,19 +27,14 @@ class Device:
 
 def gpus() -> list[Device]:
     """In llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
-    found = [(kind, device) for kind, device in map(_typed, range(_call("dev_count", ctypes.c_size_t)))]
-    wanted = _GPU if any(kind == _GPU for kind, _ in found) else _INTEGRATED
-    return [Device(device, _description(device)) for kind, device in found if kind == wanted]
-
-
-def _typed(number: int) -> tuple[int, int]:
-    device = _call("dev_get", ctypes.c_void_p, ctypes.c_size_t(number))
-    return _call("dev_type", ctypes.c_int, ctypes.c_void_p(device)), device
-
-
-def _description(device: int) -> str:
-    text: bytes = _call("dev_description", ctypes.c_char_p, ctypes.c_void_p(device))
-    return text.decode(errors="replace")
+    handles = [
+        _call("dev_get", ctypes.c_void_p, ctypes.c_size_t(n)) for n in range(_call("dev_count", ctypes.c_size_t))
+    ]
+    kinds = {handle: _call("dev_type", ctypes.c_int, ctypes.c_void_p(handle)) for handle in handles}
+    wanted = _GPU if _GPU in kinds.values() else _INTEGRATED
+    chosen = [handle for handle, kind in kinds.items() if kind == wanted]
+    texts = [_call("dev_description", ctypes.c_char_p, ctypes.c_void_p(handle)) for handle in chosen]
+    return [Device(handle, text.decode(errors="replace")) for handle, text in zip(chosen, texts, strict=True)]
 
 
 def of_buffer_type(buffer_type: int) -> int | None:

@@ -6,10 +6,10 @@ then fewer layers on the GPU. Layers go to the GPUs by free memory; to the faste
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
-from storyfi_lite.engine.settings import Demand, EngineSettings, KVType
+from storyfi_lite.engine.settings import EngineSettings, KVType
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.memory import demand, kv_layer_bytes
@@ -20,12 +20,6 @@ RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 GPU_SLOTS = (4, 2)  # requests at once where memory is left over
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
-
-
-@dataclass(frozen=True)
-class Fit:
-    settings: EngineSettings
-    demands: tuple[Demand, ...]  # each GPU's, the host's last
 
 
 def kv_types(arch: Architecture) -> tuple[KVType, ...]:
@@ -53,53 +47,37 @@ class Fitter:
         spare = 0 if weights.exact else weights.file_bytes // 50
         self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
-    def check(self, settings: EngineSettings) -> Fit | None:
+    def check(self, settings: EngineSettings) -> EngineSettings | None:
         demands = demand(self.arch, self.weights, settings, len(self._gpus))
         rooms = [*self.gpu_room, self.host_room]
         fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))
-        return Fit(settings, tuple(demands)) if fits else None
+        return settings if fits else None
 
-    def best(self, base: EngineSettings) -> Fit | None:
+    def best(self, base: EngineSettings) -> EngineSettings | None:
         """None: it does not fit at all."""
+        layers = self.arch.block_count
         if not self._gpus:
-            return self._first([replace(base, n_gpu_layers=0, kv_type=kv) for kv in self._kv_types])
-        return self._whole(base) or self._experts(base) or self._part(base)
+            return self._first(replace(base, kv_type=kv) for kv in self._kv_types)
+        tight = replace(base, kv_type=self._kv_where_tight)
+        # one by one, not by halving: more in RAM may not fit either
+        experts = (replace(tight, experts_in_ram=n) for n in range(1, layers + 1) if self.arch.expert_count)
+        tries = [*((moved, layers + 1) for moved in experts), *((tight, n) for n in range(layers, -1, -1))]
+        return self._whole(base) or next((fit for one in tries if (fit := self._with_layers(*one))), None)
 
-    def _first(self, tries: list[EngineSettings]) -> Fit | None:
+    def _first(self, tries: Iterable[EngineSettings]) -> EngineSettings | None:
         return next((fit for settings in tries if (fit := self.check(settings))), None)
 
-    def _whole(self, base: EngineSettings) -> Fit | None:
+    def _whole(self, base: EngineSettings) -> EngineSettings | None:
+        """All on the GPUs. More slots are tried on the same ones, since a slower one more would slow every answer, and only with f16:
+        where smaller keys and values are needed no second slot fits."""
         for kv in self._kv_types:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
-                # not with smaller keys and values: where those are needed no second slot fits
-                more = (
-                    [replace(fit.settings, n_slots=n) for n in GPU_SLOTS] if base.n_slots == 1 and kv == "f16" else []
-                )
-                return self._first(more) or fit  # on the same GPUs: a slower one more would slow every answer
+                slots = GPU_SLOTS if kv == "f16" else ()
+                return self._first(replace(fit, n_slots=n) for n in slots) or fit
         return None
 
-    def _experts(self, base: EngineSettings) -> Fit | None:
-        """As few layers' experts in RAM as need be, attention and keys on the GPU."""
-        if not self.arch.expert_count:
-            return None
-        everything = self.arch.block_count + 1
-
-        def attempt(count: int) -> Fit | None:
-            return self._with_layers(replace(base, kv_type=self._kv_where_tight, experts_in_ram=count), everything)
-
-        return _least(1, self.arch.block_count, attempt)
-
-    def _part(self, base: EngineSettings) -> Fit | None:
-        quantized = replace(base, kv_type=self._kv_where_tight)
-        layers = self.arch.block_count
-
-        def attempt(dropped: int) -> Fit | None:
-            return self._with_layers(quantized, layers + 1 - dropped)
-
-        return _least(1, layers + 1, attempt)
-
-    def _with_layers(self, settings: EngineSettings, n_gpu_layers: int) -> Fit | None:
+    def _with_layers(self, settings: EngineSettings, n_gpu_layers: int) -> EngineSettings | None:
         """These many layers on the GPUs, by whichever split holds them."""
         settings = replace(settings, n_gpu_layers=n_gpu_layers)
         if len(self._gpus) < 2:
@@ -107,8 +85,8 @@ class Fitter:
         speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
         alone = sorted(range(len(speed)), key=lambda i: (-speed[i], i))
         splits = [tuple(float(i == one) * max(n_gpu_layers, 1) for i in range(len(speed))) for one in alone]
-        fit = self._first([replace(settings, tensor_split=split) for split in splits])
-        return fit or self._first([replace(settings, tensor_split=self._split(settings, fill)) for fill in _FILL])
+        fit = self._first(replace(settings, tensor_split=split) for split in splits)
+        return fit or self._first(replace(settings, tensor_split=self._split(settings, fill)) for fill in _FILL)
 
     def _split(self, settings: EngineSettings, fill: float) -> tuple[float, ...]:
         """Whole layers a GPU, each filled to `fill` of its room in turn; what is left over goes to the last."""
@@ -131,8 +109,3 @@ class Fitter:
             shares[device] += 1
             used += size
         return tuple(float(share) for share in shares)
-
-
-def _least(low: int, high: int, attempt: Callable[[int], Fit | None]) -> Fit | None:
-    """The fit of the smallest number that has one. Not by halving: the larger ones may fail as well, for want of RAM."""
-    return next((fit for number in range(low, high + 1) if (fit := attempt(number))), None)

@@ -100,8 +100,8 @@ def place_file(
         raise DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
-    fit = Fitter(arch, loads, hardware, options.kv_type).best(base)
-    if fit is None:
+    settings = Fitter(arch, loads, hardware, options.kv_type).best(base)
+    if settings is None:
         gpus = hardware.usable_gpus
         vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
         holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
@@ -110,8 +110,8 @@ def place_file(
             f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
             + (f"; the GPU is also held by {holders}" if holders else "")
         )
-    predicted = speed.predict(arch, loads, fit.settings, hardware)
-    return Placement(spec, file, arch, loads, fit.settings, fit.demands, predicted)
+    demands = tuple(memory.demand(arch, loads, settings, len(hardware.usable_gpus)))
+    return Placement(spec, file, arch, loads, settings, demands, speed.predict(arch, loads, settings, hardware))
 
 
 def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:

@@ -35,9 +35,15 @@ class Speed:
 
 
 def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware) -> Speed:
+    """Of a mixture's experts only the active ones are read."""
     gpus = hardware.usable_gpus
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, len(gpus))
-    read = _bytes_read(arch, weights, settings, devices, len(gpus))
+    active = arch.expert_used_count / arch.expert_count if arch.expert_count else 0.0
+    read = [0.0] * (len(gpus) + 1)  # bytes of weights a token, by device, the host last
+    for number, layer in enumerate(weights.layers):
+        read[devices[number]] += layer.dense_bytes
+        read[-1 if number < settings.experts_in_ram else devices[number]] += layer.expert_bytes * active
+    read[devices[-1]] += weights.output_bytes + weights.tied_bytes
     seconds, words = _cpu(arch, weights, settings, hardware, read[-1], devices)
     for number, gpu in enumerate(gpus):
         if read[number]:
@@ -50,7 +56,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
 
 
 def _cpu(
-    arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: int, devices: list[int]
+    arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: float, devices: list[int]
 ) -> tuple[float, list[str]]:
     """Seconds a token, in words too. By one figure for a machine that is described, else as measured here."""
     if read < 1e6:
@@ -67,18 +73,15 @@ def _cpu(
         gb_s = 1 / sum(share / measured.gb_s.get(kind, slowest) for kind, share in weights.mix)
         ns = measured.attention_ns["f16" if settings.kv_type == "f16" else "q8_0"]
         others_s = layers * (MEAN_CELLS * arch.attention_head_count * arch.key_length * ns * 1e-9 + CPU_LAYER_S)
-        rows = layers * _layer_rows(arch) + (arch.vocab_size if devices[-1] == -1 else 0)
+        # rows of the matrices that a token is multiplied with: short ones cost more than their bytes
+        keys_and_values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
+        attention = arch.attention_head_count * arch.key_length + keys_and_values + arch.embedding_length
+        width = arch.expert_feed_forward_length or arch.feed_forward_length
+        feed_forward = (2 * width + arch.embedding_length) * max(1, arch.expert_used_count)
+        rows = layers * (attention + feed_forward) + (arch.vocab_size if devices[-1] == -1 else 0)
         others_s += rows * measured.row_ns * 1e-9
     words = f"{read / 1e9:.2f} GB a token from RAM at {gb_s:.0f} GB/s"
     return read / (gb_s * 1e9) + others_s, [words]
-
-
-def _layer_rows(arch: Architecture) -> int:
-    """Of the matrices that a token is multiplied with in one layer: short rows cost more than their bytes."""
-    keys_and_values = arch.attention_head_count_kv * (arch.key_length + arch.value_length)
-    attention = arch.attention_head_count * arch.key_length + keys_and_values + arch.embedding_length
-    width = arch.expert_feed_forward_length or arch.feed_forward_length
-    return attention + (2 * width + arch.embedding_length) * max(1, arch.expert_used_count)
 
 
 def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int], device: int) -> float:
@@ -86,16 +89,3 @@ def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int
     on_it = (number for number, where in enumerate(devices[:-1]) if where == device)
     whole = sum(kv_layer_bytes(arch, settings, number) for number in on_it)
     return whole / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)
-
-
-def _bytes_read(
-    arch: Architecture, weights: Weights, settings: EngineSettings, devices: list[int], n_gpus: int
-) -> list[int]:
-    """Weights that a token needs, by device, the host last. Of a mixture's experts only the active ones are read."""
-    active = arch.expert_used_count / arch.expert_count if arch.expert_count else 0.0
-    read = [0.0] * (n_gpus + 1)
-    for number, layer in enumerate(weights.layers):
-        read[devices[number]] += layer.dense_bytes
-        read[-1 if number < settings.experts_in_ram else devices[number]] += layer.expert_bytes * active
-    read[devices[-1]] += weights.output_bytes + weights.tied_bytes
-    return [int(value) for value in read]
