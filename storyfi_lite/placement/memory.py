@@ -95,7 +95,7 @@ def _compute_bytes(
     lasting = _mask_bytes(arch, settings) if has_layers or device == -1 else 0
     phase = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
     if device == devices[-1]:
-        phase = max(phase, row * arch.vocab_size + hidden)
+        phase = max(phase, row * arch.vocab_size + hidden * (3 if helps else 1))
     if helps:
         # experts whose layer lies on another GPU come in pairs
         copied = weights.largest_expert_bytes * (2 if settings.experts_in_ram and len(used) > 1 else 1)
