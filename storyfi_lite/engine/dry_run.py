@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 # std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data> llama_get_memory_breakdown(const llama_context *) of
 # llama.cpp's src/llama-ext.h: the only place that tells the buffers apart by device. The layout is libstdc++'s.
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+_PAGE_BYTES = 4096  # no pointer is below
 
 
 class _Map(ctypes.Structure):
@@ -47,14 +47,17 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
     Raises what loading raises: BadInput for a file that is no whole GGUF, DoesNotFit where llama.cpp cannot make a context.
     """
     breakdown = getattr(llama_cpp.llama_cpp._lib, _BREAKDOWN, None)
-    if breakdown is None or sys.platform != "linux":
+    if breakdown is None:
         log.info("this build of llama.cpp does not tell what a layout takes; the prediction has to do")
         return None
     breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
     gpus = [device.handle for device in devices.gpus()]
     with _quiet(), closing(Model(path, settings, dry_run=True)) as model, closing(Context(model, settings)) as context:
         found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.n_slots)]
-        for node in _nodes(breakdown(context.handle).root):
+        buffers = breakdown(context.handle)
+        if (buffers.root or 0) < _PAGE_BYTES:  # another C++ library's map, with its size here
+            return None
+        for node in _nodes(buffers.root):
             device = devices.of_buffer_type(node.buffer_type)
             need = Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
             found[gpus.index(device) if device in gpus else -1] += need
