@@ -23,10 +23,12 @@ MIN_QUANT = "Q3_K_M"
 
 @dataclass(frozen=True, kw_only=True)
 class ApiOptions:
-    """How the APIs may be used. `fallback`: the API that answers when no local model can. `daily_*`: caps on what they may
+    """How the APIs may be used. `fallback`: the API that answers when no local model can. `model`: of its models, or, without
+    `fallback`, the model that answers. `daily_*`: caps on what they may
     cost. `prices`: (model, prompt, completion), in US dollars for a million tokens."""
 
     fallback: Provider | None = None
+    model: str | None = None
     base_url: str | None = None
     key_file: Path | None = None
     daily_tokens: int | None = None
@@ -35,6 +37,13 @@ class ApiOptions:
 
     def __post_init__(self) -> None:
         """Raises BadInput."""
+        if self.daily_usd is not None and not self.prices:
+            raise BadInput(
+                "--api.daily-usd needs the vendor's prices, in US dollars for a million tokens\n"
+                "  --api.price MODEL=PROMPT,COMPLETION"
+            )
+        if self.model is not None and not re.fullmatch(r"[!-~]{1,200}", self.model):
+            raise BadInput("--api.model is no name of a model\n  storyfi-lite models")
         if self.base_url is not None and not _is_http_url(self.base_url):
             raise BadInput("--api.base-url is no address of a server\n  --api.base-url http://127.0.0.1:8000/v1")
 

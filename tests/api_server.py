@@ -34,6 +34,8 @@ class Script:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    look_up: Step = Step(501)  # what a GET gets: the description of a model
+    looked_up: list[str] = field(default_factory=list)  # their paths
     gone: threading.Event = field(default_factory=threading.Event)  # a client hung up on a drip or a hang
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -54,6 +56,10 @@ def serve(steps: list[Any]) -> Iterator[Script]:
                 script.paths.append(self.path)
                 step = script.steps.pop(0) if len(script.steps) > 1 else script.steps[0]
             self.play(step(body) if isinstance(step, Callable) else step)  # type: ignore[arg-type]
+
+        def do_GET(self) -> None:
+            script.looked_up.append(self.path)
+            self.play(script.look_up)
 
         def play(self, step: Step) -> None:
             if step.hang or step.drip_s:

@@ -42,7 +42,7 @@ def reply(body: Any) -> Step:
 
 
 def error(status: int, message: str, headers: dict[str, str] | None = None, details: list[Any] | None = None) -> Step:
-    names = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+    names = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 410: "NOT_FOUND",
              429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}  # fmt: skip
     problem = {"code": status, "message": message, "status": names[status], "details": details or []}
     return Step(status, json.dumps({"error": problem}).encode(), headers or {})

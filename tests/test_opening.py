@@ -17,6 +17,7 @@ from storyfi_lite.engine import dry_run
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 from storyfi_lite.loaders import local
+from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import ModelClaim
 from storyfi_lite.loaders.keys import API_KEYS
 from storyfi_lite.machine.hardware import Gpu, Hardware
@@ -44,6 +45,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in (*API_KEYS.values(), "MODEL_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where the APIs' use is counted
+    monkeypatch.setattr(ApiLoader, "look_up", lambda loader: None)  # no vendor is asked
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], None]:
 def opened(**wanted: object) -> tuple[ModelClaim, dict[str, str], list[str]]:
     """What the loader that was opened claims, says of itself, and what was noted on the way."""
     notes: list[str] = []
-    api = {name: wanted.pop(name) for name in ("fallback", "base_url") if name in wanted}
+    api = {name: wanted.pop(name) for name in ("fallback", "model", "base_url") if name in wanted}
     options = ModelOptions(**wanted, api=ApiOptions(**api))  # type: ignore[arg-type]
     loader, facts = open_loader(options, Notices(lambda *_: None, notes.append))
     claim = loader.claim
@@ -85,7 +87,7 @@ def test_a_gpu_means_a_local_model_even_with_a_key(
 
 
 @pytest.mark.parametrize(
-    ("variable", "model"), [("OPENAI_API_KEY", "gpt-4-turbo"), ("GEMINI_API_KEY", "gemini-2.5-flash")]
+    ("variable", "model"), [("OPENAI_API_KEY", "gpt-6-luna"), ("GEMINI_API_KEY", "gemini-3.5-flash-lite")]
 )
 def test_no_gpu_and_a_key_means_the_api_at_half_the_reward(
     on: Callable[[Hardware], None], monkeypatch: pytest.MonkeyPatch, variable: str, model: str
@@ -196,8 +198,47 @@ def test_the_fallback_api_answers_where_the_named_model_does_not_fit(
         opened(name="llama-3-8b")
     with caplog.at_level(logging.WARNING):
         claim, facts, _ = opened(name="llama-3-8b", fallback="openai")
-    assert (facts["model"], claim.multiplier) == ("gpt-4-turbo", 0.5)
+    assert (facts["model"], claim.multiplier) == ("gpt-6-luna", 0.5)
     assert "does not fit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "claimed"),
+    [
+        ({"model": "gpt-6-luna"}, ("gpt-6-luna", "openai")),
+        ({"model": "some/model-of-mine:4b", "base_url": "http://127.0.0.1:9/v1"}, ("some/model-of-mine:4b", "openai")),
+        ({"model": "gemini-9-pro"}, ("gemini-9-pro", "gemini")),
+        ({"model": "gemini-2.5-flash", "fallback": "gemini", "name": "llama-3-8b"}, ("gemini-2.5-flash", "gemini")),
+        ({"name": "gpt-6-luna"}, ("gpt-6-luna", "openai")),
+    ],
+)
+def test_any_model_of_a_provider_can_be_named_and_is_the_one_that_answers(
+    on: Callable[[Hardware], None],
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: dict[str, str],
+    claimed: tuple[str, str],
+) -> None:
+    on(machine(ram_gb=2))
+    for variable in API_KEYS.values():
+        monkeypatch.setenv(variable, "sk-test")
+    claim, facts, _ = opened(**wanted)
+    assert (claim.model_name, claim.model_info.provider) == claimed
+    assert facts["model"] == claim.model_name and claim.multiplier == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"model": "gpt-6-luna", "name": "gpt-4-turbo"}, "name one of them"),
+        ({"model": "gpt-6-luna", "name": "llama-3-8b"}, "add --model.fallback_api"),
+        ({"model": "gpt-6-luna", "fallback": "gemini"}, "no model of gemini"),
+        ({"model": "gemini-9-pro", "base_url": "http://127.0.0.1:9/v1"}, "speak OpenAI's API"),
+        ({"model": "a b"}, "no name of a model"),
+    ],
+)
+def test_two_models_that_do_not_go_together_are_refused(wanted: dict[str, str], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        opened(**wanted)
 
 
 def test_the_fallback_api_stays_idle_while_the_local_model_runs(

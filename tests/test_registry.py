@@ -13,6 +13,7 @@ TEXT = (Path(__file__).parent.parent / "models.yaml").read_text()
 MULTIPLIERS = {
     "llama-3-70b": 1.5, "mixtral-8x7b": 1.3, "qwen-72b": 1.4, "llama-3-8b": 1.0, "mistral-7b": 1.0, "yi-34b": 1.2,
     "phi-3-medium": 0.8, "gemma-7b": 0.9, "smollm2-135m": 0.5, "gemini-2.5-flash": 0.5, "gpt-4-turbo": 0.5,
+    "gemini-3.5-flash-lite": 0.5, "gpt-6-luna": 0.5,
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class _Price(click.ParamType):
         except ValueError:
             prompt_usd = completion_usd = -1.0
         if not (model and 0 <= prompt_usd < math.inf and 0 <= completion_usd < math.inf):
-            self.fail(f"{value!r} is not a model and two prices, such as gpt-4-turbo=10,30")
+            self.fail(f"{value!r} is not a model and two prices, such as gpt-6-luna=10,30")
         return model, prompt_usd, completion_usd
 
 
@@ -195,6 +195,12 @@ api_options = _together(
         "model_api_fallback",
         type=click.Choice(["gemini", "openai"]),
         help="Answer through this API (half reward) when no local model can run.",
+    ),
+    click.option(
+        "--api.model",
+        "model_api_model",
+        metavar="NAME",
+        help="Any model of that API, or of an API alone: gpt-6-luna, gemini-3.5-flash-lite.  [default: see models]",
     ),
     click.option("--api.base-url", "model_api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),
     click.option(

@@ -1,7 +1,8 @@
 """A chat model's text -> a checked answer in the one canonical spelling, and JSON Schema in vendors' smaller
 dialects.
 
-Nothing is guessed: text around the JSON is a fault, except a code fence around all of it. Knows no vendor.
+Nothing is guessed: text around the JSON is a fault, except a code fence around all of it and a thought in
+<think> tags before it. Knows no vendor.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.check import MAX_TEXT_BYTES, parse_json
 from storyfi_lite.grammar.schema import dump
 
+_THOUGHT = re.compile(r"\A<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```[a-zA-Z]*[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
 def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[str, ...]]:
     """The canonical text and no problems, or None and the problems in words."""
-    text = text.strip()
+    text = _THOUGHT.sub("", text.lstrip("\ufeff").strip(), count=1).strip()
     fenced = _FENCE.match(text)
     raw = (fenced.group(1) if fenced else text).encode(errors="surrogatepass")
     if not raw:

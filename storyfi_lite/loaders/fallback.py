@@ -1,9 +1,9 @@
 """Which loader answers: the local model, else the chosen API, else the other API if its key is there, else a
 clear error.
 
-The choice falls at start. While running it moves on only if the operator allowed it, and never back: a
-restart tries the local model again. Each move is a WARNING, and each answer's claim is that of the loader
-that wrote it. Knows no vendor.
+The choice falls at start. While running it moves on when a loader is dead, and never back: a restart tries the
+first again. What the operator did not allow is no choice here. Each move is a WARNING, and each answer's claim is
+that of the loader that wrote it. Knows no vendor.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
-from storyfi_lite.loaders.api import ApiLoader, ApiSettings
+from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim
-from storyfi_lite.loaders.keys import Secret, load_key
+from storyfi_lite.loaders.client import ApiClient, ApiSettings
+from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
 from storyfi_lite.loaders.meter import Meter
 
 logger = logging.getLogger(__name__)
@@ -27,75 +28,77 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """`open` makes the loader; it raises a LiteError that says why it can't. It calls no network for an
-    API."""
+    """`open` makes the loader; it raises a LiteError that says why it can't."""
 
     name: str
     open: Callable[[], Loader]
 
 
-def api_loader_class(provider: str) -> type[ApiLoader]:
-    """Raises ConfigError for a provider that is not known."""
-    if provider == "gemini":
-        from storyfi_lite.loaders.gemini import GeminiLoader
+def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
+    """The vendor's client for this model. Raises ConfigError where its package is missing."""
+    if settings.model.provider == "gemini":
+        from storyfi_lite.loaders.gemini import gemini_client
 
-        return GeminiLoader
-    if provider == "openai":
-        from storyfi_lite.loaders.openai import OpenAILoader
+        return gemini_client(key, settings)
+    from storyfi_lite.loaders.openai import OpenAIClient
 
-        return OpenAILoader
-    raise ConfigError(f"no API is named {provider!r}: there are gemini and openai")
+    return OpenAIClient(key, settings)
 
 
-def open_api(provider: str, settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
-    """Raises ConfigError where the key or the package is missing."""
-    kind = api_loader_class(provider)
-    key = load_key(kind.key_variable, key_file)
-    if key is None and settings.base_url is not None and provider == "openai":
+def open_api(settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
+    """Raises ConfigError where the key or the package is missing, or where the vendor says that key or model are bad."""
+    model = settings.model
+    variable = API_KEYS[model.provider]
+    key = load_key(variable, key_file)
+    if key is None and settings.base_url is not None:
         key = Secret("no-key-is-needed")  # a server of one's own often has no keys
     if key is None:
         raise ConfigError(
-            f"no key for the {kind.vendor} API: export {kind.key_variable}=…, "
-            f"or write {kind.key_variable}=… into a file of mode 600 and name it with --api.key-file"
+            f"no key for {model.key}: export {variable}=…, "
+            f"or write {variable}=… into a file of mode 600 and name it with --api.key-file"
         )
-    return kind(key, settings, meter)
+    loader = ApiLoader(api_client(key, settings), meter)
+    try:
+        loader.look_up()
+    except LiteError:
+        loader.close()
+        raise
+    if model.end and settings.base_url is None:
+        logger.warning("%s: %s", model.key, model.end)
+    return loader
 
 
-def api_choices(
-    chosen: str, settings: dict[str, ApiSettings], meter: Meter, key_file: Path | None = None
-) -> list[Choice]:
-    """The chosen API, then each other one in `settings` (provider -> settings) whose key is there."""
-    others = [
-        provider
-        for provider in settings
-        if provider != chosen and load_key(api_loader_class(provider).key_variable, key_file) is not None
-    ]
+def api_choices(settings: Sequence[ApiSettings], meter: Meter, key_file: Path | None = None) -> list[Choice]:
+    """The first API model, which was chosen, then each other one whose key is there."""
 
-    def choice(provider: str) -> Choice:
-        return Choice(f"{provider} API", lambda: open_api(provider, settings[provider], meter, key_file))
+    def choice(one: ApiSettings) -> Choice:
+        return Choice(f"{one.model.provider} API", lambda: open_api(one, meter, key_file))
 
-    return [choice(provider) for provider in (chosen, *others)]
+    others = [one for one in settings[1:] if load_key(API_KEYS[one.model.provider], key_file) is not None]
+    return [choice(one) for one in (settings[0], *others)]
 
 
 class FallbackLoader:
-    """Implements `Loader` over the first of `choices` that opens. With `while_running`, the later ones
-    stand ready, and a loader that reports itself dead gives way to the next one that lives."""
+    """Implements `Loader` over the first of `choices` that opens. The later ones stand ready: a loader that reports itself
+    dead gives way to the next one that lives."""
 
-    def __init__(self, choices: Sequence[Choice], while_running: bool) -> None:
-        """Raises ConfigError with every choice's reason if none opens."""
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        """Raises ConfigError with every choice's reason if none opens, or a single choice's own error."""
         self._lock = threading.Lock()
         self._loaders: list[tuple[str, Loader]] = []
-        reasons = []
+        refusals: list[tuple[str, LiteError]] = []
         for choice in choices:
-            if self._loaders and not while_running:
-                break
             try:
                 self._loaders.append((choice.name, choice.open()))
             except LiteError as error:
-                reasons.append(f"{choice.name}: {error}")
-                logger.warning("%s can't be used: %s", choice.name, error)
+                refusals.append((choice.name, error))
         if not self._loaders:
-            raise ConfigError("nothing here can write stories:\n" + "\n".join(reasons))
+            if len(refusals) == 1:
+                raise refusals[0][1]
+            reasons = "\n".join(f"{name}: {refusal}" for name, refusal in refusals)
+            raise ConfigError(f"nothing here can write stories:\n{reasons}")
+        for name, refusal in refusals:
+            logger.warning("%s can't be used: %s", name, refusal)
         self._active = 0
         self._announce("answers come from")
 

@@ -1,91 +1,189 @@
-"""Gemini through google-generativeai, over REST. The only file that knows Google.
+"""Gemini, over REST. The only file that knows Google.
 
-That library gets no new features; its successor is google-genai. Not here: retries, checks, money (api.py).
+Two packages can carry the calls. google-genai is taken where it is installed. google-generativeai answers too, but gets
+no new features: it cannot switch thinking off, so a model that thinks does so at our cost and inside our token limit.
+Requests and replies are the REST interface's JSON in both. Not here: retries, checks, money (api.py).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
-import socket
 import threading
 import warnings
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from storyfi_lite.errors import ConfigError
+from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.answers import simple_schema
-from storyfi_lite.loaders.api import ApiLoader, Failure, Line, Prompt, Reply, retry_after_s
+from storyfi_lite.loaders.client import (
+    ApiClient,
+    ApiSettings,
+    ErrorInBody,
+    Failure,
+    Forms,
+    Prompt,
+    Reply,
+    logger,
+    retry_after_s,
+)
+from storyfi_lite.loaders.connection import httpx_client, own_requests_session, proxy_fault
+from storyfi_lite.loaders.keys import Secret
 
+_ROLES = {"user": "user", "assistant": "model"}
+_ENDS = ("STOP", "MAX_TOKENS")
 _BLOCKED = ("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII")
-_connecting = threading.Lock()  # the library's configuration is global
+_connecting = threading.Lock()  # google-generativeai's configuration is global
 
 
-class GeminiLoader(ApiLoader):
-    """`GEMINI_API_KEY`; the registry's default is gemini-2.5-flash."""
+def gemini_client(key: Secret, settings: ApiSettings) -> ApiClient:
+    """Through the better package of those that are installed. Raises ConfigError where none is."""
+    try:
+        found = importlib.util.find_spec("google.genai")
+    except (ImportError, ValueError):
+        found = None
+    if found:
+        return GenaiClient(key, settings)
+    client = GenerativeAiClient(key, settings)
+    logger.warning("%s may think at your cost: pip install google-genai to switch that off", settings.model.key)
+    return client
 
+
+class _GeminiClient(ApiClient):
     vendor = "Gemini"
-    provider = "gemini"
     key_variable = "GEMINI_API_KEY"
+    vendor_url = "https://generativelanguage.googleapis.com"
+
+    def _by_google(self, status: int, message: object, headers: Any, details: list[Any], body: str) -> Failure:
+        wait_s = retry_after_s(headers) or _retry_delay_s(details)
+        if status == 400 and "FAILED_PRECONDITION" in body:  # the country, or billing that is not set up
+            said = f"the {self.vendor} API does not serve this account: {self.clean(message)}"
+            return Failure(ConfigError(said), fatal=True)
+        return self.by_status(status, message, wait_s, "API_KEY_INVALID" in body)
+
+
+class GenaiClient(_GeminiClient):
+    """Through google-genai, with thinking off or at its least."""
+
+    def _connect(self) -> None:
+        import httpx
+        from google.genai import Client
+
+        self._least_thought = Forms({"thinking_budget": 0}, {"thinking_level": "MINIMAL"}, {"thinking_level": "LOW"})
+        self._schema = Forms("response_schema")
+        # said outright: else the package reads the address from its environment, and takes v1, which lacks schemas
+        where: Any = {"base_url": self.url, "api_version": "v1beta", "httpx_client": httpx_client(httpx.Client)}
+        self._client: Any = Client(vertexai=False, api_key=self.key.reveal(), http_options=where)
+
+    def look_up(self, timeout_s: float) -> None:
+        self._client.models.get(model=self.model_name, config={"http_options": {"timeout": int(timeout_s * 1000)}})
+
+    def call(self, prompt: Prompt, timeout_s: float) -> Reply:
+        from google.genai.errors import ClientError
+
+        while True:
+            thinking, with_schema = self._least_thought.best, self._schema.best
+            try:
+                return self._generate(prompt, timeout_s, thinking, bool(with_schema))
+            except ClientError as error:
+                words = str(error.message).lower() if error.code == 400 else ""
+                refused = ("think" in words or "budget" in words) and self._least_thought.refuse(thinking)
+                if not (refused or ("schema" in words and self._schema.refuse(with_schema))):
+                    raise
+                logger.info("%s does not take %s", self.model_name, thinking if refused else with_schema)
+
+    def _generate(self, prompt: Prompt, timeout_s: float, thinking: Any, with_schema: bool) -> Reply:
+        schema = gemini_schema(simple_schema(prompt.constraint.json_schema, unions=False))
+        config: dict[str, Any] = {
+            "system_instruction": prompt.system,
+            "response_mime_type": "application/json",
+            "max_output_tokens": prompt.max_tokens,
+            "temperature": prompt.temperature,
+            "thinking_config": thinking,
+            "should_return_http_response": True,  # its own reading fails at reasons that it does not know
+            "http_options": {"timeout": max(1, int(timeout_s * 1000))},
+        }
+        if with_schema:
+            config["response_schema"] = schema
+        else:
+            config["system_instruction"] += f"\nThe JSON object follows this JSON Schema: {dump(schema)}"
+        contents: Any = [{"role": _ROLES[role], "parts": [{"text": text}]} for role, text in prompt.turns]
+        response = self._client.models.generate_content(model=self.model_name, contents=contents, config=config)
+        return _reply(json.loads(response.sdk_http_response.body))
+
+    def _failure(self, error: Exception) -> Failure | None:
+        from google.genai.errors import APIError
+
+        if not isinstance(error, APIError):
+            return None
+        problem = error.details.get("error", {}) if isinstance(error.details, dict) else {}
+        details = problem.get("details", []) if isinstance(problem, dict) else []
+        headers = getattr(error.response, "headers", {})
+        return self._by_google(error.code, error.message, headers, details, json.dumps(error.details))
+
+
+class GenerativeAiClient(_GeminiClient):
+    """Through google-generativeai."""
 
     def _connect(self) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # that it gets no new features
-                from google.generativeai.client import configure, get_default_generative_client
+                from google.generativeai import client as library
         except ImportError:
             raise ConfigError("Gemini needs a package that is missing\n  pip install '.[gemini]'") from None
         where = {"api_endpoint": self.settings.base_url} if self.settings.base_url else None
         with _connecting:
-            configure(api_key=self._key.reveal(), transport="rest", client_options=where)
-            self._client = get_default_generative_client()
-            configure(api_key="none")  # nothing else in the process finds the key there
-        transport: Any = self._client.transport
-        self._current = threading.local()
-        _own_session(transport._session, self.settings.workers, lambda used: self._current.line.hold(used))
+            library.configure(api_key=self.key.reveal(), transport="rest", client_options=where)
+            self._stories: Any = library.get_default_generative_client()
+            self._models: Any = library.get_default_model_client()
+            library.configure(api_key="none")  # nothing else in the process finds the key there
+        transports: list[Any] = [self._stories.transport, self._models.transport]
+        for transport in transports:
+            own_requests_session(transport._session, self.settings.workers)
 
-    def _call(self, prompt: Prompt, timeout_s: float, line: Line) -> Reply:
+    def look_up(self, timeout_s: float) -> None:
+        self._models.get_model(name=f"models/{self.model_name}", retry=None, timeout=timeout_s)
+
+    def call(self, prompt: Prompt, timeout_s: float) -> Reply:
         from google.generativeai.protos import GenerateContentRequest
 
-        roles = {"user": "user", "assistant": "model"}
-        config: dict[str, Any] = {
-            "response_mime_type": "application/json",
-            "response_schema": gemini_schema(simple_schema(prompt.constraint.json_schema, unions=False)),
+        config = {
+            "responseMimeType": "application/json",
+            "responseSchema": gemini_schema(simple_schema(prompt.constraint.json_schema, unions=False)),
+            "maxOutputTokens": prompt.max_tokens,
+            "temperature": prompt.temperature,
         }
-        if prompt.max_tokens is not None:
-            config["max_output_tokens"] = prompt.max_tokens
-        if prompt.temperature is not None:
-            config["temperature"] = prompt.temperature
-        request = GenerateContentRequest(
-            model=f"models/{self.settings.model_name}",
-            system_instruction={"parts": [{"text": prompt.system}]},
-            contents=[{"role": roles[role], "parts": [{"text": text}]} for role, text in prompt.turns],
-            generation_config=config,
-        )
-        self._current.line = line
-        with line.open():
-            return _reply(self._client.generate_content(request, retry=None, timeout=timeout_s))
+        body = {
+            "model": f"models/{self.model_name}",
+            "systemInstruction": {"parts": [{"text": prompt.system}]},
+            "contents": [{"role": _ROLES[role], "parts": [{"text": text}]} for role, text in prompt.turns],
+            "generationConfig": {name: value for name, value in config.items() if value is not None},
+        }
+        request = GenerateContentRequest.from_json(json.dumps(body))
+        response = self._stories.generate_content(request, retry=None, timeout=timeout_s)
+        return _reply(json.loads(type(response).to_json(response, use_integers_for_enums=False)))
 
-    def _failure(self, error: Exception) -> Failure:
+    def _failure(self, error: Exception) -> Failure | None:
         from google.api_core.exceptions import GoogleAPICallError
+        from requests.exceptions import InvalidProxyURL, InvalidSchema
 
+        if isinstance(error, InvalidProxyURL | InvalidSchema):
+            return Failure(proxy_fault(error), fatal=True)
         status = getattr(error, "code", None)
         if not isinstance(error, GoogleAPICallError) or not isinstance(status, int):
-            return self._cut_off(error)
-        body = getattr(error.response, "text", "") if error.response is not None else ""
-        wait_s = retry_after_s(getattr(error.response, "headers", {}))
-        return self._by_status(status, error.message, wait_s or _retry_delay_s(error), "API_KEY_INVALID" in body)
+            return None
+        body, headers = getattr(error.response, "text", ""), getattr(error.response, "headers", {})
+        words = error.message.partition("alt=json%3Benum-encoding%3Dint: ")[2] or error.message  # less the address
+        return self._by_google(status, words, headers, list(error.details), body)
 
 
 def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The subset's names in Gemini's Schema message, which has no additionalProperties and only these
-    fields."""
-    converted: dict[str, Any] = {"type_": schema["type"].upper()}
-    for ours, theirs in (
-        ("description", "description"), ("enum", "enum"), ("required", "required"),
-        ("minItems", "min_items"), ("maxItems", "max_items"),
-    ):  # fmt: skip
-        if ours in schema:
-            converted[theirs] = schema[ours]
+    """The subset in the JSON of Gemini's Schema message, which has no additionalProperties and only these fields."""
+    kept = ("description", "enum", "required", "minItems", "maxItems")
+    converted: dict[str, Any] = {"type": schema["type"].upper()} | {key: schema[key] for key in kept if key in schema}
     if "items" in schema:
         converted["items"] = gemini_schema(schema["items"])
     if "properties" in schema:
@@ -93,58 +191,39 @@ def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def _reply(response: Any) -> Reply:
-    used = response.usage_metadata
-    counted = used.total_token_count > 0
-    prompt_tokens = used.prompt_token_count if counted else None
-    # the total holds the thinking tokens too, which are paid for as output
-    completion_tokens = used.total_token_count - used.prompt_token_count if counted else None
-    if response.prompt_feedback.block_reason:
-        return Reply(
-            "",
-            prompt_tokens,
-            completion_tokens,
-            f"prompt blocked ({response.prompt_feedback.block_reason.name})",
+def _reply(body: Any) -> Reply:
+    """The text of the first candidate without its thoughts. Reasons may be words or numbers that we never heard of."""
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    if problem := body.get("error"):
+        raise ErrorInBody(
+            int(problem.get("code", 500)), problem.get("message", problem), bool(body.get("usageMetadata"))
         )
-    if not response.candidates:
-        return Reply("", prompt_tokens, completion_tokens)
-    candidate = response.candidates[0]
-    text = "".join(part.text for part in candidate.content.parts)
-    reason = getattr(candidate.finish_reason, "name", str(candidate.finish_reason))
-    return Reply(text, prompt_tokens, completion_tokens, f"answer blocked ({reason})" if reason in _BLOCKED else "")
+    used = body.get("usageMetadata") or {}
+    prompt_tokens, total = used.get("promptTokenCount", 0), used.get("totalTokenCount")
+    # the total holds the thinking tokens too, which are paid for as output
+    reply = Reply(
+        "",
+        prompt_tokens if total else None,
+        total - prompt_tokens if total else None,
+        used.get("thoughtsTokenCount", 0),
+    )
+    candidates, feedback = body.get("candidates"), body.get("promptFeedback")
+    if not candidates:
+        blocked = f"prompt blocked ({feedback.get('blockReason', 'no reason given')})" if feedback else ""
+        return replace(reply, refusal=blocked)
+    reason = candidates[0].get("finishReason")
+    parts = (candidates[0].get("content") or {}).get("parts") or []
+    text = "".join(part.get("text", "") for part in parts if not part.get("thought"))
+    if reason in _BLOCKED or (not text and reason not in _ENDS):
+        return replace(reply, refusal=f"answer blocked ({reason or 'no reason given'})")
+    return replace(reply, text=text, is_cut=reason == "MAX_TOKENS")
 
 
-def _retry_delay_s(error: Any) -> float:
+def _retry_delay_s(details: list[Any]) -> float:
     """Google says how long to wait in the error's details (RetryInfo) rather than in a header."""
-    for detail in error.details:
+    for detail in details:
         delay = detail.get("retryDelay", "") if isinstance(detail, dict) else ""
         if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", str(delay)):
             return float(delay[:-1])
     return 0.0
-
-
-def _own_session(session: Any, workers: int, hold: Callable[[socket.socket], None]) -> None:
-    """Takes the library's HTTP session in hand: no retries or redirects of its own (a redirect would carry
-    the key to another host), and `hold` is told each call's socket, on the call's thread."""
-    from requests.adapters import HTTPAdapter
-    from urllib3 import HTTPConnectionPool
-
-    def noting(kind: Any) -> Any:
-        class Noting(kind):  # type: ignore[misc]
-            def request(self, *args: Any, **options: Any) -> None:
-                super().request(*args, **options)
-                hold(self.sock)
-
-        return Noting
-
-    class Adapter(HTTPAdapter):
-        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> HTTPConnectionPool:
-            pool = super().get_connection_with_tls_context(*args, **options)
-            if "ConnectionCls" not in vars(pool):
-                pool.ConnectionCls = noting(pool.ConnectionCls)
-            return pool
-
-    session.mount("https://", Adapter(pool_maxsize=workers))
-    session.mount("http://", Adapter(pool_maxsize=workers))
-    session.max_redirects = 0
-    session._max_refresh_attempts = 0  # google.auth would send a refused request twice more

@@ -6,112 +6,120 @@ Not here: retries, checks, money (api.py).
 
 from __future__ import annotations
 
-from ssl import SSLContext
+import re
 from typing import Any
 
-from storyfi_lite.errors import ConfigError
+from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.answers import simple_schema
-from storyfi_lite.loaders.api import ApiLoader, Failure, Line, Prompt, Reply, logger, retry_after_s
+from storyfi_lite.loaders.client import ApiClient, ErrorInBody, Failure, Forms, Prompt, Reply, logger, retry_after_s
+from storyfi_lite.loaders.connection import httpx_client
 
-VENDOR_URL = "https://api.openai.com/v1"  # said outright: else the package reads OPENAI_BASE_URL by itself
+# A refused parameter -> how servers speak of it; where they name several, the first that was sent is meant.
+_SPOKEN_OF = {
+    "max_tokens": r"max_(completion_)?tokens",
+    "temperature": r"temperature",
+    "reasoning_effort": r"reasoning|effort",
+    "response_format": r"response_format|json.?schema|json_object|structured output|grammar|schema",
+}
 
 
-class OpenAILoader(ApiLoader):
-    """`OPENAI_API_KEY`; the registry's default is gpt-4-turbo."""
+class OpenAIClient(ApiClient):
+    """Settings that a model refuses are renamed or left out: its plan's `Forms` remember that."""
 
     vendor = "OpenAI"
-    provider = "openai"
     key_variable = "OPENAI_API_KEY"
+    vendor_url = "https://api.openai.com/v1"
 
     def _connect(self) -> None:
-        self._takes_schema = True
         try:
-            import httpx  # the package's own HTTP library
-            import openai  # noqa: F401
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError:
             raise ConfigError("OpenAI needs a package that is missing\n  pip install '.[openai]'") from None
-        # once: a call's own would read all certificates again, 20 ms and a megabyte that is freed late
-        self._tls = httpx.create_ssl_context()
+        self._forms = {
+            "max_tokens": Forms("max_tokens", "max_completion_tokens"),
+            "temperature": Forms("temperature"),
+            "reasoning_effort": Forms("none", "minimal", "low"),
+            "response_format": Forms("json_schema", "json_object"),
+        }
+        # the address is said outright: else the package reads OPENAI_BASE_URL by itself
+        self._client = OpenAI(
+            api_key=self.key.reveal(), base_url=self.url, max_retries=0, http_client=httpx_client(DefaultHttpxClient)
+        )
 
-    def _call(self, prompt: Prompt, timeout_s: float, line: Line) -> Reply:
-        from openai import BadRequestError
+    def look_up(self, timeout_s: float) -> None:
+        from openai import APIStatusError
 
-        if not self._takes_schema:
-            return self._chat(prompt, timeout_s, line, with_schema=False)
         try:
-            return self._chat(prompt, timeout_s, line, with_schema=True)
-        except BadRequestError as error:
-            if not _is_about_schema(error):
+            self._client.models.retrieve(self.model_name, timeout=timeout_s)
+        except APIStatusError as error:
+            if "scope" not in _words(error):  # a key that may write but not look up is a good key
                 raise
-        logger.warning("%s takes no JSON schema: asking for a JSON object instead", self.settings.model_name)
-        self._takes_schema = False
-        return self._chat(prompt, timeout_s, line, with_schema=False)
 
-    def _chat(self, prompt: Prompt, timeout_s: float, line: Line, with_schema: bool) -> Reply:
-        from openai import OpenAI
+    def call(self, prompt: Prompt, timeout_s: float) -> Reply:
+        from openai import APIStatusError
 
+        while True:
+            forms = {name: forms.best for name, forms in self._forms.items()}
+            try:
+                request = self._request(prompt, forms)
+                return _reply(self._client.chat.completions.create(**request, timeout=timeout_s))
+            except APIStatusError as error:
+                if not self._refused(error, forms):
+                    raise
+
+    def _request(self, prompt: Prompt, forms: dict[str, Any]) -> dict[str, Any]:
         schema = simple_schema(prompt.constraint.json_schema, unions=True)
-        system, response_format = prompt.system, {"type": "json_object"}
-        if with_schema:
+        system, format_name = prompt.system, forms["response_format"]
+        request: dict[str, Any] = {"model": self.model_name}
+        if format_name == "json_schema":
             form = {"name": "story", "strict": True, "schema": schema}
-            response_format = {"type": "json_schema", "json_schema": form}  # type: ignore[dict-item]
+            request["response_format"] = {"type": "json_schema", "json_schema": form}
         else:
             system += f"\nThe JSON object follows this JSON Schema: {dump(schema)}"
-        options: dict[str, Any] = {"model": self.settings.model_name, "response_format": response_format}
-        if prompt.max_tokens is not None:
-            options["max_tokens"] = prompt.max_tokens
-        if prompt.temperature is not None:
-            options["temperature"] = prompt.temperature
+            if format_name:
+                request["response_format"] = {"type": format_name}
+        for name, value in (("max_tokens", prompt.max_tokens), ("temperature", prompt.temperature)):
+            if value is not None and forms[name]:
+                request[forms[name]] = value
+        if forms["reasoning_effort"]:
+            request["reasoning_effort"] = forms["reasoning_effort"]
         turns = [("system", system), *prompt.turns]
-        # a client for each call, so that its one connection belongs to this line
-        client = OpenAI(
-            api_key=self._key.reveal(),
-            base_url=self.settings.base_url or VENDOR_URL,
-            max_retries=0,
-            timeout=timeout_s,
-            http_client=_http_client(line, timeout_s, self._tls),
-        )
-        with client, line.open():
-            return _reply(
-                client.chat.completions.create(
-                    messages=[{"role": role, "content": text} for role, text in turns],  # type: ignore[misc]
-                    **options,
-                )
-            )
+        return request | {"messages": [{"role": role, "content": text} for role, text in turns]}
 
-    def _failure(self, error: Exception) -> Failure:
+    def _refused(self, error: Any, forms: dict[str, Any]) -> bool:
+        """Takes the next form of the parameter that the server will not have; False if it is about something else."""
+        if error.status_code not in (400, 422) or _is_filtered(error):
+            return False
+        words = f"{error.param} {_words(error)}".lower()
+        for name, pattern in _SPOKEN_OF.items():
+            if re.search(pattern, words) and self._forms[name].refuse(forms[name]):
+                logger.info("%s does not take %s %s: %s", self.model_name, name, forms[name], self.clean(_words(error)))
+                return True
+        return False
+
+    def _failure(self, error: Exception) -> Failure | None:
         from openai import APIStatusError
 
         if not isinstance(error, APIStatusError):
-            return self._cut_off(error)
-        failure = self._by_status(error.status_code, error.message, retry_after_s(error.response.headers))
+            return None
+        words = self.clean(_words(error))
         if error.code == "insufficient_quota":  # a 429 that waiting does not mend
-            words = self._clean(error.message)
-            return Failure(
-                ConfigError(f"the {self.vendor} account behind {self.key_variable} is out of quota: {words}")
-            )
-        return failure
+            said = f"the {self.vendor} account behind {self.key_variable} is out of quota: {words}"
+            return Failure(ConfigError(said))
+        if _is_filtered(error):
+            return Failure(Unavailable(f"the {self.vendor} API refused to write this story: {words}"))
+        return self.by_status(error.status_code, words, retry_after_s(error.response.headers))
 
 
-def _http_client(line: Line, timeout_s: float, tls: SSLContext) -> Any:
-    """The package's own HTTP client, which tells the line each socket that it opens, and follows no
-    redirect."""
-    from openai import DefaultHttpxClient
-
-    def trace(event: str, info: dict[str, Any]) -> None:
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            line.hold(info["return_value"].get_extra_info("socket"))
-
-    def watch(request: Any) -> None:
-        request.extensions = {**request.extensions, "trace": trace}
-
-    return DefaultHttpxClient(verify=tls, timeout=timeout_s, follow_redirects=False, event_hooks={"request": [watch]})
+def _words(error: Any) -> str:
+    """The server's own, without what the package puts around them."""
+    return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error.message)
 
 
-def _is_about_schema(error: Any) -> bool:
-    words = str(error.message).lower()
-    return "response_format" in words or "json_schema" in words or "json schema" in words
+def _is_filtered(error: Any) -> bool:
+    """Azure's filter refuses a prompt with an error, not with an answer."""
+    return error.code == "content_filter"
 
 
 def _reply(completion: Any) -> Reply:
@@ -120,14 +128,34 @@ def _reply(completion: Any) -> Reply:
     prompt_tokens = _count(getattr(usage, "prompt_tokens", None))
     completion_tokens = _count(getattr(usage, "completion_tokens", None))
     choices = getattr(completion, "choices", None)
-    if not choices:
+    choice = choices[0] if choices else None
+    for holder in (completion, choice):
+        if problem := getattr(holder, "error", None):
+            _raise(problem, is_paid=bool(completion_tokens))
+    if choice is None:
         return Reply("", prompt_tokens, completion_tokens)
-    message = getattr(choices[0], "message", None)
-    refusal = getattr(message, "refusal", None) or ""
-    if choices[0].finish_reason == "content_filter":
-        refusal = refusal or "answer blocked (content_filter)"
-    text = getattr(message, "content", None)
-    return Reply(text if isinstance(text, str) else "", prompt_tokens, completion_tokens, str(refusal))
+    message = getattr(choice, "message", None)
+    reason = getattr(choice, "finish_reason", None)
+    refusal = getattr(message, "refusal", None) or (
+        "answer blocked (content_filter)" if reason == "content_filter" else ""
+    )
+    thought = _count(getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)) or 0
+    text = _text(getattr(message, "content", None))
+    return Reply(text, prompt_tokens, completion_tokens, thought, str(refusal), is_cut=reason == "length")
+
+
+def _text(content: Any) -> str:
+    """A plain text, or the texts of a list of parts, whose thoughts are of other types."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(str(part.get("text", "")) for part in parts)
+
+
+def _raise(problem: Any, is_paid: bool) -> None:
+    fields = problem if isinstance(problem, dict) else {"message": problem}
+    code = fields.get("code")
+    raise ErrorInBody(code if isinstance(code, int) else 500, str(fields.get("message") or problem), is_paid)
 
 
 def _count(value: Any) -> int | None:

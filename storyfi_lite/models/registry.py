@@ -6,6 +6,7 @@ Knows neither hardware nor network; what a multiplier is worth is decided by the
 from __future__ import annotations
 
 import difflib
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from storyfi_lite.errors import BadInput, RegistryError
 
 _PACKAGED = Path(__file__).parents[1] / "models.yaml"  # in an installed wheel
 _CHECKOUT = Path(__file__).parents[2] / "models.yaml"
+API_MULTIPLIER = 0.5  # the subnet's, for every model behind an API
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -122,10 +124,25 @@ class ModelSpec(_Entry):
 
 
 class ApiModel(_Entry):
+    """`ends`: the day on which the vendor switches it off; `successor`: the model that the vendor names in its place."""
+
     key: str
     provider: Literal["gemini", "openai"]
-    tier: Literal[4]
-    multiplier: float = Field(gt=0)
+    tier: Literal[4] = 4
+    multiplier: float = Field(default=API_MULTIPLIER, gt=0)
+    ends: date | None = None
+    successor: str | None = None
+
+    @model_validator(mode="after")
+    def _an_end_has_a_successor(self) -> ApiModel:
+        if (self.ends is None) != (self.successor is None):
+            raise ValueError(f"{self.key} needs both ends and successor, or neither")
+        return self
+
+    @property
+    def end(self) -> str:
+        """For an operator; empty where no end is known."""
+        return f"its vendor ends it on {self.ends} and names {self.successor} in its place" if self.ends else ""
 
 
 class Registry(_Entry):
@@ -142,6 +159,15 @@ class Registry(_Entry):
             seen.add(name.casefold())
         return self
 
+    @model_validator(mode="after")
+    def _api_models_have_heirs(self) -> Registry:
+        for model in self.api:
+            if model.successor is not None and model.successor not in [one.key for one in self.api]:
+                raise ValueError(f"{model.successor}, the successor of {model.key}, is no API model of this file")
+            if all(one.ends for one in self.api if one.provider == model.provider):
+                raise ValueError(f"no model of {model.provider} is without an end: one must be its default")
+        return self
+
     @cached_property
     def _by_name(self) -> dict[str, ModelSpec | ApiModel]:
         found: dict[str, ModelSpec | ApiModel] = {model.key.casefold(): model for model in self.api}
@@ -155,6 +181,10 @@ class Registry(_Entry):
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.keys)}"
             raise BadInput(f"no model is named {name!r}; {hint}")
         return model
+
+    def default_api(self, provider: str) -> ApiModel:
+        """The provider's first model that has no end."""
+        return next(model for model in self.api if model.provider == provider and model.ends is None)
 
     @property
     def keys(self) -> tuple[str, ...]:

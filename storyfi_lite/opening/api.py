@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.loaders.api import ApiSettings
 from storyfi_lite.loaders.base import Loader
+from storyfi_lite.loaders.client import ApiSettings
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices
+from storyfi_lite.loaders.keys import API_KEYS
 from storyfi_lite.loaders.meter import Caps, Meter, Prices
 from storyfi_lite.models.registry import ApiModel, Registry
 from storyfi_lite.options import ApiOptions, Provider
@@ -18,53 +19,62 @@ from storyfi_lite.options import ApiOptions, Provider
 Opened = tuple[Loader, Mapping[str, str]]
 
 
-def open_api(provider: Provider, options: ApiOptions, registry: Registry) -> Opened:
-    """The provider's model of the registry; the other provider only if the first cannot be opened. Raises ConfigError."""
-    loader = FallbackLoader(_choices(provider, options, registry), while_running=False)
+def open_api(model: ApiModel, options: ApiOptions, registry: Registry) -> Opened:
+    """This model; the other provider's default where its key is there, once the first cannot be opened or is gone. Raises
+    ConfigError."""
+    loader = FallbackLoader(_choices(model, options, registry))
     return loader, _facts(loader)
 
 
-def open_with_fallback(options: ApiOptions, registry: Registry, open_local: Callable[[], Opened]) -> Opened:
+def open_with_fallback(model: ApiModel, options: ApiOptions, registry: Registry, local: Callable[[], Opened]) -> Opened:
     """The local model; the API when that cannot run or dies. Raises ConfigError with every reason if none opens."""
-    assert options.fallback is not None
     local_facts: dict[str, str] = {}
 
-    def local() -> Loader:
-        loader, facts = open_local()
+    def open_local() -> Loader:
+        loader, facts = local()
         local_facts.update(facts)
         return loader
 
-    choices = [Choice("local model", local), *_choices(options.fallback, options, registry)]
-    loader = FallbackLoader(choices, while_running=True)
+    loader = FallbackLoader([Choice("local model", open_local), *_choices(model, options, registry)])
     return loader, local_facts or _facts(loader)
 
 
-def _choices(provider: Provider, options: ApiOptions, registry: Registry) -> list[Choice]:
-    prices = _prices(options, registry)
-    settings: dict[str, ApiSettings] = {
-        model.provider: ApiSettings(
-            model.key,
-            model.multiplier,
-            options.base_url if model.provider == "openai" else None,
-            prices.get(model.key),
-        )
-        for model in registry.api
-    }
+def wanted_model(provider: Provider | None, options: ApiOptions, registry: Registry) -> ApiModel:
+    """The model of `--api.model`, listed or not; without one the provider's default. A name that is not listed is Google's
+    if it is spelled as theirs are, else that of OpenAI or of a server like it. Raises BadInput."""
+    name = options.model
+    if name is None:
+        assert provider is not None
+        return registry.default_api(provider)
+    listed = {model.key: model for model in registry.api}
+    owner: Provider = "gemini" if name.startswith(("gemini", "gemma")) else "openai"
+    model = listed.get(name) or ApiModel(key=name, provider=owner)
+    if provider not in (None, model.provider):
+        raise BadInput(f"--api.model {name} is no model of {provider}: --model.fallback_api {model.provider}")
+    return model
+
+
+def _choices(model: ApiModel, options: ApiOptions, registry: Registry) -> list[Choice]:
+    if options.base_url and model.provider != "openai":
+        raise BadInput(f"--api.base-url is for servers that speak OpenAI's API, and {model.key} is Google's")
+    others = [provider for provider in API_KEYS if provider != model.provider]
+    models = [model, *map(registry.default_api, others)]
+    prices = _prices(options, [*registry.api, *models])
+    settings = [
+        ApiSettings(one, options.base_url if one.provider == "openai" else None, prices.get(one.key)) for one in models
+    ]
     usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
     caps = Caps(options.daily_tokens, options.daily_usd)
-    return api_choices(provider, settings, Meter(usage, caps), options.key_file)
+    return api_choices(settings, Meter(usage, caps), options.key_file)
 
 
-def _prices(options: ApiOptions, registry: Registry) -> dict[str, Prices]:
+def _prices(options: ApiOptions, models: Sequence[ApiModel]) -> dict[str, Prices]:
     """By API model. Raises BadInput for a name that is none."""
-    found = {}
-    for name, prompt_usd, completion_usd in options.prices:
-        model = registry.find(name)
-        if not isinstance(model, ApiModel):
-            known = ", ".join(model.key for model in registry.api)
-            raise BadInput(f"{model.key} is no API model, it has no price; API models: {known}")
-        found[model.key] = Prices(prompt_usd, completion_usd)
-    return found
+    known = {model.key for model in models}
+    for name, _, _ in options.prices:
+        if name not in known:
+            raise BadInput(f"{name} is no API model, it has no price; API models: {', '.join(sorted(known))}")
+    return {name: Prices(prompt_usd, completion_usd) for name, prompt_usd, completion_usd in options.prices}
 
 
 def _facts(loader: Loader) -> Mapping[str, str]:

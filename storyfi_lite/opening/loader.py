@@ -29,21 +29,32 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
-    opener = LocalOpener(notices)
-    named = opener.registry.find(options.name) if options.name else None
+    opener, asked = LocalOpener(notices), options.api
+    registry = opener.registry
+    named = registry.find(options.name) if options.name else None
     if isinstance(named, ApiModel):
         if options.quant:
             raise BadInput(f"{named.key} is an API model; it has no quantizations")
-        return api.open_api(named.provider, options.api, opener.registry)
-    if options.api.fallback:
-        return api.open_with_fallback(options.api, opener.registry, lambda: opener.loader(options, warm_up))
+        if asked.model:
+            raise BadInput(f"--model.name {named.key} and --api.model {asked.model}: name one of them")
+        return api.open_api(named, asked, registry)
+    if asked.fallback:
+        model = api.wanted_model(asked.fallback, asked, registry)
+        return api.open_with_fallback(model, asked, registry, lambda: opener.loader(options, warm_up))
+    if asked.model:
+        if options.is_explicit:
+            raise BadInput(
+                f"--api.model {asked.model}, or the local model? "
+                "Both, the API where the local model can't run: add --model.fallback_api"
+            )
+        return api.open_api(api.wanted_model(None, asked, registry), asked, registry)
     if not options.is_explicit and (provider := api_without_gpu(opener.hardware, options)):
         notices.note(f"no GPU that llama.cpp can use: answers come from the {provider} API, at half the reward")
-        return api.open_api(provider, options.api, opener.registry)
-    if options.api.base_url:
+        return api.open_api(registry.default_api(provider), asked, registry)
+    if asked.base_url:
         raise BadInput(
-            "--api.base-url is for OpenAI, and a local model answers here\n"
-            "  --model.name gpt-4-turbo, or --model.fallback_api openai"
+            "--api.base-url is for an API, and a local model answers here\n"
+            "  --api.model NAME, or --model.fallback_api openai"
         )
     return opener.loader(options, warm_up)
 
@@ -65,4 +76,6 @@ def api_without_gpu(hardware: Hardware, options: ModelOptions) -> Provider | Non
         raise ConfigError(f"{hardware.fault}\n  or say what to run: --model.name, --model.path, --model.fallback_api")
     if hardware.usable_gpus:
         return None
+    if options.api.base_url:
+        return "openai"
     return next((name for name, key in API_KEYS.items() if load_key(key, options.api.key_file)), None)

@@ -1,0 +1,168 @@
+"""The connection under one API call: it can be cut from another thread, follows no redirect, and what stands between us
+and the vendor (a proxy, a web page) is told by name. For both HTTP libraries that the vendors' packages use.
+
+Not here: what a vendor's own errors mean (gemini.py, openai.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+from storyfi_lite.errors import ConfigError, DeadlineExceeded
+
+_here = threading.local()  # .line: the line that is open on this thread
+
+
+class Line:
+    """The one HTTP call that a job may have open. `cut` ends it from another thread, now and for good."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_cut = threading.Event()
+        self._sockets: list[socket.socket] = []
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Around a call on this thread; a socket that it held belongs to others afterwards."""
+        if self._is_cut.is_set():
+            raise DeadlineExceeded("the request ended before the API was called")
+        _here.line = self
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sockets.clear()
+
+    def hold(self, connection: socket.socket) -> None:
+        """The open call runs over this socket from now on."""
+        with self._lock:
+            self._sockets.append(connection)
+            if self._is_cut.is_set():
+                _shut(connection)
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut.set()
+            for connection in self._sockets:
+                _shut(connection)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps; True as soon as the line is cut."""
+        return self._is_cut.wait(seconds)
+
+
+def _shut(connection: socket.socket) -> None:
+    """Wakes the thread that reads from it, which closing would not."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def hold(connection: socket.socket) -> None:
+    """Gives a new connection to the line that is open on this thread."""
+    _here.line.hold(connection)
+
+
+class WebPage(Exception):
+    """A page for people came where JSON was due: a wrong address, or a network that wants a sign-in. Its words."""
+
+
+def refuse_web_page(status: int, content_type: str, page: str) -> None:
+    """Raises WebPage. An error's page is left to the vendor's package: its status says more."""
+    if status == 200 and "html" in content_type.lower():
+        title = re.search(r"<title[^>]*>(.*?)</title>", page, re.DOTALL | re.IGNORECASE)
+        raise WebPage(title.group(1) if title and title.group(1).strip() else re.sub(r"<[^>]*>", " ", page))
+
+
+def httpx_client(kind: Any) -> Any:
+    """A client of httpx, or of a package that is like it, for the life of the loader. Each call has a connection of its
+    own, so that it can be cut. Raises ConfigError for proxy settings that it cannot use."""
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            hold(info["return_value"].get_extra_info("socket"))
+
+    def prepare(request: Any) -> None:
+        request.headers["connection"] = "close"
+        request.extensions = {**request.extensions, "trace": trace}
+
+    def check(response: Any) -> None:
+        content_type = response.headers.get("content-type", "")
+        if "html" in content_type:
+            response.read()
+            refuse_web_page(response.status_code, content_type, response.text)
+
+    try:
+        return kind(follow_redirects=False, event_hooks={"request": [prepare], "response": [check]})
+    except (ValueError, ImportError) as error:
+        raise proxy_fault(error) from None
+
+
+def own_requests_session(session: Any, workers: int) -> None:
+    """The same for a session of requests that a package made: no retries or redirects of its own (a redirect would carry
+    the key to another host), and each call's socket is held."""
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPConnectionPool
+
+    def holding(kind: Any) -> Any:
+        class Holding(kind):  # type: ignore[misc]
+            def request(self, *args: Any, **options: Any) -> None:
+                super().request(*args, **options)
+                hold(self.sock)
+
+        return Holding
+
+    class Adapter(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> HTTPConnectionPool:
+            pool = super().get_connection_with_tls_context(*args, **options)
+            if "ConnectionCls" not in vars(pool):
+                pool.ConnectionCls = holding(pool.ConnectionCls)
+            return pool
+
+    def check(response: Any, **options: Any) -> None:
+        refuse_web_page(response.status_code, response.headers.get("content-type", ""), response.text)
+
+    session.mount("https://", Adapter(pool_maxsize=workers))
+    session.mount("http://", Adapter(pool_maxsize=workers))
+    session.hooks["response"].append(check)
+    session.max_redirects = 0
+    session._max_refresh_attempts = 0  # google.auth would send a refused request twice more
+
+
+# --- proxies ---
+
+
+def proxy_for(url: str) -> str | None:
+    """The environment's proxy setting that a call to `url` obeys, as NAME=value without a password; None if none."""
+    parts = urlsplit(url)
+    known = getproxies_environment()
+    scheme = parts.scheme if parts.scheme in known else "all"
+    if scheme not in known or proxy_bypass(parts.hostname or ""):
+        return None
+    return _shown(scheme, known[scheme])
+
+
+def proxy_fault(error: Exception) -> ConfigError:
+    """What to say when a library refuses a proxy setting; it reads all of them, whatever the address."""
+    known = getproxies_environment()
+    odd = [
+        scheme for scheme, value in known.items() if scheme != "no" and not value.startswith(("http://", "https://"))
+    ]
+    shown = " ".join(_shown(scheme, known[scheme]) for scheme in odd or [one for one in known if one != "no"])
+    return ConfigError(
+        f"the proxy setting {shown} cannot be used: {error}\n"
+        f"  name a proxy with http://, or unset it; for socks5://: pip install 'httpx[socks]' pysocks"
+    )
+
+
+def _shown(scheme: str, value: str) -> str:
+    variable = f"{scheme}_proxy"
+    name = variable if os.environ.get(variable) else variable.upper()
+    return f"{name}={re.sub(r'//[^/@]*@', '//…@', value)}"
