@@ -35,7 +35,10 @@ def command(hardware: Path | None, as_json: bool) -> None:
     machine = from_json(hardware) if hardware else probe()
     catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
     rows = [_local(spec, machine, catalog) for spec in registry.local]
-    rows += [_row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API") for model in registry.api]
+    rows += [
+        _row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API", reason=model.end)
+        for model in registry.api
+    ]
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -25,6 +25,7 @@ from storyfi_lite.miner.app import Miner, build_app
 log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 5.0  # from the connection, or the last response, to a whole set of headers
+WATCH_S = 1.0  # between two looks at the loader
 SEND_TIMEOUT_S = 10  # at a stop, for callers who do not read the answer that they asked for
 MAX_HEAD_BYTES = 16_384  # a dendrite's headers have about 2,000
 MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
@@ -155,21 +156,25 @@ async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Await
     """Opens the port and answers until a signal. The caller has checked everything, and closes what it
     opened.
 
-    `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here.
+    `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here. So does
+    Unavailable when the loader is dead: a supervisor restarts the miner, and that start says what is missing.
     """
     listener = bind(host, port)
     server = StoryServer(miner)
     at, port = listener.getsockname()[:2]
     log.info("answering on http://%s:%d", url_host(at), port, extra={"facts": _start_facts(miner)})
-    announcing = asyncio.ensure_future(_announce(server, announce)) if announce is not None else None
+    beside = [asyncio.ensure_future(_watch(server, miner))]
+    if announce is not None:
+        beside.append(asyncio.ensure_future(_announce(server, announce)))
     try:
         await server.serve(sockets=[listener])
     finally:
-        if announcing is not None:
-            announcing.cancel()
-            await asyncio.wait({announcing})
-    if announcing is not None and not announcing.cancelled():
-        announcing.result()
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
+    for task in beside:
+        if not task.cancelled():
+            task.result()
     log.info("stopped")
 
 
@@ -179,6 +184,13 @@ async def _announce(server: StoryServer, announce: Callable[[], Awaitable[None]]
     except BaseException:
         server.should_exit = True
         raise
+
+
+async def _watch(server: StoryServer, miner: Miner) -> None:
+    while (health := miner.loader.health()).alive:
+        await asyncio.sleep(WATCH_S)
+    server.finish()
+    raise Unavailable(f"nothing here can write stories any more: {health.detail}")
 
 
 def _start_facts(miner: Miner) -> dict[str, Any]:
