@@ -8,7 +8,7 @@ from typing import Any
 from tests.api_server import Step
 
 
-def text(content: str | None, finish: str = "stop", refusal: str | None = None) -> Step:
+def text(content: object, finish: str = "stop", refusal: str | None = None) -> Step:
     message = {"role": "assistant", "content": content, "refusal": refusal}
     return reply(
         {
@@ -31,8 +31,14 @@ def reply(body: Any) -> Step:
     return Step(body=json.dumps(body, ensure_ascii=False).encode())
 
 
-def error(status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> Step:
-    problem = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+def error(
+    status: int,
+    message: str,
+    headers: dict[str, str] | None = None,
+    code: str | None = None,
+    param: str | None = None,
+) -> Step:
+    problem = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     return Step(status, json.dumps({"error": problem}).encode(), headers or {})
 
 

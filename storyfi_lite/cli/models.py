@@ -35,10 +35,9 @@ def command(hardware: Path | None, as_json: bool) -> None:
     machine = from_json(hardware) if hardware else probe()
     catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
     rows = [_local(spec, machine, catalog) for spec in registry.local]
-    rows += [
-        _row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API", reason=model.end)
-        for model in registry.api
-    ]
+    for model in registry.api:
+        ends = f", ends {model.ends}" if model.ends else ""
+        rows.append(_row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API{ends}"))
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -151,18 +151,22 @@ def proxy_for(url: str) -> str | None:
 
 def proxy_fault(error: Exception) -> ConfigError:
     """What to say when a library refuses a proxy setting; it reads all of them, whatever the address."""
-    known = getproxies_environment()
-    odd = [
-        scheme for scheme, value in known.items() if scheme != "no" and not value.startswith(("http://", "https://"))
-    ]
-    shown = " ".join(_shown(scheme, known[scheme]) for scheme in odd or [one for one in known if one != "no"])
+    known = {scheme: value for scheme, value in getproxies_environment().items() if scheme != "no"}
+    odd = [scheme for scheme, value in known.items() if not value.startswith(("http://", "https://"))]
+    words = str(error)
+    for value in known.values():
+        words = words.replace(value, _masked(value))
     return ConfigError(
-        f"the proxy setting {shown} cannot be used: {error}\n"
-        f"  name a proxy with http://, or unset it; for socks5://: pip install 'httpx[socks]' pysocks"
+        f"the proxy setting {' '.join(_shown(scheme, known[scheme]) for scheme in odd or known)} cannot be used: {words}\n"
+        "  name a proxy with http://, or unset it; for socks5://: pip install socksio pysocks"
     )
 
 
 def _shown(scheme: str, value: str) -> str:
     variable = f"{scheme}_proxy"
     name = variable if os.environ.get(variable) else variable.upper()
-    return f"{name}={re.sub(r'//[^/@]*@', '//…@', value)}"
+    return f"{name}={_masked(value)}"
+
+
+def _masked(value: str) -> str:
+    return re.sub(r"[^/@]*@", "…@", value)

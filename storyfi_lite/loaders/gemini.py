@@ -71,7 +71,7 @@ class GenaiClient(_GeminiClient):
         import httpx
         from google.genai import Client
 
-        self._least_thought = Forms({"thinking_budget": 0}, {"thinking_level": "MINIMAL"}, {"thinking_level": "LOW"})
+        self._least_thought = Forms({"thinkingBudget": 0}, {"thinkingLevel": "MINIMAL"}, {"thinkingLevel": "LOW"})
         self._schema = Forms("response_schema")
         # said outright: else the package reads the address from its environment, and takes v1, which lacks schemas
         where: Any = {"base_url": self.url, "api_version": "v1beta", "httpx_client": httpx_client(httpx.Client)}

@@ -129,9 +129,10 @@ def _reply(completion: Any) -> Reply:
     completion_tokens = _count(getattr(usage, "completion_tokens", None))
     choices = getattr(completion, "choices", None)
     choice = choices[0] if choices else None
-    for holder in (completion, choice):
-        if problem := getattr(holder, "error", None):
-            _raise(problem, is_paid=bool(completion_tokens))
+    if problem := getattr(completion, "error", None):
+        _raise(problem, is_paid=bool(completion_tokens))
+    if problem := getattr(choice, "error", None):  # the model had begun to write
+        _raise(problem, is_paid=completion_tokens != 0)
     if choice is None:
         return Reply("", prompt_tokens, completion_tokens)
     message = getattr(choice, "message", None)
