@@ -642,6 +642,17 @@ def test_an_announcement_that_fails_stops_the_miner(tmp_path: Path) -> None:
     miner.gate.nonces.close()
 
 
+def test_a_miner_that_can_write_no_more_ends_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor sees an exit; nobody sees a miner that answers 503 for days."""
+    monkeypatch.setattr(lifecycle, "WATCH_S", 0.01)
+    miner = make_miner(tmp_path)
+    miner.loader.alive = False  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match="nothing here can write stories any more: "):
+        asyncio.run(lifecycle.serve(miner, "127.0.0.1", 0))
+    assert isinstance(miner.gate.nonces, SqliteNonceStore)
+    miner.gate.nonces.close()
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom storyfi_lite.cli.mine import command\n"

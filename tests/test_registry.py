@@ -44,6 +44,14 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
         spec.file("Q1")
 
 
+def test_a_provider_s_default_is_a_model_that_its_vendor_does_not_end() -> None:
+    registry = load_registry()
+    ended = {model.key: model.successor for model in registry.api if model.ends}
+    assert ended == {"gemini-2.5-flash": "gemini-3.5-flash-lite", "gpt-4-turbo": "gpt-6-luna"}
+    for provider in ("gemini", "openai"):
+        assert registry.default_api(provider).ends is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -64,6 +72,9 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
         ("  yi-34b:", "  ../yi-34b:", "key: String should match pattern"),
         ("  yi-34b:", "  ? [yi-34b]\n  :", "a key must be a plain name"),
         ("licence: mit", "licence: 2024-01-01", "2024-01-01 must be in quotes"),
+        (', ends: "2026-10-23", successor: gpt-6-luna', ', ends: "2026-10-23"', "needs both ends and successor"),
+        ('ends: "2026-10-23"', "ends: 2026-10-23", "2026-10-23 must be in quotes"),
+        ('ends: "2026-10-23"', 'ends: "soon"', "ends: Input should be a valid date"),
         ("    multiplier: 1.3", "    multiplier: .inf", "multiplier: Input should be a finite number"),
     ],
 )
@@ -79,6 +90,21 @@ def test_a_wrong_line_is_named(tmp_path: Path, old: str, new: str, says: str) ->
     named = int(message.split("line ")[1].split(":")[0])
     if new and "two" not in says:  # such an error is about two lines
         assert abs(named - line) <= 1, (message, line)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("successor: gpt-6-luna", "successor: gpt-7", "gpt-7, the successor of gpt-4-turbo, is no API model"),
+        ("  gpt-6-luna: {provider: openai", "  gpt-6-luna: {provider: gemini", "no model of openai is without an end"),
+    ],
+)
+def test_api_models_that_end_leave_a_default(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in TEXT
+    path = tmp_path / "models.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    with pytest.raises(RegistryError, match=says):
+        load_registry(path)
 
 
 @pytest.mark.parametrize(
