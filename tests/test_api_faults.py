@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from storyfi_lite.errors import ConfigError, LiteError, Unavailable
+from storyfi_lite.cli import cli
+from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
 from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
 from storyfi_lite.loaders.fallback import FallbackLoader, api_choices, open_api
 from storyfi_lite.loaders.gemini import GenaiClient, GenerativeAiClient
-from storyfi_lite.loaders.keys import Secret
+from storyfi_lite.loaders.keys import API_KEYS, Secret
 from storyfi_lite.loaders.meter import Caps, Meter
 from storyfi_lite.loaders.openai import OpenAIClient
 from storyfi_lite.models.registry import ApiModel
@@ -367,3 +369,46 @@ def test_a_proxy_that_does_not_answer_is_named(client, meter, monkeypatch):
     with asking(client, meter, openai_server.text(GOOD)) as asked:
         said = asked.again().said
     assert "gave no whole answer through the proxy of HTTP_PROXY=http://…@127.0.0.1:9" in said
+
+
+# --- from the command line ---
+
+
+def generate(*flags: str) -> tuple[str, BaseException | None]:
+    """What stdout got, and the error that `storyfi-lite` would print."""
+    done = CliRunner().invoke(cli, ["generate", "a lighthouse keeper", *flags])
+    return done.stdout, done.exception
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "words"),
+    [
+        (openai_server.text(GOOD), None, ""),
+        (page("<title>Open WebUI</title>"), Unavailable, "web page, not with JSON: Open WebUI"),
+        (openai_server.error(410, "it was here"), ConfigError, "another model: --api.model NAME"),
+    ],
+    ids=["a story", "a page", "gone"],
+)
+def test_generate_with_any_model_of_a_server_like_openai_s(step, kind, words, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with serve([step]) as script:
+        story, error = generate("--api.model", "my-model", "--api.base-url", f"{script.url}/v1")
+    assert [body["model"] for body in script.requests] == ["my-model"]
+    if kind is None:
+        assert (story, error) == (f"{GOOD}\n", None)
+    else:
+        assert isinstance(error, kind) and words in str(error)
+
+
+def test_a_missing_key_is_said_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in API_KEYS.values():
+        monkeypatch.delenv(name, raising=False)
+    _, error = generate("--model.name", "gpt-6-luna")
+    assert isinstance(error, ConfigError)
+    assert (str(error) + caplog.text).count("no key for gpt-6-luna: export OPENAI_API_KEY=…") == 1
+
+
+def test_a_cap_in_dollars_without_prices_is_refused_whatever_answers():
+    _, error = generate("--api.daily-usd", "2")
+    assert isinstance(error, BadInput) and "--api.price MODEL=PROMPT,COMPLETION" in str(error)
