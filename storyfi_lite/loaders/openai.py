@@ -25,7 +25,7 @@ _SPOKEN_OF = {
 
 
 class OpenAIClient(ApiClient):
-    """Settings that a model refuses are renamed or left out: its plan's `Forms` remember that."""
+    """A parameter that a model refuses is renamed or left out; its `Forms` remember that."""
 
     vendor = "OpenAI"
     key_variable = "OPENAI_API_KEY"
