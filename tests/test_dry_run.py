@@ -20,7 +20,7 @@ from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine.hardware import Gpu, Hardware
-from storyfi_lite.models.gguf import Header, architecture, read_local
+from storyfi_lite.models.gguf import Header, Tensor, architecture, read_local
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.opening.local import SILENT, LocalOpener, Notices
 from storyfi_lite.options import ModelOptions
@@ -149,6 +149,22 @@ def test_keys_and_values_are_counted_layer_by_layer_where_their_heads_differ() -
     arch = architecture(header, "kv_heads_by_layer.gguf")
     needs = memory.demand(arch, weights.from_header(header, 4), EngineSettings(), 0)
     assert needs[-1].kv_bytes == 2.25 * MIB
+
+
+def test_tables_that_rows_are_looked_up_in_stay_in_ram() -> None:
+    """gemma3n has one for each layer, larger than its layers together; a tied output is copied to the GPU."""
+    sizes = {
+        "token_embd.weight": 100,
+        "per_layer_token_embd.weight": 1000,
+        "output_norm.weight": 1,
+        "blk.0.ffn_up.weight": 10,
+    }
+    loads = weights.from_header(Header({}, {}, tuple(Tensor(name, (1,), "Q8_0", sizes[name], 0) for name in sizes)), 1)
+    arch = load_registry().local[0].architecture.model_copy(update={"block_count": 1})
+    for layers, expected in ((0, [0, 1111]), (1, [101, 1110]), (2, [111, 1100])):
+        needs = memory.demand(arch, loads, EngineSettings(n_gpu_layers=layers), 1)
+        assert [need.weights_bytes for need in needs] == expected
+    assert loads.file_bytes == 1111
 
 
 # --- before loading --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
     vocabulary.py   token ids <-> bytes, llguidance's tokenizer
     prompt.py       chat template -> prompt tokens
     model.py        native handles: Model, Context
+    dry_run.py      what a layout takes on each device, by llama.cpp itself
     engine.py       submit(job) -> Future; the one thread that owns the context
     replay.py       one prefill over a given answer: margins for the proof
 
