@@ -88,8 +88,8 @@ async def connect(
     try:
         await session.open()
         session.check_subnet()
-        if wallet is not None and must_be_registered and session.snapshot is not None:
-            check_registered(session.snapshot, wallet, name.split(",")[0])
+        if must_be_registered:
+            session.check_registered()
     except BaseException:
         await session.close()
         raise
@@ -154,6 +154,11 @@ class ChainSession:
         """Raises ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
         if self._snapshot is not None:
             check_subnet(self._snapshot.identity, self._netuid, self._name.split(",")[0], self._known_subnet)
+
+    def check_registered(self) -> None:
+        """Raises ConfigError, with the command that registers, if this wallet's hotkey is not in the snapshot."""
+        if self._wallet is not None and self._snapshot is not None:
+            check_registered(self._snapshot, self._wallet, self._name.split(",")[0])
 
     def health(self) -> ChainHealth:
         snapshot = self._snapshot
@@ -324,8 +329,7 @@ class ChainSession:
         self._publish_problem = "the endpoint is not published"
         dev = networks.dev_directory(self._name) is not None
         ip = await external_ip(wanted.address, public=networks.is_public(self._name), dev=dev)
-        if self._snapshot is not None and self._wallet is not None:
-            check_registered(self._snapshot, self._wallet, self._name.split(",")[0])
+        self.check_registered()
         neuron = self.own_neuron
         if neuron is not None and neuron.axon == (ip, wanted.port):
             self._publish_problem = ""

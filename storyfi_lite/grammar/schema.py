@@ -104,6 +104,27 @@ def as_written(node: Node) -> Node:
     return Object(tuple((key, as_written(item)) for key, item in node.fields))
 
 
+BRIEF_CHARS = 40  # room above a text's minimum, enough to end a sentence in most scripts
+
+
+def as_brief(node: Node) -> Node:
+    """The same node with each text near its shortest and each list at its shortest. What it writes, `node` writes too."""
+    if isinstance(node, Text):
+        room = max(BRIEF_CHARS, node.min_chars // 8)
+        return replace(node, max_chars=min(node.max_chars, node.min_chars + room))
+    if isinstance(node, Array):
+        return replace(node, item=as_brief(node.item), max_items=node.min_items)
+    if isinstance(node, Tuple):
+        return replace(node, items=tuple(map(as_brief, node.items)))
+    if isinstance(node, Open):
+        written = as_brief(node.written)
+        assert isinstance(written, Object)
+        return replace(node, written=written)
+    if isinstance(node, Object):
+        return replace(node, fields=tuple((key, as_brief(item)) for key, item in node.fields))
+    return node
+
+
 def dump(value: object) -> str:
     """The one spelling of a JSON value: compact, raw UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,12 +15,15 @@ from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME
 from storyfi_lite.engine.prompt import prompt_sha256
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
-from storyfi_lite.errors import EngineError, LiteError
+from storyfi_lite.errors import Busy, EngineError, LiteError
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
+from storyfi_lite.loaders import forecast
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.forecast import Length, Pace
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
+from storyfi_lite.tasks.base import language_of
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class LocalModelLoader:
         self.engine = Engine(model.path, settings, model.chat_template)
         self.sha256 = file_sha256(model.path)  # here, not on the engine's thread: a large file takes minutes once
         self.claim = self._claim(gpu_memory_gb)
+        self._pace: Pace | None = None  # until the warm-up
 
     def _claim(self, gpu_memory_gb: float) -> ModelClaim:
         """What was loaded, as the file itself says it."""
@@ -66,16 +71,60 @@ class LocalModelLoader:
         return ModelClaim("LocalModelLoader", self._model.name, info, gpu_memory_gb, self._model.multiplier)
 
     def warm_up(self) -> None:
-        """A short answer to the commonest task, thrown away: its prompt's beginning stays cached in a slot, and the
-        engine knows its speed before the first request."""
-        request = StoryRequest(task_type="blueprint", user_input="-")
-        messages = tasks.get("blueprint").messages(request)
-        job = EngineJob(messages, Constraint(_WARM_UP), SamplingParams(0), deadline_s=time.monotonic() + _WARM_UP_S)
-        self.engine.submit(job).result()
+        """A few words for the commonest task in each language, thrown away: the prompts' beginnings stay cached, and the pace
+        is known before the first request. Logs how long each task will take."""
+        said = [(language_of(text), self._few_words(text)) for text in forecast.EXAMPLES.values()]
+        first = said[0][1]
+        self._pace = Pace(
+            len(first.prompt) / max(first.first_token_s, 1e-6),
+            statistics.mean(len(done.tokens) / _writing_s(done) for _, done in said),
+            {language: len(done.tokens) / len(done.text) for language, done in said},
+        )
+        lines, late = forecast.in_words(self.forecasts())
+        log.info("how long an answer takes here, alone: %s", "; ".join(lines))
+        if late:
+            log.warning("%s\n  storyfi-lite place --policy fastest   names a faster model", "; ".join(late))
+
+    def _few_words(self, user_input: str) -> Generation:
+        messages = tasks.get("blueprint").messages(StoryRequest(task_type="blueprint", user_input=user_input))
+        until_s = time.monotonic() + _WARM_UP_S
+        return self.engine.submit(EngineJob(messages, Constraint(_WARM_UP), SamplingParams(0), until_s)).result()
+
+    def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """After the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        for task, language, request in forecast.examples():
+            found.setdefault(task, {})[language] = (self._seconds(request), self._seconds(request, brief=True))
+        return found
+
+    def _seconds(self, request: StoryRequest, brief: bool = False) -> float:
+        """Of a usual answer; with `brief`, of the shortest that may be hoped for. 0 before the warm-up."""
+        if self._pace is None:
+            return 0.0
+        task = tasks.get(request.task_type)
+        length = Length.of(task.constraint(request, brief).schema)
+        asked = self.engine.model.vocabulary.tokenize(request.user_input, special=False)
+        language = language_of(request.user_input)
+        tokens_a_char = max(
+            self._pace.tokens_a_char[language], len(asked) / len(request.user_input)
+        )  # Thai is not English
+        prompt_tokens = len(self.engine.prompt_tokens(task.messages(request)))
+        share = forecast.LEAST_SHARE if brief else forecast.USUAL_SHARE
+        return forecast.seconds(self._pace, prompt_tokens, length, share, tokens_a_char)
+
+    def _is_brief(self, job: Job) -> bool:
+        """Whether only a short answer is in time. Raises Busy if not even that is."""
+        left_s = job.deadline_s - time.monotonic()
+        if job.request.max_tokens is not None or self._seconds(job.request) <= min(left_s, job.aim_s or left_s):
+            return False
+        least_s = self._seconds(job.request, brief=True)
+        if least_s > left_s:
+            raise Busy(f"{job.request.task_type} takes {least_s:.0f} s on this machine, {left_s:.0f} s are left")
+        return True
 
     def submit(self, job: Job) -> Future[Answer]:
         task = tasks.get(job.request.task_type)
-        constraint = task.constraint(job.request)
+        constraint = task.constraint(job.request, brief=self._is_brief(job))
         sampling = SamplingParams(job.seed)
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
@@ -92,6 +141,9 @@ class LocalModelLoader:
         )
 
         def convert(generation: Generation) -> Answer:
+            if self._pace is not None:
+                language, chars = language_of(job.request.user_input), len(generation.text)
+                self._pace = self._pace.after(len(generation.tokens), _writing_s(generation), language, chars)
             return self._answer(generation, constraint, sampling, task.prompt_version)
 
         return _then(inner, convert)
@@ -137,6 +189,10 @@ class LocalModelLoader:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _writing_s(done: Generation) -> float:
+    return max(1e-6, done.total_s - done.queued_s - done.first_token_s)
 
 
 def _then(inner: Future[Generation], convert: Callable[[Generation], Answer]) -> Future[Answer]:

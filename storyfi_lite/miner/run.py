@@ -92,12 +92,17 @@ async def _run(options: MineOptions) -> None:
     async with AsyncExitStack() as opened:
         nonces = SqliteNonceStore(_state_dir(options) / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
         opened.callback(nonces.close)
-        session = await connect(chain.network, wallet, chain.netuid, known_subnet=chain.known_subnet)
+        session = await connect(
+            chain.network, wallet, chain.netuid, must_be_registered=False, known_subnet=chain.known_subnet
+        )
         opened.push_async_callback(session.close)
+        if session.own_neuron is None:
+            log.warning("%s; first the model, to say how fast this machine writes", session.health().detail)
         loader, model = await _in_thread(
             lambda: open_loader(options.model, Notices(_log_progress(), log.info), warm_up=True)
         )
         opened.callback(loader.close)
+        session.check_registered()  # after the speed was told: a registration costs money
         transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
         require_retention(nonces.retention, [transport.window_s for transport in transports])
         metrics = Metrics(loader)

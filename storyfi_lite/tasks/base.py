@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Object, dump
+from storyfi_lite.grammar.schema import Node, Object, as_brief, dump
 from storyfi_lite.protocol.messages import StoryRequest
 
 Language = Literal["zh", "en"]
@@ -38,12 +38,19 @@ class Task:
     instructions: Callable[[Language], str]
     material: Callable[[StoryRequest, Language], str]
 
-    def constraint(self, request: StoryRequest) -> Constraint:
-        """The answer's grammar. Raises BadInput if the request lacks what the task needs."""
+    def constraint(self, request: StoryRequest, brief: bool = False) -> Constraint:
+        """The answer's grammar; with `brief`, the one that a machine short of time writes with: a part of it. Raises BadInput
+        if the request lacks what the task needs."""
         for stage in self.needs:
             if getattr(request, stage) is None:
                 raise BadInput(f"a {self.name} request needs `{stage}`")
-        return _constraint(self.schema_of(request), self.rules)
+        schema = self.schema_of(request)
+        return _constraint(as_brief(schema) if brief else schema, self.rules)
+
+    def constraint_named(self, request: StoryRequest, sha256: str) -> Constraint | None:
+        """The one of both that a proof's header names; None if it is neither."""
+        both = (self.constraint(request), self.constraint(request, brief=True))
+        return next((constraint for constraint in both if constraint.sha256 == sha256), None)
 
     def messages(self, request: StoryRequest) -> Messages:
         """The prompt. Raises BadInput if the input cannot be put into one."""
@@ -53,7 +60,8 @@ class Task:
 
 
 @lru_cache(maxsize=64)
-def _constraint(schema: Object, rules: Callable[[Any], Iterable[str]]) -> Constraint:
+def _constraint(schema: Node, rules: Callable[[Any], Iterable[str]]) -> Constraint:
+    assert isinstance(schema, Object)
     return Constraint(schema, rules)
 
 

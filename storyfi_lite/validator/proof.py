@@ -148,7 +148,9 @@ class Prover:
             dry_base=header.dry_base,
             dry_allowed_length=header.dry_allowed_length,
         )
-        constraint = _task(request).constraint(request)
+        constraint = _task(request).constraint_named(request, header.grammar_sha256)
+        if constraint is None:
+            raise BadInput("the header names no grammar of this task")
         rule = ChoiceRule(self.model.vocabulary, constraint, params, header.max_tokens)
         prompt = self._prompt(request)
         replayer = self._replayer(header.kv_type, len(prompt) + len(response.tokens))
@@ -183,11 +185,12 @@ class Prover:
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
             return NO_PROOF
-        constraint = _task(request).constraint(request)
+        task = _task(request)
+        grammar = task.constraint_named(request, header.grammar_sha256) or task.constraint(request)
         claims = {
             "the sampler": (header.sampler, SAMPLER),
             "the file's sha256": (header.model_sha256, self.sha256),
-            "the grammar": (header.grammar_sha256, constraint.sha256),
+            "the grammar": (header.grammar_sha256, grammar.sha256),
             "the prompt": (header.prompt_sha256, prompt_sha256(self._prompt(request))),
             "the seed": (header.seed, header.seed if seed is None else seed),
         }
@@ -203,7 +206,7 @@ class Prover:
             return Verdict("refuted", "a token id is not in the file's vocabulary")
         if b"".join(map(self.model.vocabulary.bytes_of, response.tokens)) != response.output_text.encode():
             return Verdict("refuted", "the tokens do not spell the text")
-        if not constraint.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
+        if not grammar.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
             return Verdict("refuted", "the claimed token budget cannot hold this answer")
         if not same_answer(response):
             return Verdict("refuted", "output_text and output_data differ")

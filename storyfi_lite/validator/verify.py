@@ -147,7 +147,7 @@ def _verify_response(
     if response.tokens is not None:
         checks.append(_tokens(response.tokens, text))
     if response.proof is not None:
-        checks.append(_proof(request, constraint, response, response.proof))
+        checks.append(_proof(request, response, response.proof))
     return _verification(request.task_type, checks, report.data, response)
 
 
@@ -191,7 +191,7 @@ def _tokens(tokens: list[int], text: str | None) -> Check:
     )
 
 
-def _proof(request: StoryRequest, constraint: Constraint, response: StoryResponse, header: ProofHeader) -> Check:
+def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) -> Check:
     """The header's shape, and all of it that follows from the request and the answer."""
     task = tasks.get(request.task_type)
     count = len(response.tokens or ())
@@ -199,7 +199,7 @@ def _proof(request: StoryRequest, constraint: Constraint, response: StoryRespons
     wrong = {
         "there are no tokens": not count,
         "a hash is not 64 hex digits": not all(map(_SHA256.fullmatch, (header.model_sha256, header.prompt_sha256))),
-        "the grammar is not this task's": header.grammar_sha256 != constraint.sha256,
+        "the grammar is not this task's": task.constraint_named(request, header.grammar_sha256) is None,
         "the prompt's version is not this task's": header.prompt_version != task.prompt_version,
         "the sampler is not the published one": header.sampler != SAMPLER,
         "the sampling parameters are not the published ones": sampling(header) != sampling(_PUBLISHED),
