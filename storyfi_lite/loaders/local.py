@@ -27,7 +27,7 @@ from storyfi_lite.tasks.base import language_of
 
 log = logging.getLogger(__name__)
 
-_WARM_UP = Object((("title", Text(80, 120)),))
+_WARM_UP = Object((("title", Text(40, 60)),))
 _WARM_UP_S = 600.0
 
 
