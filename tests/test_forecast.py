@@ -30,7 +30,7 @@ def test_a_length_counts_texts_and_what_stands_around_them() -> None:
     length = Length.of(tasks.get("blueprint").schema_of(request_for("blueprint")))
     assert length.shortest == 2 + 2 + 300 + 150 + 3 * 2 + 2 + 2
     assert length.longest == 60 + 40 + 400 + 200 + 5 * 30 + 60 + 80
-    assert forecast.seconds(FAST, 500, replace(length, literal=400), 0.0, 0.5) == pytest.approx(0.6 + 464 * 0.5 / 100)
+    assert forecast.seconds(FAST, 500, replace(length, literal=400), 0.0, 0.5) == pytest.approx(0.66 + 464 * 0.5 / 100)
 
 
 def test_the_pace_follows_the_answers() -> None:

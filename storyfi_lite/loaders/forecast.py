@@ -16,7 +16,7 @@ from storyfi_lite.protocol.limits import DEADLINE_S, FULL_MARKS_S
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language
 
-LITERAL_CHARS_A_TOKEN = 4.0  # of JSON's own signs and names, which are read like a prompt
+LITERAL_CHARS_A_TOKEN = 2.5  # of JSON's own signs and names, which are read like a prompt
 # Of the room between the shortest and the longest texts: what is planned for, and what may be hoped for.
 USUAL_SHARE, LEAST_SHARE = 0.6, 0.3
 _PACE_MEMORY = 0.7
