@@ -105,7 +105,7 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     except LiteError as error:
         fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
         found = _mend("chain", error)
-        unknown = "not known: no answer from the chain"
+        unknown = "not known: see above"
         return (
             Check("chain", "mend", found.detail, found.fix or fix),
             Check("registration", "skip", unknown),

@@ -63,6 +63,17 @@ def test_a_missing_wallet_and_a_wrong_subnet(setup: Setup, net: DevNetwork) -> N
     assert wrong[0].fix == "btcli subnets list"
 
 
+def test_on_a_strangers_subnet_the_only_advice_is_to_find_the_right_one(setup: Setup, net: DevNetwork) -> None:
+    assert net.server is not None
+    net.server.chain.state.subnet_name = "Omron"
+    checks = doctor.check_chain(setup)
+    assert statuses(checks) == {"chain": "mend", "registration": "skip", "clock": "skip"}
+    assert "calls itself 'Omron': that is not StoryFi" in checks[0].detail
+    assert checks[0].fix.startswith("btcli subnets list") and "register" not in checks[0].fix
+    known = doctor.check_chain(on_chain(setup, known_subnet="Omron"))
+    assert statuses(known) == {"chain": "ok", "registration": "ok", "clock": "ok"} and "'Omron'" in known[0].detail
+
+
 def test_an_unreachable_chain_is_told(setup: Setup) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -3,7 +3,7 @@
 Public surface for the miner and the validator (everything else in here is how it is done):
 
     wallet = open_wallet("test", "miner", "default")         # raises ConfigError with the btcli command
-    session = await connect("test", wallet, netuid=108)      # raises ConfigError, Unavailable, BadInput
+    session = await connect("test", wallet, netuid=108)      # raises ConfigError (another subnet, not registered), …
     await session.start()                                    # background refresh; never blocks an answer
     session.snapshot.by_hotkey.get(hotkey_ss58)              # Neuron | None, O(1), the last known state
     session.health()                                         # ChainHealth(connected, height, age_s, detail)

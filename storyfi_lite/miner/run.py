@@ -217,4 +217,6 @@ def _chain_card(session: ChainSession) -> dict[str, str]:
     health = session.health()
     age = "unknown" if health.age_s is None else f"{health.age_s:.0f} s"
     state = "connected" if health.connected else "not connected"
-    return {"state": state, "height": str(health.height), "snapshot's age": age, "detail": health.detail}
+    subnet = "unknown" if session.snapshot is None else str(session.snapshot.identity)
+    facts = {"state": state, "subnet": subnet, "height": str(health.height)}
+    return {**facts, "snapshot's age": age, "detail": health.detail}
