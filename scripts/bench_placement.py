@@ -5,7 +5,6 @@
     scripts/bench_placement.py load FILE.gguf ...        the dry run beside what llama.cpp, the process and the GPU take in the end
     scripts/bench_placement.py speed FILE.gguf [N]       predicted and measured tokens a second, with N threads
     scripts/bench_placement.py occupy FILE.gguf          on a GPU: leave 1, 2, 3 ... GB free, place, load; no out-of-memory allowed
-    scripts/bench_placement.py table                     the card sizes of docs/placement.md, as Markdown (predictions)
 
 Synthetic files for many architectures: scripts/make_gguf.py. Fake GPUs (fake_gpu.c, needs cc) are enough for a dry run.
 Each real load runs in a process of its own.
@@ -29,15 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
-from storyfi_lite.errors import DoesNotFit
-from storyfi_lite.machine.hardware import Gpu, Hardware, bandwidth_of, probe
+from storyfi_lite.machine.hardware import probe
 from storyfi_lite.models.gguf import architecture, read_local
-from storyfi_lite.models.registry import load_registry
-from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory, speed, weights
-from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import Fitter
-from storyfi_lite.placement.plan import place
 
 GIB, MIB = 2**30, 2**20
 REPACKED = "CPU_REPACK"  # copies of tensors that are in the mapped file too; the file's pages are given back
@@ -105,7 +99,7 @@ def add_fake_gpus(count: int) -> None:
         library = Path(directory) / "fake_gpu.so"
         ggml = next((packages / "llama_cpp" / "lib").glob("libggml-base.so.?"))
         source = Path(__file__).with_name("fake_gpu.c")
-        command = ["cc", "-shared", "-fPIC", "-I", packages / "include", source, ggml, "-o", library]
+        command = ["cc", "-shared", "-fPIC", "-I", *map(str, (packages / "include", source, ggml)), "-o", str(library)]
         subprocess.run(command, check=True)
         fake = ctypes.CDLL(str(library))
     fake.fake_gpus.restype, fake.fake_gpus.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
@@ -273,51 +267,19 @@ def occupy(path: Path) -> None:
         ggml.ggml_backend_buffer_free(ballast)
 
 
-# a card of each size; the seed's thresholds are the original subnet's
-CARDS = {"6": ("RTX 2060",), "8": ("RTX 4060",), "12": ("RTX 3060",), "16": ("RTX 4080",), "24": ("RTX 3090",), "48": ("L40S",),
-         "80": ("H100",), "2 x 24": ("RTX 3090", "RTX 3090")}  # fmt: skip
-SEED = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-3-medium"), (0, "API"))
-
-
-def table() -> None:
-    """All of a card's memory but 300 MiB free, 64 GB of RAM read at 40 GB/s."""
-    print(
-        "| GPU memory, GB | card | model | file | where | predicted s a blueprint | multiplier | the seed's choice |\n|"
-        + "---|" * 8
-    )
-    registry = load_registry()
-    for size, names in CARDS.items():
-        gb = int(size.split()[-1])
-        free = gb * GIB - 300 * MIB
-        gpus = tuple(Gpu(name, gb * GIB, free, bandwidth_of(name), index=i) for i, name in enumerate(names))
-        machine = Hardware(gpus, 64 * GIB, 62 * GIB, 8, 10**12, cpu_bandwidth_gb_s=40.0)
-        seed = next(model for least, model in SEED if gb * len(names) >= least)
-        try:
-            best = place(registry, machine, ModelOptions(), EmptyCatalog())
-        except DoesNotFit:
-            print(f"| {size} | {names[0]} | none is fast enough | | | | | {seed} |")
-            continue
-        bonus = " x 1.1" if gb >= 80 else ""
-        cells = [size, names[0], best.spec.key, best.file.quant, f"{best.where}, {best.settings.kv_type} KV"]
-        cells += [f"{best.speed.blueprint_s:.0f}", f"{best.spec.multiplier:g}{bonus}", seed]
-        print(f"| {' | '.join(cells)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["formula", "load", "speed", "occupy", "table", "one"])
+    parser.add_argument("what", choices=["formula", "load", "speed", "occupy", "one"])
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--fake-gpus", type=int, default=0, metavar="N")
     options = parser.parse_args()
     paths = [Path(name) for name in options.rest if not name.isdecimal()]
-    if not paths and options.what != "table":
+    if not paths:
         parser.error(f"{options.what} needs a file")
     if options.what == "one":
         settings = json.loads(options.rest[1])
         settings["tensor_split"] = tuple(settings["tensor_split"])
         print(json.dumps(load(paths[0], EngineSettings(**settings))))
-    elif options.what == "table":
-        table()
     elif options.what == "formula":
         formula(paths, options.fake_gpus)
     elif options.what == "load":

@@ -325,7 +325,7 @@ def mine(kind: str) -> None:
     """The rest of the command line is storyfi-lite's own."""
     honest = mining.open_loader
 
-    def open_cheat(options: ModelOptions, notices: Notices, warm_up: bool) -> tuple[Any, Mapping[str, str]]:
+    def open_cheat(options: ModelOptions, notices: Notices, warm_up: bool = False) -> tuple[Any, Mapping[str, str]]:
         loader, facts = honest(options, notices, warm_up)
         assert isinstance(loader, LocalModelLoader)
         if kind != "impostor":

@@ -11,7 +11,7 @@ from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.protocol.messages import StoryRequest
 
-ENGLISH = {
+ENGLISH: dict[str, Any] = {
     "title": "What the Tide Said",
     "genre": "literary fantasy",
     "setting": (
@@ -28,7 +28,7 @@ ENGLISH = {
     "tone": "quiet and uncanny",
     "target_audience": "adult readers of slow, strange fiction",
 }
-CHINESE = {
+CHINESE: dict[str, Any] = {
     "title": "听海的人",
     "genre": "奇幻",
     "setting": (

@@ -140,7 +140,7 @@ GEMINI_FAULTS = {
     ("client", "fault"),
     [(OpenAIClient, fault) for fault in OPENAI_FAULTS] + [(one, fault) for one in GOOGLE for fault in GEMINI_FAULTS],
 )
-def test_a_faulty_answer_is_one_call_and_a_clear_line(client, fault, meter):
+def test_a_faulty_answer_is_one_call_and_a_clear_line(client: Any, fault: Any, meter: Any) -> None:
     step, words = (OPENAI_FAULTS if client is OpenAIClient else GEMINI_FAULTS)[fault]
     with asking(client, meter, step) as asked:
         asked.again()
@@ -150,21 +150,21 @@ def test_a_faulty_answer_is_one_call_and_a_clear_line(client, fault, meter):
         assert len(asked.sent) == 1 and asked.loader.health().alive
 
 
-def test_the_caller_s_limit_is_named_with_what_thinking_took(meter):
+def test_the_caller_s_limit_is_named_with_what_thinking_took(meter: Any) -> None:
     with asking(GenaiClient, meter, candidate(content={}, finishReason="MAX_TOKENS")) as asked:
         said = asked.again(max_tokens=3000).said
     assert "the request's limit of 3,000 tokens, 2,999 tokens written, 2,999 of them thinking" in said
 
 
 @pytest.mark.parametrize("client", [OpenAIClient, *GOOGLE])
-def test_an_empty_answer_is_not_asked_for_three_times(client, meter):
+def test_an_empty_answer_is_not_asked_for_three_times(client: Any, meter: Any) -> None:
     empty = openai_server.text("") if client is OpenAIClient else candidate(content={}, finishReason="STOP")
     with asking(client, meter, empty) as asked:
         assert "gave no text, twice" in asked.again().said
         assert len(asked.sent) == 2
 
 
-def test_an_unpaid_error_with_status_200_is_tried_again_in_its_own_words(meter):
+def test_an_unpaid_error_with_status_200_is_tried_again_in_its_own_words(meter: Any) -> None:
     overloaded = openai_server.reply({"error": {"message": "upstream is overloaded", "code": 502}, "user_id": "u"})
     with asking(OpenAIClient, meter, overloaded) as asked:
         assert asked.again().said == "the OpenAI API answered 502: upstream is overloaded"
@@ -172,7 +172,7 @@ def test_an_unpaid_error_with_status_200_is_tried_again_in_its_own_words(meter):
         assert asked.again().said == GOOD
 
 
-def test_an_account_that_google_does_not_serve_ends_the_loader(meter):
+def test_an_account_that_google_does_not_serve_ends_the_loader(meter: Any) -> None:
     problem = {"code": 400, "message": "User location is not supported.", "status": "FAILED_PRECONDITION"}
     for client in GOOGLE:
         with asking(client, meter, Step(400, json.dumps({"error": problem}).encode())) as asked:
@@ -198,7 +198,7 @@ THOUGHT = [{"type": "text", "text": "hm"}]
     ],
     ids=["think", "parts", "bom", "gemini's thought"],
 )
-def test_a_thought_before_the_answer_costs_no_story(client, step, meter):
+def test_a_thought_before_the_answer_costs_no_story(client: Any, step: Any, meter: Any) -> None:
     with asking(client, meter, step) as asked:
         assert asked.again().said == GOOD
         assert len(asked.sent) == 1
@@ -229,7 +229,9 @@ def refuses(name: str, message: str, when: Any = lambda value: True, param: str 
     ],
     ids=["max_tokens", "temperature", "no effort", "another effort", "structured", "grammar"],
 )  # fmt: skip
-def test_a_refused_parameter_is_renamed_or_left_out_once_and_for_all(step, calls, kept, meter):
+def test_a_refused_parameter_is_renamed_or_left_out_once_and_for_all(
+    step: Any, calls: Any, kept: Any, meter: Any
+) -> None:
     with asking(OpenAIClient, meter, step) as asked:
         assert asked.again(max_tokens=2000, temperature=0.7).said == GOOD
         assert len(asked.sent) == calls
@@ -239,7 +241,7 @@ def test_a_refused_parameter_is_renamed_or_left_out_once_and_for_all(step, calls
     assert meter.usage.tokens == 300  # the refusals were free
 
 
-def test_gemini_is_told_not_to_think_in_the_words_that_it_knows(meter):
+def test_gemini_is_told_not_to_think_in_the_words_that_it_knows(meter: Any) -> Any:
     def thinking(body: dict[str, Any]) -> list[Any]:  # the interface takes thinkingBudget and thinking_budget
         return list(body["generationConfig"].get("thinkingConfig", {}).values())
 
@@ -293,7 +295,9 @@ FLASH = ApiModel(key="gemini-9-flash", provider="gemini")
         (FLASH, gemini_server.bad_key(), "check GEMINI_API_KEY"),
     ],
 )
-def test_a_model_that_is_gone_and_a_bad_key_are_told_before_the_first_request(model, answer, words, meter, monkeypatch):
+def test_a_model_that_is_gone_and_a_bad_key_are_told_before_the_first_request(
+    model: Any, answer: Any, words: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with looked_up(monkeypatch, model, answer) as (script, settings):
         with pytest.raises(ConfigError, match=words):
             open_api(settings, meter)
@@ -303,7 +307,9 @@ def test_a_model_that_is_gone_and_a_bad_key_are_told_before_the_first_request(mo
 
 @pytest.mark.parametrize("model", [GPT, FLASH], ids=["openai", "gemini"])
 @pytest.mark.parametrize("answer", [Step(501), Step(500), Step(429), page("<title>hm</title>"), Step(body=b"{}")])
-def test_a_look_up_that_says_nothing_stops_nobody(model, answer, meter, monkeypatch):
+def test_a_look_up_that_says_nothing_stops_nobody(
+    model: Any, answer: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with looked_up(monkeypatch, model, answer) as (script, settings):
         open_api(settings, meter).close()
         assert len(script.looked_up) == 1
@@ -317,12 +323,14 @@ def test_a_look_up_that_says_nothing_stops_nobody(model, answer, meter, monkeypa
     ],
     ids=["a key for writing only", "a server without look-ups"],
 )
-def test_what_proves_nothing_against_a_model_is_let_pass(answer, own, meter, monkeypatch):
+def test_what_proves_nothing_against_a_model_is_let_pass(
+    answer: Any, own: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with looked_up(monkeypatch, GPT, answer, own) as (_, settings):
         open_api(settings, meter).close()
 
 
-def test_two_models_of_one_provider_keep_their_own_settings(meter, monkeypatch):
+def test_two_models_of_one_provider_keep_their_own_settings(meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve([openai_server.text(GOOD)]) as script:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         models = [ApiModel(key=name, provider="openai") for name in ("first", "second")]
@@ -333,7 +341,9 @@ def test_two_models_of_one_provider_keep_their_own_settings(meter, monkeypatch):
             loader.close()
 
 
-def test_when_a_model_ends_while_running_the_next_api_answers_the_same_request(meter, monkeypatch, caplog):
+def test_when_a_model_ends_while_running_the_next_api_answers_the_same_request(
+    meter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
     with serve([openai_server.error(404, "gone")]) as old, serve([gemini_server.text(GOOD)]) as new:
         chain = FallbackLoader(
@@ -351,7 +361,9 @@ def test_when_a_model_ends_while_running_the_next_api_answers_the_same_request(m
 
 @pytest.mark.parametrize("value", ["socks://127.0.0.1:1", "socks5://me:secret@127.0.0.1:1"])
 @pytest.mark.parametrize("client", [OpenAIClient, *GOOGLE])
-def test_a_proxy_setting_that_cannot_be_used_is_named(client, value, meter, monkeypatch):
+def test_a_proxy_setting_that_cannot_be_used_is_named(
+    client: Any, value: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALL_PROXY", value)
     with (
         pytest.raises(
@@ -359,12 +371,13 @@ def test_a_proxy_setting_that_cannot_be_used_is_named(client, value, meter, monk
         ) as said,
         asking(client, meter, openai_server.text(GOOD)) as asked,
     ):
-        raise asked.again().error
+        failure: Any = asked.again()
+        raise failure.error
     assert "secret" not in str(said.value)
 
 
 @pytest.mark.parametrize("client", [OpenAIClient, *GOOGLE])
-def test_a_proxy_that_does_not_answer_is_named(client, meter, monkeypatch):
+def test_a_proxy_that_does_not_answer_is_named(client: Any, meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
     with asking(client, meter, openai_server.text(GOOD)) as asked:
         said = asked.again().said
@@ -389,7 +402,9 @@ def generate(*flags: str) -> tuple[str, BaseException | None]:
     ],
     ids=["a story", "a page", "gone"],
 )
-def test_generate_with_any_model_of_a_server_like_openai_s(step, kind, words, monkeypatch, tmp_path):
+def test_generate_with_any_model_of_a_server_like_openai_s(
+    step: Any, kind: Any, words: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with serve([step]) as script:
         story, error = generate("--api.model", "my-model", "--api.base-url", f"{script.url}/v1")
@@ -400,7 +415,9 @@ def test_generate_with_any_model_of_a_server_like_openai_s(step, kind, words, mo
         assert isinstance(error, kind) and words in str(error)
 
 
-def test_a_missing_key_is_said_once(monkeypatch, tmp_path, caplog):
+def test_a_missing_key_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name in API_KEYS.values():
         monkeypatch.delenv(name, raising=False)
@@ -409,6 +426,6 @@ def test_a_missing_key_is_said_once(monkeypatch, tmp_path, caplog):
     assert (str(error) + caplog.text).count("no key for gpt-6-luna: export OPENAI_API_KEY=…") == 1
 
 
-def test_a_cap_in_dollars_without_prices_is_refused_whatever_answers():
+def test_a_cap_in_dollars_without_prices_is_refused_whatever_answers() -> None:
     _, error = generate("--api.daily-usd", "2")
     assert isinstance(error, BadInput) and "--api.price MODEL=PROMPT,COMPLETION" in str(error)

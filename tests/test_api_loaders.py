@@ -155,7 +155,9 @@ def prompt_texts(vendor: str, body: dict[str, Any]) -> list[str]:
 # --- the call itself ---
 
 
-def test_an_answer_is_canonical_claimed_as_an_api_answer_and_counted(vendor, says, serve, load, meter):
+def test_an_answer_is_canonical_claimed_as_an_api_answer_and_counted(
+    vendor: Any, says: Any, serve: Any, load: Any, meter: Any
+) -> None:
     backwards = json.dumps(dict(reversed(STORY.items())), indent=2)
     script = serve(says.text(backwards))
     answer = outcome(load(script))
@@ -169,7 +171,7 @@ def test_an_answer_is_canonical_claimed_as_an_api_answer_and_counted(vendor, say
 
 
 @pytest.mark.parametrize("gemini", ["genai", "generativeai"])
-def test_gemini_gets_the_schema_in_its_own_dialect_and_the_key_in_a_header(gemini, serve, meter):
+def test_gemini_gets_the_schema_in_its_own_dialect_and_the_key_in_a_header(gemini: Any, serve: Any, meter: Any) -> None:
     script = serve(gemini_server.text(CANONICAL))
     loader = loader_of(gemini, script.url, meter)
     outcome(loader)
@@ -184,7 +186,7 @@ def test_gemini_gets_the_schema_in_its_own_dialect_and_the_key_in_a_header(gemin
     assert KEY in script.headers[0].values()
 
 
-def test_openai_gets_a_strict_schema(serve, meter):
+def test_openai_gets_a_strict_schema(serve: Any, meter: Any) -> None:
     script = serve(openai_server.text(CANONICAL))
     loader = loader_of("openai", script.url, meter)
     outcome(loader)
@@ -196,7 +198,7 @@ def test_openai_gets_a_strict_schema(serve, meter):
 
 
 @pytest.mark.parametrize("name", list(tasks.TASKS))
-def test_every_task_s_schema_fits_the_vendors_dialects(name):
+def test_every_task_s_schema_fits_the_vendors_dialects(name: Any) -> None:
     request = StoryRequest(
         task_type=name, user_input="x", blueprint={}, characters={}, story_arc={}, chapter_ids=[1, 2]
     )
@@ -221,7 +223,7 @@ def test_every_task_s_schema_fits_the_vendors_dialects(name):
     assert Schema.from_json(json.dumps(gemini_schema(simple_schema(full, unions=False)))).properties
 
 
-def test_a_server_without_json_schema_is_asked_for_a_json_object_from_then_on(serve, meter):
+def test_a_server_without_json_schema_is_asked_for_a_json_object_from_then_on(serve: Any, meter: Any) -> None:
     script = serve(openai_server.no_json_schema(), openai_server.text(CANONICAL))
     loader = loader_of("openai", script.url, meter)
     assert outcome(loader).text == CANONICAL
@@ -238,14 +240,16 @@ def test_a_server_without_json_schema_is_asked_for_a_json_object_from_then_on(se
 # --- answers that are not right ---
 
 
-def test_a_code_fence_is_stripped(says, serve, load):
+def test_a_code_fence_is_stripped(says: Any, serve: Any, load: Any) -> None:
     assert outcome(load(serve(says.text(f"```json\n{CANONICAL}\n```")))).text == CANONICAL
 
 
 @pytest.mark.parametrize(
     "bad", [SHORT, f"Here is your story: {CANONICAL}", "Once upon a time.", "", CANONICAL[:-9], "[1]", "null"]
 )
-def test_a_bad_answer_is_repaired_with_its_problems_told(bad, vendor, says, serve, load):
+def test_a_bad_answer_is_repaired_with_its_problems_told(
+    bad: Any, vendor: Any, says: Any, serve: Any, load: Any
+) -> None:
     script = serve(says.text(bad), says.text(CANONICAL))
     answer = outcome(load(script))
     assert answer.text == CANONICAL
@@ -256,7 +260,7 @@ def test_a_bad_answer_is_repaired_with_its_problems_told(bad, vendor, says, serv
         assert "setting has 9 characters, not 300 to 400" in turns[2]
 
 
-def test_after_two_repairs_there_is_a_clear_error(says, serve, load):
+def test_after_two_repairs_there_is_a_clear_error(says: Any, serve: Any, load: Any) -> None:
     script = serve(says.text(SHORT))
     with pytest.raises(Unavailable, match=r"no valid answer in 3 attempts.*setting has 9"):
         outcome(load(script))
@@ -264,7 +268,7 @@ def test_after_two_repairs_there_is_a_clear_error(says, serve, load):
 
 
 @pytest.mark.parametrize("kind", ["blocked", "cut_by_safety"])
-def test_a_refusal_is_an_error_at_once(kind, says, serve, load):
+def test_a_refusal_is_an_error_at_once(kind: Any, says: Any, serve: Any, load: Any) -> None:
     script = serve(getattr(says, kind)())
     with pytest.raises(Unavailable, match="refused to write this story"):
         outcome(load(script))
@@ -283,19 +287,24 @@ def test_a_refusal_is_an_error_at_once(kind, says, serve, load):
     ],
     ids=["twice", "nan", "surrogate", "deep", "trailing", "raw surrogate"],
 )
-def test_hostile_json_is_refused_in_words(text):
+def test_hostile_json_is_refused_in_words(text: Any) -> None:
     answer, problems = read_answer(text, tasks.get("blueprint").constraint(REQUEST))
     assert answer is None and problems
 
 
-def test_certificates_are_read_once_and_not_for_each_call(vendor, serve, load, monkeypatch):
+def test_certificates_are_read_once_and_not_for_each_call(
+    vendor: Any, serve: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each reading takes a megabyte that Python frees late: a miner's memory would grow for hours."""
     loader = load(serve(WHOLE[vendor]))
-    read = []
+    read: list[object] = []
     real = ssl.create_default_context
-    monkeypatch.setattr(
-        ssl, "create_default_context", lambda *args, **options: read.append(1) or real(*args, **options)
-    )
+
+    def counted(*args: Any, **options: Any) -> ssl.SSLContext:
+        read.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
     assert [outcome(loader).text for _ in range(2)] == [CANONICAL] * 2
     assert read == []
 
@@ -314,14 +323,14 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_may_pass_is_tried_again(fault, vendor, serve, load):
+def test_what_may_pass_is_tried_again(fault: Any, vendor: Any, serve: Any, load: Any) -> None:
     script = serve(PASSING[fault](vendor), WHOLE[vendor])
     assert outcome(load(script)).text == CANONICAL
     assert len(script.requests) == 2
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_does_not_pass_ends_in_a_clear_error(fault, vendor, serve, load):
+def test_what_does_not_pass_ends_in_a_clear_error(fault: Any, vendor: Any, serve: Any, load: Any) -> None:
     script = serve(PASSING[fault](vendor))
     with pytest.raises((Busy, Unavailable), match=r"API (answered|gave no)"):
         outcome(load(script, calls_per_text=3))
@@ -329,12 +338,12 @@ def test_what_does_not_pass_ends_in_a_clear_error(fault, vendor, serve, load):
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'"text"'], ids=repr)
-def test_a_body_with_nothing_in_it_is_a_clear_error(body, serve, load):
+def test_a_body_with_nothing_in_it_is_a_clear_error(body: Any, serve: Any, load: Any) -> None:
     with pytest.raises(Unavailable, match="gave no"):
         outcome(load(serve(Step(body=body)), calls_per_text=2))
 
 
-def test_a_longer_retry_after_than_the_deadline_is_not_waited_for(says, serve, load):
+def test_a_longer_retry_after_than_the_deadline_is_not_waited_for(says: Any, serve: Any, load: Any) -> None:
     script = serve(says.error(429, "quota", {"retry-after": "3000"}))
     with pytest.raises(Busy) as caught:
         outcome(load(script))
@@ -343,7 +352,7 @@ def test_a_longer_retry_after_than_the_deadline_is_not_waited_for(says, serve, l
 
 
 @pytest.mark.parametrize("gemini", ["genai", "generativeai"])
-def test_gemini_s_retry_info_counts_as_retry_after(gemini, serve, meter):
+def test_gemini_s_retry_info_counts_as_retry_after(gemini: Any, serve: Any, meter: Any) -> None:
     script = serve(gemini_server.error(429, "quota", details=gemini_server.retry_info("34s")))
     loader = loader_of(gemini, script.url, meter)
     with pytest.raises(Busy) as caught:
@@ -352,7 +361,7 @@ def test_gemini_s_retry_info_counts_as_retry_after(gemini, serve, meter):
     assert caught.value.retry_after_s == 34
 
 
-def test_an_account_without_quota_is_not_retried(serve, meter):
+def test_an_account_without_quota_is_not_retried(serve: Any, meter: Any) -> None:
     script = serve(openai_server.error(429, "You exceeded your current quota", code="insufficient_quota"))
     loader = loader_of("openai", script.url, meter)
     with pytest.raises(ConfigError, match="out of quota"):
@@ -362,7 +371,9 @@ def test_an_account_without_quota_is_not_retried(serve, meter):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_what_only_the_operator_can_mend_is_not_retried(status, vendor, says, serve, load):
+def test_what_only_the_operator_can_mend_is_not_retried(
+    status: Any, vendor: Any, says: Any, serve: Any, load: Any
+) -> None:
     script = serve(says.error(status, "no"))
     loader = load(script)
     with pytest.raises(ConfigError, match=f"{API_KEYS[listed(MODELS[vendor]).provider]}"):
@@ -372,7 +383,7 @@ def test_what_only_the_operator_can_mend_is_not_retried(status, vendor, says, se
     assert len(script.requests) == 1 and not loader.health().alive
 
 
-def test_one_bad_request_says_nothing_of_the_next(says, serve, load):
+def test_one_bad_request_says_nothing_of_the_next(says: Any, serve: Any, load: Any) -> None:
     script = serve(says.error(400, "that story has no end"))
     loader = load(script)
     with pytest.raises(ConfigError, match=r"answered 400: that story has no end$"):
@@ -381,7 +392,9 @@ def test_one_bad_request_says_nothing_of_the_next(says, serve, load):
 
 
 @pytest.mark.parametrize(("status", "calls"), [(410, 1), (404, 3)])
-def test_a_model_that_is_gone_ends_the_loader_with_its_successor_s_name(status, calls, vendor, says, serve, load):
+def test_a_model_that_is_gone_ends_the_loader_with_its_successor_s_name(
+    status: Any, calls: Any, vendor: Any, says: Any, serve: Any, load: Any
+) -> None:
     script = serve(says.error(status, "no such model"))
     loader = load(script)
     successor = listed(MODELS[vendor]).successor
@@ -392,7 +405,7 @@ def test_a_model_that_is_gone_ends_the_loader_with_its_successor_s_name(status, 
     assert not loader.health().alive and successor in loader.health().detail
 
 
-def test_a_404_that_passes_is_a_gateway_s(says, serve, load, vendor):
+def test_a_404_that_passes_is_a_gateway_s(says: Any, serve: Any, load: Any, vendor: Any) -> None:
     lost = says.error(404, "no")
     script = serve(lost, lost, WHOLE[vendor], lost, lost, WHOLE[vendor])
     loader = load(script)
@@ -400,7 +413,7 @@ def test_a_404_that_passes_is_a_gateway_s(says, serve, load, vendor):
     assert loader.health().alive
 
 
-def test_a_refused_key_makes_the_loader_dead(says, serve, load):
+def test_a_refused_key_makes_the_loader_dead(says: Any, serve: Any, load: Any) -> None:
     loader = load(serve(says.bad_key()))
     with pytest.raises(ConfigError):
         outcome(loader)
@@ -408,7 +421,7 @@ def test_a_refused_key_makes_the_loader_dead(says, serve, load):
 
 
 @pytest.mark.parametrize("step", [Step(hang=True), Step(drip_s=0.02)], ids=["hang", "drip"])
-def test_a_server_that_never_ends_is_cut_at_the_deadline(step, serve, load):
+def test_a_server_that_never_ends_is_cut_at_the_deadline(step: Any, serve: Any, load: Any) -> None:
     script = serve(step)
     loader = load(script)
     with pytest.raises(DeadlineExceeded):
@@ -418,7 +431,7 @@ def test_a_server_that_never_ends_is_cut_at_the_deadline(step, serve, load):
 
 
 @pytest.mark.parametrize("step", [Step(hang=True), Step(drip_s=0.02)], ids=["hang", "drip"])
-def test_cancelling_frees_the_worker(step, serve, load):
+def test_cancelling_frees_the_worker(step: Any, serve: Any, load: Any) -> None:
     script = serve(step)
     loader = load(script)
     future = loader.submit(job())
@@ -428,7 +441,7 @@ def test_cancelling_frees_the_worker(step, serve, load):
     until(lambda: loader.health().running == 0)
 
 
-def test_a_redirect_is_not_followed_with_the_key(says, serve, load):
+def test_a_redirect_is_not_followed_with_the_key(says: Any, serve: Any, load: Any) -> None:
     other = serve(says.text(CANONICAL))
     script = serve(Step(307, headers={"location": other.url}))
     with pytest.raises(LiteError):
@@ -436,7 +449,7 @@ def test_a_redirect_is_not_followed_with_the_key(says, serve, load):
     assert len(script.requests) == 1 and not other.requests
 
 
-def test_nothing_listens(vendor, meter):
+def test_nothing_listens(vendor: Any, meter: Any) -> None:
     loader = loader_of(vendor, "http://127.0.0.1:9", meter, calls_per_text=2)
     with pytest.raises(Unavailable, match="gave no whole answer"):
         outcome(loader)
@@ -446,7 +459,7 @@ def test_nothing_listens(vendor, meter):
 # --- the queue ---
 
 
-def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
+def test_a_full_queue_is_busy_and_stake_goes_first(vendor: Any, says: Any, serve: Any, load: Any) -> Any:
     go = threading.Event()
 
     def held(body: dict[str, Any]) -> Step:
@@ -470,7 +483,7 @@ def test_a_full_queue_is_busy_and_stake_goes_first(vendor, says, serve, load):
     assert "stake 9.0" in prompt_texts(vendor, script.requests[1])[0]
 
 
-def test_a_cancelled_job_leaves_its_place_in_the_queue(says, serve, load):
+def test_a_cancelled_job_leaves_its_place_in_the_queue(says: Any, serve: Any, load: Any) -> None:
     script = serve(Step(hang=True))
     loader = load(script, workers=1, max_queued=1)
     loader.submit(job(0.3))
@@ -480,7 +493,7 @@ def test_a_cancelled_job_leaves_its_place_in_the_queue(says, serve, load):
     assert loader.health().queued == 1
 
 
-def test_close_refuses_what_waits_and_ends_what_runs_by_its_deadline(serve, load):
+def test_close_refuses_what_waits_and_ends_what_runs_by_its_deadline(serve: Any, load: Any) -> None:
     script = serve(Step(hang=True))
     loader = load(script, workers=1)
     running = loader.submit(job(0.5))
@@ -494,7 +507,7 @@ def test_close_refuses_what_waits_and_ends_what_runs_by_its_deadline(serve, load
     loader.close()
 
 
-def test_a_request_that_lacks_its_earlier_stage_ends_with_bad_input(says, serve, load):
+def test_a_request_that_lacks_its_earlier_stage_ends_with_bad_input(says: Any, serve: Any, load: Any) -> None:
     loader = load(serve(says.text(CANONICAL)))
     future = loader.submit(job(request=StoryRequest(task_type="characters", user_input="x")))
     assert isinstance(future.exception(10), BadInput)
@@ -504,7 +517,9 @@ def test_a_request_that_lacks_its_earlier_stage_ends_with_bad_input(says, serve,
 
 
 @pytest.mark.parametrize("fault", ["echo 400", "echo 401", "echo 500", "echo text", "half", "refused", "ok"])
-def test_the_key_is_in_no_log_line_error_or_repr(fault, vendor, says, serve, load, caplog):
+def test_the_key_is_in_no_log_line_error_or_repr(
+    fault: Any, vendor: Any, says: Any, serve: Any, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     echo = f"the key {KEY} is wrong " + "x" * 280 + KEY
     steps = {
@@ -526,15 +541,17 @@ def test_the_key_is_in_no_log_line_error_or_repr(fault, vendor, says, serve, loa
     assert KEY[:20] not in "\n".join(seen)
 
 
-def test_a_fault_of_our_own_hides_the_key_too(vendor, says, serve, load, caplog, monkeypatch):
+def test_a_fault_of_our_own_hides_the_key_too(
+    vendor: Any, says: Any, serve: Any, load: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loader = load(serve(says.text(CANONICAL)))
-    monkeypatch.setattr(loader, "_answer", lambda job, line: {}[KEY])
+    monkeypatch.setattr(loader, "_answer", lambda job, line: dict[str, Any]()[KEY])
     error = loader.submit(job()).exception(10)
     assert isinstance(error, LiteError) and error.__context__ is None
     assert "KeyError" in caplog.text and KEY not in caplog.text + str(error)
 
 
-def test_a_secret_is_masked_everywhere():
+def test_a_secret_is_masked_everywhere() -> None:
     secret = Secret(KEY)
     assert KEY not in f"{secret} {secret!r} {[secret]} {secret:>40}"
     with pytest.raises(TypeError):
@@ -551,29 +568,30 @@ def key_file(tmp_path: Path, text: str = f"# keys\nGEMINI_API_KEY={KEY}\n", mode
     return path
 
 
-def test_a_key_comes_from_the_environment_then_from_the_file(tmp_path):
+def test_a_key_comes_from_the_environment_then_from_the_file(tmp_path: Path) -> None:
     path = key_file(tmp_path)
-    assert load_key("GEMINI_API_KEY", path, {}).reveal() == KEY
-    assert load_key("GEMINI_API_KEY", path, {"GEMINI_API_KEY": "other"}).reveal() == "other"
+    for environment, key in (({}, KEY), ({"GEMINI_API_KEY": "other"}, "other")):
+        found = load_key("GEMINI_API_KEY", path, environment)
+        assert found is not None and found.reveal() == key
     assert load_key("OPENAI_API_KEY", path, {}) is None
     assert load_key("GEMINI_API_KEY", None, {}) is None
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o400, 0o700])
-def test_a_key_file_with_another_mode_is_refused_with_the_command(mode, tmp_path):
+def test_a_key_file_with_another_mode_is_refused_with_the_command(mode: Any, tmp_path: Path) -> None:
     path = key_file(tmp_path, mode=mode)
     with pytest.raises(ConfigError, match=f"\nchmod 600 {path}"):
         load_key("GEMINI_API_KEY", path, {})
 
 
 @pytest.mark.parametrize("text", [KEY, f"GEMINI_API_KEY={KEY} {KEY}", f"GEMINI_API_KEY={KEY}密"])
-def test_a_malformed_key_is_refused_without_showing_it(text, tmp_path):
+def test_a_malformed_key_is_refused_without_showing_it(text: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_key("GEMINI_API_KEY", key_file(tmp_path, text), {})
     assert KEY not in str(caught.value)
 
 
-def test_a_key_file_that_is_none_is_refused(tmp_path):
+def test_a_key_file_that_is_none_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ConfigError, match="key file"):
             load_key("GEMINI_API_KEY", path, {})
@@ -582,7 +600,7 @@ def test_a_key_file_that_is_none_is_refused(tmp_path):
 # --- the meter ---
 
 
-def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path):
+def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path: Path) -> None:
     path, now = tmp_path / "meter.json", [10.5 * DAY_S]
     meter = Meter(path, Caps(tokens=1000), lambda: now[0])
     meter.settle(meter.charge(500, 400, None), 600, 300)
@@ -599,7 +617,7 @@ def test_the_cap_survives_a_restart_and_opens_the_next_day(tmp_path):
     assert again.usage.tokens == 101
 
 
-def test_two_processes_share_one_cap(tmp_path):
+def test_two_processes_share_one_cap(tmp_path: Path) -> None:
     """Two hotkeys on one machine use one account."""
     miner, other = (Meter(tmp_path / "m", Caps(tokens=1000)) for _ in range(2))
     charge = miner.charge(300, 300, None)
@@ -611,12 +629,12 @@ def test_two_processes_share_one_cap(tmp_path):
     assert Meter(tmp_path / "m", Caps()).usage.tokens == 900
 
 
-def test_a_call_that_was_never_settled_stays_charged(tmp_path):
+def test_a_call_that_was_never_settled_stays_charged(tmp_path: Path) -> None:
     Meter(tmp_path / "m", Caps()).charge(10, 20, None)
     assert Meter(tmp_path / "m", Caps()).usage.tokens == 30
 
 
-def test_money_is_counted_with_the_operator_s_prices(tmp_path):
+def test_money_is_counted_with_the_operator_s_prices(tmp_path: Path) -> None:
     meter = Meter(tmp_path / "m", Caps(usd=1.0))
     prices = Prices(prompt_usd=2.0, completion_usd=8.0)
     meter.charge(100_000, 50_000, prices)
@@ -627,7 +645,7 @@ def test_money_is_counted_with_the_operator_s_prices(tmp_path):
         meter.check_prices(None)
 
 
-def test_the_operator_gives_prices_by_model(monkeypatch, tmp_path):
+def test_the_operator_gives_prices_by_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(BadInput, match=r"--api\.daily-usd needs.*\n  --api\.price"):
@@ -649,21 +667,21 @@ def test_the_operator_gives_prices_by_model(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "given", ["gpt-4-turbo", "gpt-4-turbo=1", "gpt-4-turbo=1,x", "=1,2", "gpt-4-turbo=-1,2", "m=nan,1"]
 )
-def test_a_price_that_is_none_is_refused_at_the_command_line(given):
+def test_a_price_that_is_none_is_refused_at_the_command_line(given: Any) -> None:
     done = CliRunner().invoke(cli, ["generate", "a tale", "--api.price", given])
     assert done.exit_code == 2
     assert "gpt-6-luna=10,30" in done.output
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"day":1,"prompt_tokens":-5,"completion_tokens":0,"usd":0}'])
-def test_a_damaged_meter_is_not_a_fresh_day(text, tmp_path):
+def test_a_damaged_meter_is_not_a_fresh_day(text: Any, tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"rm {path}"):
         Meter(path, Caps())
 
 
-def test_over_the_cap_no_call_is_made(says, serve, load, tmp_path):
+def test_over_the_cap_no_call_is_made(says: Any, serve: Any, load: Any, tmp_path: Path) -> None:
     script = serve(says.text(CANONICAL))
     capped = Meter(tmp_path / "m", Caps(tokens=10))
     with pytest.raises(Busy, match="daily cap"):
@@ -671,7 +689,7 @@ def test_over_the_cap_no_call_is_made(says, serve, load, tmp_path):
     assert not script.requests
 
 
-def test_a_failed_call_is_free_and_a_cut_one_is_not(says, serve, load, meter, vendor):
+def test_a_failed_call_is_free_and_a_cut_one_is_not(says: Any, serve: Any, load: Any, meter: Any, vendor: Any) -> None:
     with pytest.raises(Unavailable):
         outcome(load(serve(says.error(500, "no")), calls_per_text=1))
     assert meter.usage.tokens == 0
@@ -718,7 +736,9 @@ def no_local() -> Any:
     raise EngineError("no GPU")
 
 
-def test_without_a_local_model_the_chosen_api_answers_and_says_so(vendor, says, serve, load, caplog):
+def test_without_a_local_model_the_chosen_api_answers_and_says_so(
+    vendor: Any, says: Any, serve: Any, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     script = serve(says.text(CANONICAL))
     chain = FallbackLoader([Choice("local", no_local), Choice("api", lambda: load(script))])
     assert outcome(chain).claim.miner_mode == "APIFallbackLoader"
@@ -727,7 +747,9 @@ def test_without_a_local_model_the_chosen_api_answers_and_says_so(vendor, says, 
     assert any("APIFallbackLoader" in line and "0.5" in line for line in loud)
 
 
-def test_requests_move_to_the_api_when_the_local_engine_dies(says, serve, load, caplog):
+def test_requests_move_to_the_api_when_the_local_engine_dies(
+    says: Any, serve: Any, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     local, script = LocalStandIn(), serve(says.text(CANONICAL))
     chain = FallbackLoader([Choice("local", lambda: local), Choice("api", lambda: load(script))])
     assert chain.claim.miner_mode == "LocalModelLoader"
@@ -742,7 +764,7 @@ def test_requests_move_to_the_api_when_the_local_engine_dies(says, serve, load, 
     assert len(script.requests) == 2
 
 
-def test_with_nothing_to_move_to_the_dead_loader_says_why():
+def test_with_nothing_to_move_to_the_dead_loader_says_why() -> None:
     local = LocalStandIn()
     alone = FallbackLoader([Choice("local", lambda: local)])
     orphan = alone.submit(job())
@@ -753,7 +775,7 @@ def test_with_nothing_to_move_to_the_dead_loader_says_why():
     assert alone.claim.miner_mode == "LocalModelLoader" and not alone.health().alive
 
 
-def test_an_error_of_a_living_loader_moves_nothing(says, serve, load):
+def test_an_error_of_a_living_loader_moves_nothing(says: Any, serve: Any, load: Any) -> None:
     local, script = LocalStandIn(), serve(says.text(CANONICAL))
     chain = FallbackLoader([Choice("local", lambda: local), Choice("api", lambda: load(script))])
     future = chain.submit(job())
@@ -762,7 +784,9 @@ def test_an_error_of_a_living_loader_moves_nothing(says, serve, load):
     assert chain.claim.miner_mode == "LocalModelLoader"
 
 
-def test_a_refused_key_moves_to_the_other_api(serve, meter, tmp_path, monkeypatch):
+def test_a_refused_key_moves_to_the_other_api(
+    serve: Any, meter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     keys = key_file(tmp_path, f"OPENAI_API_KEY={KEY}")
@@ -774,14 +798,14 @@ def test_a_refused_key_moves_to_the_other_api(serve, meter, tmp_path, monkeypatc
     chain.close()
 
 
-def test_the_other_api_is_no_choice_without_its_key(meter, monkeypatch):
+def test_the_other_api_is_no_choice_without_its_key(meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     settings = [ApiSettings(listed("gemini-2.5-flash")), ApiSettings(listed("gpt-4-turbo"))]
     assert [choice.name for choice in api_choices(settings, meter)] == ["gemini API"]
 
 
-def test_with_nothing_left_the_error_names_every_reason(meter, monkeypatch):
+def test_with_nothing_left_the_error_names_every_reason(meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     choices = [Choice("local", no_local), *api_choices([ApiSettings(listed("gemini-2.5-flash"))], meter)]
@@ -789,7 +813,7 @@ def test_with_nothing_left_the_error_names_every_reason(meter, monkeypatch):
         FallbackLoader(choices)
 
 
-def test_a_server_of_one_s_own_needs_no_key(serve, meter, monkeypatch):
+def test_a_server_of_one_s_own_needs_no_key(serve: Any, meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     script = serve(openai_server.text(CANONICAL))
     loader = open_api(settings_for("openai", script.url), meter)
@@ -797,7 +821,7 @@ def test_a_server_of_one_s_own_needs_no_key(serve, meter, monkeypatch):
     loader.close()
 
 
-def test_a_missing_package_is_named_with_its_extra(vendor, meter, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(vendor: Any, meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     for name in ("openai", "google.genai", "google.generativeai.client", "google.generativeai"):

@@ -75,7 +75,9 @@ def test_sdk_reads_the_dev_chain_like_any_other(net: DevNetwork) -> None:
     async def go() -> None:
         async with bittensor.Client("local", substrate=DevSubstrate(net.directory)) as client:
             graph = await client.subnets.metagraph(net.netuid, commitments=False)
+            assert graph is not None
             miner, validator = (graph.by_hotkey(w.hotkey.ss58_address) for w in (*net.miners, *net.validators))
+            assert miner is not None and validator is not None
             assert (miner.validator_permit, miner.total_stake.alpha, miner.axon) == (False, 0, None)
             assert (validator.validator_permit, validator.total_stake.alpha) == (True, 5000)
             assert await client.neurons.uid(miner.hotkey, net.netuid) == miner.uid
@@ -97,10 +99,10 @@ def test_sdk_registers_pays_and_is_refused_by_name(net: DevNetwork) -> None:
         async with bittensor.Client("local", substrate=DevSubstrate(net.directory)) as client:
             serve_axon = bittensor.ServeAxon(netuid=net.netuid, ip="127.0.0.1", port=1)
             refused = await client.execute(serve_axon, wallet)
-            assert refused.error.name == "HotKeyNotRegisteredInSubNet"
+            assert refused.error is not None and refused.error.name == "HotKeyNotRegisteredInSubNet"
             assert (await client.submit_call(register, wallet)).success
             again = await client.submit_call(register, wallet)
-            assert again.error.code == bittensor.ErrorCode.ALREADY_EXISTS
+            assert again.error is not None and again.error.code == bittensor.ErrorCode.ALREADY_EXISTS
             assert (await client.execute(serve_axon, wallet)).success
             account = await client.query(("System", "Account"), [wallet.coldkeypub.ss58_address])
             assert account["data"]["free"] == 10_000 * 10**9 - DevState().burn_rao

@@ -120,9 +120,9 @@ def test_the_formula_is_not_below_llama_cpp_for_any_layout(synthetic: Path, n_gp
     names = [["llama", "gemma3"], ["qwen", "gpt-oss"], ["mixtral"]][n_gpus]
     command = [
         sys.executable,
-        SCRIPTS / "bench_placement.py",
+        str(SCRIPTS / "bench_placement.py"),
         "formula",
-        *(synthetic / f"{name}-small.gguf" for name in names),
+        *(str(synthetic / f"{name}-small.gguf") for name in names),
     ]
     done = subprocess.run(
         [*command, "--fake-gpus", str(n_gpus)], check=True, capture_output=True, text=True, timeout=300

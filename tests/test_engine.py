@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,13 @@ def test_a_full_queue_refuses_and_higher_stakes_go_first(own_engine: Engine, mon
     while not own_engine.health().running:
         time.sleep(0.01)
     ended: list[str] = []
+
+    def note_end(name: str, done: object) -> None:
+        ended.append(name)
+
     for name, priority in (("poor", 1.0), ("rich", 9.0), ("poor, later", 1.0)):
         future = own_engine.submit(job(priority=priority))
-        future.add_done_callback(lambda _, name=name: ended.append(name))
+        future.add_done_callback(partial(note_end, name))
     with pytest.raises(Busy):
         own_engine.submit(job())
     running.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,10 @@ def test_a_damaged_file(tmp_path: Path, content: bytes, word: str) -> None:
     assert word in refusal(path)
 
 
+def _range(data: bytes, start: int, size: int) -> bytes:
+    return data[start : start + size]
+
+
 def test_random_damage_never_gets_past_bad_input(small_model_path: Path, tmp_path: Path) -> None:
     with small_model_path.open("rb") as file:
         good = file.read(6_000)
@@ -94,7 +99,7 @@ def test_random_damage_never_gets_past_bad_input(small_model_path: Path, tmp_pat
         damaged = bytearray(good)
         damaged[place] ^= 0xFF
         try:
-            read_header(lambda start, size, d=bytes(damaged): d[start : start + size], 98_362_432, "damaged")
+            read_header(partial(_range, bytes(damaged)), 98_362_432, "damaged")
         except BadInput as error:
             assert "\n" not in str(error)
 

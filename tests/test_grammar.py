@@ -247,7 +247,7 @@ def blueprint(**changes: Any) -> str:
     return dump({**example(constraint_of("blueprint").schema), **changes})
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "a key twice": (blueprint()[:-1] + ',"title":"again"}', "twice"),
     "NaN": (blueprint(tone=1).replace('"tone":1', '"tone":NaN'), "NaN"),
     "Infinity": (blueprint(tone=1).replace('"tone":1', '"tone":-Infinity'), "Infinity"),

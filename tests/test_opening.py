@@ -297,7 +297,8 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
             self.claim = SimpleNamespace(model_name=model.name, version=model.quantization, gb=gpu_memory_gb)
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
-    hardware, notes = machine(gpu_gb=24), []
+    hardware = machine(gpu_gb=24)
+    notes: list[str] = []
     start = place(REGISTRY, hardware, ModelOptions(name="llama-3-8b", quant=fine.quant, n_ctx=8192), catalog)
     opener = LocalOpener(Notices(lambda *_: None, notes.append), REGISTRY, hardware)
     monkeypatch.setattr(opener, "_catalog", catalog)

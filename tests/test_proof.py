@@ -120,7 +120,7 @@ def test_a_prover_holds_one_context_whatever_is_claimed(prover: Prover) -> None:
     for kv_type, tokens in (("q8_0", 100), ("f16", 3_000), ("f16", 100)):
         held = prover._replayer(kv_type, tokens)
         assert prover._held is not None and prover._held[0].kv_type == kv_type and prover._held[2] is held
-    assert prover._held[0].n_ctx == 4_096 and prover._replayer("f16", 3_000) is held
+    assert prover._held is not None and prover._held[0].n_ctx == 4_096 and prover._replayer("f16", 3_000) is held
 
 
 def test_another_seed_claimed_and_asked_for_is_refuted_by_the_replay(prover: Prover, honest: StoryResponse) -> None:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_the_soak_counts_what_is_not_an_answer() -> None:
     outcomes = iter([response(b'{"title":"too short"}'), soak.NoAnswer(503), soak.NoAnswer(500)])
 
     def send(request: StoryRequest) -> StoryResponse:
-        outcome = next(outcomes)
+        outcome: Any = next(outcomes)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -110,7 +110,7 @@ def response(text: bytes) -> StoryResponse:
     )
 
 
-def run_soak(*options: str) -> dict[str, object]:
+def run_soak(*options: str) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "scripts" / "soak.py"), *options]
     if not PYTHON.exists():
         command += ["--dendrite-every", "0"]

@@ -20,7 +20,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -298,7 +298,7 @@ def test_files_to_replay_with_are_the_registrys(small_model_path: Path, tmp_path
 
 # --- a round -------------------------------------------------------------------------------------------------------
 
-GOOD = {"tokens": [1, 2], "proof": header(QUESTION.request), "model_name": "llama-3-70b"}
+GOOD: dict[str, Any] = {"tokens": [1, 2], "proof": header(QUESTION.request), "model_name": "llama-3-70b"}
 
 
 def reply(data: Any = ENGLISH, elapsed_s: float = 10.0, **changes: Any) -> Reply:
@@ -398,7 +398,7 @@ def test_an_answer_given_in_an_earlier_round_earns_nothing() -> None:
 
 def test_no_more_answers_are_replayed_than_the_budget_has() -> None:
     replies = {f"m{at}": reply(data, **GOOD) for at, (_, data) in enumerate(ASKED)}
-    report, _ = play(replies, rules=replace(RULES, proofs=2), **dict.fromkeys(replies, "proven"))
+    report, _ = play(replies, rules=replace(RULES, proofs=2), **cast(Any, dict.fromkeys(replies, "proven")))
     assert Counter(row.proof for row in report.rows) == {"proven": 2, "not drawn": 2}
 
 

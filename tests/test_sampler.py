@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,10 +89,9 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
         assert int(kept[np.argmax(scores(logits, kept, 2.0, 5, params))]) == 1
 
 
-def penalties(history: list[int], **params: float) -> dict[int, float]:
-    repetition = Repetition(
-        SamplingParams(0, **{"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2, **params})
-    )
+def penalties(history: list[int], **params: Any) -> dict[int, float]:
+    dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
+    repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
         repetition.append(token)
     logits = np.zeros(10, dtype=np.float32)

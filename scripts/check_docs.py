@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Checks that README and docs speak of what exists: commands and their options, files, links, generated tables.
+
+    scripts/check_docs.py            says what is wrong; exit code 1 if anything is
+    scripts/check_docs.py --write    writes the generated tables anew
+
+Runs no command: whether one works is for the tests.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"(?:^\s*|`)storyfi-lite ([a-z][^`\n]*)")
+FILE = re.compile(r"`((?:storyfi_lite|scripts|tests|docs)/[\w./-]+)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+TABLE = re.compile(r"(<!-- (\w+): made by scripts/check_docs\.py --write -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def problems(page: Path) -> Iterator[str]:
+    text = page.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{page.relative_to(ROOT)}:{number}"
+        for match in COMMAND.finditer(line):
+            wrong = wrong_use(match[1])
+            if wrong:
+                yield f"{where}: storyfi-lite {match[1].strip()}: {wrong}"
+        for match in FILE.finditer(line):
+            if not (ROOT / match[1]).exists():
+                yield f"{where}: there is no {match[1]}"
+        for match in LINK.finditer(line):
+            if not (page.parent / match[1]).exists():
+                yield f"{where}: the link to {match[1]} leads nowhere"
+    for match in TABLE.finditer(text):
+        if match[3] != TABLES[match[2]]():
+            yield f"{page.relative_to(ROOT)}: the table {match[2]} is not what the code says now; --write mends it"
+
+
+def wrong_use(words: str) -> str:
+    """What click says of the command's name and options; "" if it knows them. Values and files are not looked at."""
+    from storyfi_lite.cli import cli
+
+    words = re.split(r"\s(?:#|\||&&|>|2>|←|→)|\s{3,}|;", words)[0]
+    try:
+        name, *arguments = shlex.split(words)
+    except ValueError as error:
+        return str(error)
+    command = cli.get_command(click.Context(cli), name)
+    if command is None:
+        return "no such command"
+    try:
+        command.make_parser(click.Context(command)).parse_args(arguments)
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
+
+
+# a card of each size; the seed's thresholds are the original subnet's, in GB
+CARDS = {"6": ("RTX 2060",), "8": ("RTX 4060",), "12": ("RTX 3060",), "16": ("RTX 4080",), "24": ("RTX 3090",), "48": ("L40S",),
+         "80": ("H100",), "2 x 24": ("RTX 3090", "RTX 3090")}  # fmt: skip
+SEED = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-3-medium"), (0, "API"))
+
+
+def cards() -> str:
+    """What `place` says of well-known cards: all of a card's memory but 300 MiB free, 64 GB of RAM read at 40 GB/s."""
+    from storyfi_lite.errors import DoesNotFit
+    from storyfi_lite.machine.hardware import Gpu, Hardware, bandwidth_of
+    from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.options import ModelOptions
+    from storyfi_lite.placement.catalog import EmptyCatalog
+    from storyfi_lite.placement.plan import place
+
+    heads = (
+        "GPU memory, GB",
+        "card",
+        "model",
+        "file",
+        "where",
+        "predicted s a blueprint",
+        "multiplier",
+        "the seed's choice",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for size, names in CARDS.items():
+        gb = int(size.split()[-1])
+        gpus = tuple(
+            Gpu(name, gb << 30, (gb << 30) - (300 << 20), bandwidth_of(name), index=at) for at, name in enumerate(names)
+        )
+        machine = Hardware(gpus, 64 << 30, 62 << 30, 8, 10**12, cpu_bandwidth_gb_s=40.0)
+        seed = next(model for least, model in SEED if gb * len(names) >= least)
+        try:
+            best = place(load_registry(), machine, ModelOptions(), EmptyCatalog())
+        except DoesNotFit:
+            rows.append(f"| {size} | {names[0]} | none is fast enough | | | | | {seed} |")
+            continue
+        cells = [size, names[0], best.spec.key, best.file.quant, f"{best.where}, {best.settings.kv_type} KV"]
+        cells += [f"{best.speed.blueprint_s:.0f}", f"{best.spec.multiplier:g}", seed]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+TABLES = {"cards": cards}
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--write"]:
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            page.write_text(TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text), encoding="utf-8")
+        return
+    found = [problem for page in PAGES for problem in problems(page)]
+    print("\n".join(found), file=sys.stderr)
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
