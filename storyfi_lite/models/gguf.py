@@ -68,10 +68,6 @@ class Header:
     array_lengths: Mapping[str, int]
     tensors: tuple[Tensor, ...]
 
-    @property
-    def tensor_bytes(self) -> int:
-        return sum(tensor.size_bytes for tensor in self.tensors)
-
 
 class _Reader:
     """A cursor over read_range, a block at a time."""
