@@ -40,6 +40,7 @@ from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
+from storyfi_lite.machine import devices
 
 N_CTX = 1024
 clock = time.perf_counter
@@ -208,7 +209,7 @@ def threads() -> int:
 
 
 def gpu_layers() -> int:
-    return 999 if llama_cpp.llama_supports_gpu_offload() else 0
+    return 999 if devices.gpus() else 0
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

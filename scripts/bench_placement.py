@@ -239,17 +239,14 @@ def _tokens_per_s(path: Path, settings: EngineSettings) -> float:
 
 def occupy(path: Path) -> None:
     """Takes the first GPU's memory but for 1, 2, 3 ... GB; each time the file is placed and loaded."""
-    from llama_cpp import _ggml
-
-    ggml = _ggml.libggml
-    for name in ("ggml_backend_dev_by_type", "ggml_backend_dev_buffer_type", "ggml_backend_buft_alloc_buffer"):
-        getattr(ggml, name).restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_buffer_type.argtypes = ggml.ggml_backend_buffer_free.argtypes = [ctypes.c_void_p]
+    ggml = devices.ggml()
+    ggml.ggml_backend_buft_alloc_buffer.restype = ctypes.c_void_p
     ggml.ggml_backend_buft_alloc_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    device = ggml.ggml_backend_dev_by_type(1)
-    if not device:
+    ggml.ggml_backend_buffer_free.argtypes = [ctypes.c_void_p]
+    present = devices.gpus()
+    if not present:
         raise SystemExit("llama.cpp sees no GPU here")
-    kind = ggml.ggml_backend_dev_buffer_type(device)
+    kind = present[0].buffer_type()
     header = read_local(path)
     arch = architecture(header, path.name)
     loads = weights.from_header(header, arch.block_count)

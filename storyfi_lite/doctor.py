@@ -15,12 +15,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from storyfi_lite.errors import LiteError, Unavailable
 from storyfi_lite.loaders.keys import API_KEYS, load_key
+from storyfi_lite.machine.build import rebuild_command
 from storyfi_lite.options import ChainOptions
 
 if TYPE_CHECKING:
@@ -228,10 +229,13 @@ def _is_miner(ip: str, port: int) -> bool:
 
 
 def check_build(setup: Setup) -> Check:
-    """llama.cpp is installed, and uses the GPU that is there."""
+    """llama.cpp is installed, computes right, and uses the GPU that is there."""
+    from storyfi_lite.machine import selftest
     from storyfi_lite.machine.hardware import probe
 
-    return judge_build(probe(), has_api_key(setup))
+    machine = probe()
+    wrong = "" if machine.llama_gpu_build is None else selftest.fault("cpu")
+    return judge_build(replace(machine, fault=wrong) if wrong else machine, has_api_key(setup))
 
 
 def judge_build(machine: Hardware, has_key: bool) -> Check:
@@ -242,8 +246,9 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
     if machine.llama_gpu_build is None and has_key:
         return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
     if machine.llama_gpu_build is None:
-        return Check("llama.cpp", "mend", "llama.cpp is not installed", "pip install '.[local]'")
-    return Check("llama.cpp", "ok", f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}")
+        return Check("llama.cpp", "mend", "llama.cpp is not installed", rebuild_command())
+    built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; it passed its self-test"
+    return Check("llama.cpp", "ok", "; ".join([built, *machine.hints]))
 
 
 def has_api_key(setup: Setup) -> bool:

@@ -131,7 +131,7 @@ def test_a_running_miner_on_the_port_is_fine(setup: Setup) -> None:
         ((Gpu("NVIDIA H100", 80 << 30, 80 << 30),), True, "", False, "ok", ""),
         ((Gpu("NVIDIA H100", 80 << 30, 80 << 30),), False, "it lies idle:\n  CMAKE_ARGS=GGML_CUDA=on", True, "mend", "GGML_CUDA=on"),
         ((), False, "", False, "ok", ""),
-        ((), None, "", False, "mend", "pip install"),
+        ((), None, "", False, "mend", "scripts/"),
         ((), None, "", True, "skip", ""),
     ],
 )  # fmt: skip

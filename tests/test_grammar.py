@@ -74,9 +74,9 @@ REFUSED = {
 def stock_llama_cpp(path: Path) -> Any:
     import llama_cpp
 
-    from storyfi_lite.engine.model import _start_backend
+    from storyfi_lite.machine import devices
 
-    _start_backend()
+    devices.ggml()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)

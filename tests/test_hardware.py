@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import llama_cpp
 import pytest
 
 from storyfi_lite.errors import BadInput
@@ -114,10 +113,10 @@ def test_cuda_visible_devices_as_cuda_reads_it(setting: str | None, want: list[i
 
 def test_a_gpu_with_a_cpu_build_is_a_fault_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "read_llama", lambda _: (False, ()))
+    monkeypatch.setattr(hardware, "read_llama", lambda _: hardware.LlamaBuild(for_gpus=False))
     machine = hardware.probe(tmp_path, TWO)
     assert machine.usable_gpus == ()
-    assert "built for the CPU only" in machine.fault and "GGML_CUDA=on" in machine.fault
+    assert "built for the CPU only" in machine.fault and "scripts/setup" in machine.fault
 
 
 def test_a_full_gpu_is_not_asked_by_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +130,6 @@ def test_a_full_gpu_is_not_asked_by_llama_cpp(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "gpus", lambda: [Card(1, "RTX 4090"), Card(2, "RTX 3060")])
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
     machine = hardware.probe(tmp_path, FakeNvml(("RTX 4090", 24, 20), ("RTX 3060", 12, 0)))
     assert asked == [1]
     assert machine.llama_devices == ("RTX 4090, 19.0 GiB free", "RTX 3060, 0.0 GiB free") and not machine.fault

@@ -16,6 +16,7 @@ import click
 
 from storyfi_lite import __version__, stopping
 from storyfi_lite.errors import BadInput, ConfigError, LiteError
+from storyfi_lite.machine.build import rebuild_command
 
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
@@ -99,7 +100,9 @@ def _run() -> int:
             return _failed_unforeseen()
         message = f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
         return _failed(message, ConfigError.exit_code)
-    except Exception:
+    except Exception as error:
+        if str(error).startswith("Failed to load shared library"):  # llama_cpp's, where a library of its build is missing
+            return _failed(f"{error}; build it again:\n  {rebuild_command()}", ConfigError.exit_code)
         return _failed_unforeseen()
 
 

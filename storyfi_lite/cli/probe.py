@@ -53,6 +53,7 @@ def _rows(machine: Hardware) -> list[tuple[str, str]]:
         ("llama.cpp", "; ".join([build, *machine.llama_devices])),
         ("RAM", f"{machine.ram_available_bytes / 2**30:.1f} of {machine.ram_total_bytes / 2**30:.1f} GiB available"),
         ("cores", str(machine.physical_cores)),
+        *(("hint", hint) for hint in machine.hints),
         ("disk", f"{machine.disk_free_bytes / 2**30:.1f} GiB free where models live"),
     ]
     return rows

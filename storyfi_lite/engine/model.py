@@ -6,12 +6,10 @@ Not thread-safe: whoever makes a Context keeps it on one thread. Knows nothing o
 from __future__ import annotations
 
 import ctypes
-import logging
 import re
-from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,52 +17,31 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import psutil
-from llama_cpp import _ggml
 
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import KV_TYPE_IDS, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
-from storyfi_lite.machine import devices
-
-log = logging.getLogger("storyfi_lite.llama")
+from storyfi_lite.machine import devices, selftest
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
 _LOAD_MODE_NONE = 0  # llama_load_mode of llama.h
-_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
-
-
-_ERROR = 4
-_complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last errors: its functions return no reasons
-
-
-@cache
-def _start_backend() -> object:
-    """llama.cpp's own set-up, once a process; its log goes to Python's. Returns the callback, which must stay alive."""
-
-    @llama_cpp.llama_log_callback
-    def forward(level: int, text: bytes, _: object) -> None:
-        line = text.decode(errors="replace").rstrip()
-        if level == _ERROR:
-            _complaints.append(line)
-        log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
-
-    llama_cpp.llama_log_set(forward, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return forward
 
 
 class Model:
-    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it.
+    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it,
+    ConfigError if llama.cpp's build computes wrong on this machine.
 
     `dry_run`: takes no memory for weights, KV cache and computing, and can compute nothing (dry_run.py)."""
 
     def __init__(
         self, path: Path, settings: EngineSettings, chat_template: str | None = None, *, dry_run: bool = False
     ) -> None:
-        _start_backend()
+        if not dry_run:
+            selftest.require("gpu" if settings.n_gpu_layers else "cpu")
+        devices.ggml()
         _check_magic(path)
         self.path = path
         self._keep: list[object] = []  # ctypes arrays that llama.cpp points into
@@ -75,7 +52,7 @@ class Model:
         self._choose_gpus(params, settings)
         if settings.experts_in_ram:
             params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)
-        _complaints.clear()
+        devices.complaints.clear()
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise _load_error(path)
@@ -101,11 +78,10 @@ class Model:
         class Override(ctypes.Structure):
             _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
-        find = _ggml.libggml.ggml_backend_cpu_buffer_type
-        find.restype = ctypes.c_void_p
+        buffers = devices.cpu().buffer_type()
         rows = (Override * (layers + 1))()
         for layer in range(layers):
-            rows[layer] = Override(rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode(), find())
+            rows[layer] = Override(rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode(), buffers)
         self._keep.append(rows)
         return ctypes.cast(rows, ctypes.c_void_p)
 
@@ -144,7 +120,7 @@ def _check_magic(path: Path) -> None:
 
 def _load_error(path: Path) -> LiteError:
     """From what llama.cpp logged: memory, or the file."""
-    why = "; ".join(_complaints) or "no reason given"
+    why = "; ".join(devices.complaints) or "no reason given"
     if re.search(r"alloc|out of memory|buffer", why, re.IGNORECASE):
         return DoesNotFit(f"{path.name} does not fit into memory: {why}")
     return BadInput(

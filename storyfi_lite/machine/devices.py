@@ -1,14 +1,67 @@
-"""The GPUs as llama.cpp sees them: its own registry of devices. Knows no driver and no models."""
+"""llama.cpp's devices: its back ends, loaded from the package, and the GPUs that they see. Knows no driver and no models."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+from collections import deque
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-_GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type of ggml-backend.h
+log = logging.getLogger("storyfi_lite.llama")
+
+complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last errors: its functions return no reasons
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
+_ERROR = 4
+_CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type of ggml-backend.h
+_HANDLE, _SIZE, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_reg_count": (_SIZE, []),
+    "ggml_backend_reg_get": (_HANDLE, [_SIZE]),
+    "ggml_backend_reg_name": (_TEXT, [_HANDLE]),
+    "ggml_backend_reg_dev_count": (_SIZE, [_HANDLE]),
+    "ggml_backend_load_all_from_path": (None, [_TEXT]),
+    "ggml_backend_dev_count": (_SIZE, []),
+    "ggml_backend_dev_get": (_HANDLE, [_SIZE]),
+    "ggml_backend_dev_by_type": (_HANDLE, [ctypes.c_int]),
+    "ggml_backend_dev_type": (ctypes.c_int, [_HANDLE]),
+    "ggml_backend_dev_description": (_TEXT, [_HANDLE]),
+    "ggml_backend_dev_memory": (None, [_HANDLE, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)]),
+    "ggml_backend_dev_buffer_type": (_HANDLE, [_HANDLE]),
+    "ggml_backend_buft_is_host": (ctypes.c_bool, [_HANDLE]),
+    "ggml_backend_buft_get_device": (_HANDLE, [_HANDLE]),
+}
+LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
+@llama_cpp.llama_log_callback
+def _forward(level: int, text: bytes, _: object) -> None:
+    line = text.decode(errors="replace").rstrip()
+    if level == _ERROR:
+        complaints.append(line)
+    log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+
+@cache
+def ggml() -> Any:
+    """Starts llama.cpp, once a process: its log goes to Python's, its back ends are loaded. Returns ggml's library, with typed
+    functions for devices.
+
+    Back ends that are modules (GGML_BACKEND_DL) are loaded from the package: of the CPU's the best for this one, of the GPUs'
+    those that find their driver. Left alone, llama.cpp would look for them beside the interpreter and in the working folder.
+    The library is reached through libllama: the package holds a second libggml.so, with a registry of its own, which
+    `llama_cpp._ggml` would answer from."""
+    library = llama_cpp.llama_cpp._lib
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    llama_cpp.llama_log_set(_forward, ctypes.c_void_p(0))
+    if not library.ggml_backend_reg_count():
+        library.ggml_backend_load_all_from_path(str(LIBRARIES).encode())
+    llama_cpp.llama_backend_init()
+    return library
 
 
 @dataclass(frozen=True)
@@ -20,33 +73,55 @@ class Device:
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total. On a CUDA device this opens a driver's context, which takes some memory there itself."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _call("dev_memory", None, ctypes.c_void_p(self.handle), ctypes.byref(free), ctypes.byref(total))
+        free, total = _SIZE(), _SIZE()
+        ggml().ggml_backend_dev_memory(self.handle, ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
+
+    def buffer_type(self) -> int:
+        """ggml's pointer to the device's own kind of memory."""
+        handle: int = ggml().ggml_backend_dev_buffer_type(self.handle)
+        return handle
 
 
 def gpus() -> list[Device]:
     """In llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
-    handles = [
-        _call("dev_get", ctypes.c_void_p, ctypes.c_size_t(n)) for n in range(_call("dev_count", ctypes.c_size_t))
-    ]
-    kinds = {handle: _call("dev_type", ctypes.c_int, ctypes.c_void_p(handle)) for handle in handles}
-    wanted = _GPU if _GPU in kinds.values() else _INTEGRATED
-    chosen = [handle for handle, kind in kinds.items() if kind == wanted]
-    texts = [_call("dev_description", ctypes.c_char_p, ctypes.c_void_p(handle)) for handle in chosen]
-    return [Device(handle, text.decode(errors="replace")) for handle, text in zip(chosen, texts, strict=True)]
+    library = ggml()
+    handles = [library.ggml_backend_dev_get(number) for number in range(library.ggml_backend_dev_count())]
+    kinds = [library.ggml_backend_dev_type(handle) for handle in handles]
+    wanted = _GPU if _GPU in kinds else _INTEGRATED
+    return [_device(handle) for handle, kind in zip(handles, kinds, strict=True) if kind == wanted]
 
 
 def of_buffer_type(buffer_type: int) -> int | None:
     """The handle of the GPU that the buffers of this type lie on; None for memory that the CPU reads, pinned memory too."""
-    if _call("buft_is_host", ctypes.c_bool, ctypes.c_void_p(buffer_type)):
+    library = ggml()
+    if library.ggml_backend_buft_is_host(buffer_type):
         return None
-    handle: int | None = _call("buft_get_device", ctypes.c_void_p, ctypes.c_void_p(buffer_type))
+    handle: int | None = library.ggml_backend_buft_get_device(buffer_type)
     return handle
 
 
-def _call(name: str, result: Any, *arguments: Any) -> Any:
-    """Through libllama: the package holds a second libggml.so, with a registry of its own, which `_ggml` would answer from."""
-    function = getattr(llama_cpp.llama_cpp._lib, f"ggml_backend_{name}")
-    function.restype = result
-    return function(*arguments)
+def cpu() -> Device:
+    return _device(ggml().ggml_backend_dev_by_type(_CPU))
+
+
+def _device(handle: int) -> Device:
+    return Device(handle, ggml().ggml_backend_dev_description(handle).decode(errors="replace"))
+
+
+def gpu_backends() -> dict[str, str]:
+    """The back ends for GPUs that this build has, by name, and why one is not in use; empty if it is."""
+    library, found = ggml(), {}
+    for path in sorted(LIBRARIES.glob("libggml-*.so")):  # modules; one without its driver cannot be loaded
+        name = path.stem.removeprefix("libggml-")
+        if name.split("-")[0] not in ("base", "cpu"):
+            try:
+                ctypes.CDLL(str(path))
+            except OSError as error:
+                found[name.upper()] = str(error)
+    for number in range(library.ggml_backend_reg_count()):
+        registry = library.ggml_backend_reg_get(number)
+        name = library.ggml_backend_reg_name(registry).decode()
+        if name != "CPU":
+            found[name] = "" if library.ggml_backend_reg_dev_count(registry) else "it finds no device"
+    return found

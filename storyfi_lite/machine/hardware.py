@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.machine import selftest
+from storyfi_lite.machine.build import rebuild_command
 
 # GB/s of the memory, by words of the name, first match wins. Source: NVIDIA's product pages and data sheets. For machines that
 # are only described, and where the driver does not say.
@@ -33,7 +35,8 @@ GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
     ("GTX 1660", 192),
 )  # fmt: skip
 CONTEXT_ROOM_BYTES = 1 << 30  # a CUDA context takes a few hundred MB
-MEND_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps "llama-cpp-python<0.4"'
+# PCI vendors whose cards llama.cpp runs through Vulkan
+_VULKAN_VENDORS = {"0x1002": "AMD", "0x8086": "Intel"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """`llama_gpu_build`: whether llama.cpp was built for GPUs; None if it is not installed."""
+    """`llama_gpu_build`: whether llama.cpp was built for GPUs; None if it is not installed. `hints`: what could be better, in
+    words; `fault`: what must be."""
 
     gpus: tuple[Gpu, ...]
     ram_total_bytes: int
@@ -63,6 +67,7 @@ class Hardware:
     llama_devices: tuple[str, ...] = ()
     cpu_bandwidth_gb_s: float | None = None  # None: as calibrated here
     fault: str = ""
+    hints: tuple[str, ...] = ()
 
     @property
     def usable_gpus(self) -> tuple[Gpu, ...]:
@@ -157,26 +162,43 @@ def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_llama(driver_says: tuple[Gpu, ...]) -> tuple[bool | None, tuple[Gpu, ...]]:
-    """Whether llama.cpp was built for GPUs (None: not installed), and the GPUs that it sees itself. A GPU that is full by
-    `driver_says` is not asked: asking opens a context on it, and where that fails llama.cpp ends the process."""
-    try:
-        import llama_cpp
+@dataclass(frozen=True)
+class LlamaBuild:
+    """llama.cpp as it is installed, and the GPUs that it sees itself. `idle`: why it uses none although it is built for some."""
 
-        from storyfi_lite.machine import devices
+    for_gpus: bool
+    gpus: tuple[Gpu, ...] = ()
+    idle: str = ""
+    fault: str = ""  # it cannot be loaded, or fails its self-test on a GPU
+
+
+def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
+    """None if it is not installed. A GPU that is full by `driver_says` is not asked: asking opens a context on it, and where
+    that fails llama.cpp ends the process."""
+    try:
+        from storyfi_lite.machine import devices, kernels
     except ImportError:
-        return None, ()
-    if not llama_cpp.llama_supports_gpu_offload():
-        return False, ()
+        return None
+    except RuntimeError as error:  # llama_cpp's own, for a library that another one is missing for
+        return LlamaBuild(False, fault=f"{error}; build it again:\n  {rebuild_command()}")
+    backends, present = devices.gpu_backends(), devices.gpus()
+    if not present:
+        idle = "; ".join(f"{name}: {why}" for name, why in backends.items() if why)
+        return LlamaBuild(bool(backends), idle=idle)
+    full = [told.free_bytes < CONTEXT_ROOM_BYTES for told in driver_says]
+    fault = "" if any(full) else selftest.fault("gpu")
     found: list[Gpu] = []
-    for number, device in enumerate(devices.gpus()):
+    for number, device in enumerate(present):
         told = driver_says[number] if number < len(driver_says) else None
         if told and told.free_bytes < CONTEXT_ROOM_BYTES:
             free_bytes, total_bytes = told.free_bytes, told.total_bytes
         else:
             free_bytes, total_bytes = device.memory_bytes()
-        found.append(Gpu(device.description, total_bytes, free_bytes, bandwidth_of(device.description), index=number))
-    return True, tuple(found)
+        name, speed = device.description, bandwidth_of(device.description)
+        if not (speed or told or fault):
+            speed = kernels.memory_gb_s(device)
+        found.append(Gpu(name, total_bytes, free_bytes, speed, index=number))
+    return LlamaBuild(not fault, tuple(found), fault=fault)
 
 
 def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
@@ -191,9 +213,9 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
 
         nvml = pynvml
     driver, gpus = read_gpus(nvml)
-    built, seen = read_llama(gpus)
-    if not gpus:
-        gpus = seen  # another maker's GPU: no NVML, but llama.cpp knows it
+    llama = read_llama(gpus)
+    seen = llama.gpus if llama else ()
+    gpus = gpus or seen  # another maker's GPU: no NVML, but llama.cpp knows it
     root = (models_root or Store().root).absolute()
     there = next(path for path in (root, *root.parents) if path.exists())
     memory = psutil.virtual_memory()
@@ -204,21 +226,40 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
         physical_cores=psutil.cpu_count(logical=False) or 1,
         disk_free_bytes=shutil.disk_usage(there).free,
         driver=driver,
-        llama_gpu_build=built,
+        llama_gpu_build=llama and llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
-        fault=_fault(gpus, built, seen),
+        fault=_fault(gpus, llama),
+        hints=_hints(gpus, llama),
     )
 
 
-def _fault(gpus: tuple[Gpu, ...], built: bool | None, seen: tuple[Gpu, ...]) -> str:
+def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
     """What keeps llama.cpp from these GPUs, with the command that mends it; empty if nothing does."""
-    if gpus and built is None:
-        return f"llama.cpp is not installed; build it for {gpus[0].name}:\n  {MEND_BUILD}"
-    if gpus and built is False:
-        return f"llama.cpp was built for the CPU only, {gpus[0].name} lies idle; build it again:\n  {MEND_BUILD}"
-    if gpus and built and not seen:
-        return f"llama.cpp cannot see {gpus[0].name}: driver and CUDA version may not match; see `nvidia-smi`"
-    return ""
+    if llama and llama.fault:
+        return llama.fault
+    if not gpus or (llama and llama.gpus):
+        return ""
+    if llama is None:
+        return f"llama.cpp is not installed; build it for {gpus[0].name}:\n  {rebuild_command()}"
+    if llama.for_gpus:
+        why = llama.idle or "driver and CUDA version may not match"
+        return f"llama.cpp cannot use {gpus[0].name} ({why}):\n  nvidia-smi"
+    return f"llama.cpp was built for the CPU only, {gpus[0].name} lies idle; build it again:\n  {rebuild_command()}"
+
+
+def _hints(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> tuple[str, ...]:
+    """Why a build for GPUs leaves the work to the CPU, and what could be built for other makers' cards."""
+    if gpus or llama is None:
+        return ()
+    if llama.for_gpus:
+        return (f"llama.cpp's GPU part is not in use, the CPU computes: {llama.idle}",)
+    found = {path.read_text().strip() for path in Path("/sys/class/drm").glob("card*/device/vendor")}
+    command = rebuild_command("-DGGML_VULKAN=on")
+    return tuple(
+        f"an {maker} GPU is here; with Vulkan's driver and headers, build for it: {command}"
+        for vendor, maker in _VULKAN_VENDORS.items()
+        if vendor in found
+    )
 
 
 # --- a machine that is described, not probed -------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""The llama.cpp build at hand: what tells it from another one, and the command that makes a new one. Does not load it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+
+def rebuild_command(cmake_args: str = "") -> str:
+    """Builds llama.cpp and installs it for this interpreter; to be typed in the source folder."""
+    before = f'CMAKE_ARGS="{cmake_args}" ' if cmake_args else ""
+    if Path(sys.prefix).name == ".venv":
+        return f"{before}scripts/setup"
+    return f"{before}PYTHON={sys.executable} scripts/install_release"
+
+
+def fingerprint() -> str:
+    """Of the installed libraries, the CPU and the GPUs' driver: another one of these may compute otherwise. Hex; empty
+    without llama.cpp. By the files' sizes and times of change, because a CUDA library takes a second to read."""
+    found = importlib.util.find_spec("llama_cpp")
+    if found is None or found.origin is None:
+        return ""
+    libraries = sorted((Path(found.origin).parent / "lib").iterdir())
+    parts = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in libraries]
+    return sha256("\n".join([*parts, *_cpu(), *_gpus()]).encode()).hexdigest()
+
+
+def _cpu() -> list[str]:
+    lines = _text(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return [platform.machine(), platform.processor(), *(line for line in lines if line.startswith(wanted))]
+
+
+def _gpus() -> list[str]:
+    devices = (path for folder in ("/proc/driver/nvidia/gpus", "/dev/dri") for path in sorted(Path(folder).glob("*")))
+    return [_text(Path("/proc/driver/nvidia/version")), *map(str, devices)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

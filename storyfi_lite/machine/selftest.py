@@ -1,0 +1,86 @@
+"""Whether llama.cpp, as it is built here, computes right on this machine: asked of a child process, once.
+
+A build may crash or compute nonsense (another compiler, another CPU, another driver), and a crash takes the whole program
+along. So before a process loads its first model, a child loads a small made-up one (engine/reference.py). A success is noted
+in the cache folder for this build, CPU and driver; a failure is not, so a mended build is believed at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from storyfi_lite.errors import ConfigError, DoesNotFit
+from storyfi_lite.machine.build import fingerprint, rebuild_command
+
+Where = Literal["cpu", "gpu"]
+
+SOUND: set[str] = set()  # where this process need not ask again
+MAX_ERROR = 0.1  # of logits, against numpy; 0.03 is usual, and one row of sixteen wrong in one matrix makes 0.09 or more
+TIMEOUT_S = 120  # it takes one or two seconds; a machine may be busy
+MEND: dict[Where, str] = {
+    "cpu": rebuild_command("-DGGML_CPU_ALL_VARIANTS=off"),  # for any CPU with AVX2: without AMX and AVX-512
+    "gpu": rebuild_command("-DGGML_CUDA=off"),
+}
+
+
+def require(where: Where) -> None:
+    """Runs the self-test if this build has not passed it on this machine. Raises ConfigError with the command that mends it."""
+    if found := fault(where):
+        raise ConfigError(found)
+
+
+def fault(where: Where) -> str:
+    """What is wrong, and on the next line the command that mends it; empty if nothing is."""
+    import platformdirs
+
+    if where in SOUND:
+        return ""
+    passed = Path(platformdirs.user_cache_dir("storyfi-lite")) / "selftest" / f"{where}-{fingerprint()}"
+    if not passed.exists():
+        if wrong := _ask_child(where):
+            what = f"llama.cpp {wrong} in its self-test on this machine's {where.upper()}; build it another way:"
+            return f"{what}\n  {MEND[where]}"
+        with contextlib.suppress(OSError):  # a home that cannot be written to costs two seconds each time
+            passed.parent.mkdir(parents=True, exist_ok=True)
+            passed.touch()
+    SOUND.add(where)
+    return ""
+
+
+def _ask_child(where: Where) -> str:
+    """What went wrong, in a few words; empty if nothing did, and where a GPU had no memory left for a test."""
+    command = [sys.executable, "-m", "storyfi_lite.engine.reference", where]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"gave no answer in {TIMEOUT_S} s"
+    if child.returncode == DoesNotFit.exit_code or "out of memory" in child.stderr:
+        return ""
+    if child.returncode < 0:
+        return f"crashed ({signal.Signals(-child.returncode).name})"
+    if child.returncode:
+        return f"failed ({(child.stderr.strip().splitlines() or ['no reason given'])[-1]})"
+    error = float(child.stdout)
+    return "" if error <= MAX_ERROR else f"computed wrong (numbers {error:.0%} off)"
+
+
+def main() -> None:
+    """After a build: `python -m storyfi_lite.machine.selftest`. Exit code 78 and the command that mends it, if it is not sound."""
+    try:
+        require("cpu")
+        from storyfi_lite.machine import devices
+
+        if devices.gpus():
+            require("gpu")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

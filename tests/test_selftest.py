@@ -1,0 +1,66 @@
+"""The self-test of llama.cpp's build: a real child, real kernels; a build that is bad is this one with a function replaced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storyfi_lite.machine import build, selftest
+
+BAD = {
+    "crash": "int ggml_backend_sched_graph_compute_async() { __builtin_trap(); }",
+    "wrong": "#include <string.h>\n"
+    "void ggml_backend_tensor_get_async(void *b, void *t, void *to, size_t at, size_t size) { memset(to, 1, size); }",
+}
+
+
+@pytest.fixture(autouse=True)
+def untested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = set(selftest.SOUND)
+    selftest.SOUND.clear()
+    yield
+    selftest.SOUND.clear()
+    selftest.SOUND.update(before)
+
+
+def preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    library = tmp_path / f"{how}.so"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=BAD[how], text=True, check=True, timeout=60)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+
+
+def test_this_build_is_sound_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert selftest.fault("cpu") == ""
+    assert [path.name for path in tmp_path.glob("cache/*/selftest/*")] == [f"cpu-{build.fingerprint()}"]
+    selftest.SOUND.clear()  # another process
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
+    assert selftest.fault("cpu") == ""
+
+
+@pytest.mark.parametrize(("how", "said"), [("crash", "crashed (SIGILL)"), ("wrong", "computed wrong (numbers 100% off)")])
+def test_a_bad_build_is_named_with_what_mends_it(
+    how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preload(tmp_path, monkeypatch, how)
+    what, mend = selftest.fault("cpu").splitlines()
+    assert said in what and "CPU" in what
+    assert mend.strip().startswith('CMAKE_ARGS="-DGGML_CPU_ALL_VARIANTS=off" ')
+    assert not list(tmp_path.glob("cache/*/selftest/*")), "a failure must be asked again"
+
+
+def test_a_command_refuses_a_build_that_would_crash_under_it(
+    small_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preload(tmp_path, monkeypatch, "crash")
+    command = [sys.executable, "-m", "storyfi_lite", "generate", "--model.path", str(small_model_path), "a lighthouse"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.count("error:") == 1 and "crashed (SIGILL) in its self-test" in done.stderr
+    assert "Traceback" not in done.stderr
