@@ -90,10 +90,9 @@ def _apart(path: Path, settings: EngineSettings) -> dict[str, Any]:
 
 def add_fake_gpus(count: int) -> None:
     """Compiles fake_gpu.c and registers so many of its devices, in this process."""
-    import llama_cpp
+    from storyfi_lite.machine import devices
 
-    from storyfi_lite.engine.model import Model  # noqa: F401  # its libraries first: the fake must find the same ones
-
+    llama = devices.ggml()  # its libraries first: the fake must find the same ones
     packages = Path(sysconfig.get_paths()["purelib"])
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory) / "fake_gpu.so"
@@ -103,7 +102,7 @@ def add_fake_gpus(count: int) -> None:
         subprocess.run(command, check=True)
         fake = ctypes.CDLL(str(library))
     fake.fake_gpus.restype, fake.fake_gpus.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
-    llama_cpp.llama_cpp._lib.ggml_backend_register(ctypes.c_void_p(fake.fake_gpus(count, 80 * GIB)))
+    llama.ggml_backend_register(ctypes.c_void_p(fake.fake_gpus(count, 80 * GIB)))
 
 
 def _layouts(n_layers: int, experts: int, n_gpus: int) -> Iterator[EngineSettings]:
@@ -239,6 +238,8 @@ def _tokens_per_s(path: Path, settings: EngineSettings) -> float:
 
 def occupy(path: Path) -> None:
     """Takes the first GPU's memory but for 1, 2, 3 ... GB; each time the file is placed and loaded."""
+    from storyfi_lite.machine import devices
+
     ggml = devices.ggml()
     ggml.ggml_backend_buft_alloc_buffer.restype = ctypes.c_void_p
     ggml.ggml_backend_buft_alloc_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

@@ -44,7 +44,9 @@ def test_this_build_is_sound_and_is_asked_once(tmp_path: Path, monkeypatch: pyte
     assert selftest.fault("cpu") == ""
 
 
-@pytest.mark.parametrize(("how", "said"), [("crash", "crashed (SIGILL)"), ("wrong", "computed wrong (numbers 100% off)")])
+@pytest.mark.parametrize(
+    ("how", "said"), [("crash", "crashed (SIGILL)"), ("wrong", "computed wrong (numbers 100% off)")]
+)
 def test_a_bad_build_is_named_with_what_mends_it(
     how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

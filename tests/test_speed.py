@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.machine import kernels
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.placement import calibrate, speed, weights
@@ -89,8 +90,8 @@ def test_a_calibration_taken_on_a_busy_machine_is_not_kept(tmp_path: Path, monke
 
 
 def test_a_real_calibration_has_a_figure_for_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "SECONDS_A_KERNEL", 0.0)
-    monkeypatch.setattr(calibrate, "ROWS", 256)
+    monkeypatch.setattr(kernels, "SECONDS_A_KERNEL", 0.0)
+    monkeypatch.setattr(kernels, "ROWS", 256)
     measured = calibrate.measure_cpu(1)
     assert set(measured.gb_s) == set(calibrate.TYPES) and all(rate > 0 for rate in measured.gb_s.values())
     assert all(ns > 0 for ns in measured.attention_ns.values())

@@ -101,7 +101,9 @@ def _run() -> int:
         message = f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
         return _failed(message, ConfigError.exit_code)
     except Exception as error:
-        if str(error).startswith("Failed to load shared library"):  # llama_cpp's, where a library of its build is missing
+        if str(error).startswith(
+            "Failed to load shared library"
+        ):  # llama_cpp's, where a library of its build is missing
             return _failed(f"{error}; build it again:\n  {rebuild_command()}", ConfigError.exit_code)
         return _failed_unforeseen()
 

@@ -62,10 +62,10 @@ def make_model(path: Path) -> Weights:
 
     plain, of_experts = itertools.cycle(TYPES), itertools.cycle(TYPES)
     for layer in range(LAYERS):
-        for name, shape in PLAIN.items():
-            add(f"blk.{layer}.{name}", shape, next(plain))
-        for name, shape in OF_EXPERTS.items():
-            add(f"blk.{layer}.{name}", shape, next(of_experts))
+        for name in PLAIN:
+            add(f"blk.{layer}.{name}", PLAIN[name], next(plain))
+        for name in OF_EXPERTS:
+            add(f"blk.{layer}.{name}", OF_EXPERTS[name], next(of_experts))
         add(f"blk.{layer}.ffn_gate_inp", (EXPERTS, WIDTH), "F32")
         for name in ("attn_norm", "ffn_norm"):
             add(f"blk.{layer}.{name}", (WIDTH,), "F32")
@@ -92,7 +92,7 @@ def _random(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> n
     flat = blocks.reshape(*shape[:-1], -1)
     scale_at, minimum = _SCALES[kind]
 
-    def set_half(at: int, numbers: Floats) -> None:
+    def set_half(at: int, numbers: Any) -> None:
         blocks[..., at : at + 2] = numbers.astype(np.float16)[..., None].view(np.uint8)
 
     scales = random.uniform(0.5, 1.5, blocks.shape[:-1])

@@ -36,6 +36,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buft_get_device": (_HANDLE, [_HANDLE]),
 }
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
+
+
 @llama_cpp.llama_log_callback
 def _forward(level: int, text: bytes, _: object) -> None:
     line = text.decode(errors="replace").rstrip()

@@ -226,7 +226,7 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
         physical_cores=psutil.cpu_count(logical=False) or 1,
         disk_free_bytes=shutil.disk_usage(there).free,
         driver=driver,
-        llama_gpu_build=llama and llama.for_gpus,
+        llama_gpu_build=None if llama is None else llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
         fault=_fault(gpus, llama),
         hints=_hints(gpus, llama),

@@ -104,8 +104,12 @@ def measure_cpu(n_threads: int) -> CpuSpeed:
 
     selftest.require("cpu")
     with KernelBench(devices.cpu(), n_threads) as bench:
-        weights = {name: round(bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE), 2) for name, kind in TYPES.items()}
-        attention = {name: round(bench.attention_ns(TYPES[kind]), 4) for name, kind in (("f16", "F16"), ("q8_0", "Q8_0"))}
+        weights = {
+            name: round(bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE), 2) for name, kind in TYPES.items()
+        }
+        attention = {
+            name: round(bench.attention_ns(TYPES[kind]), 4) for name, kind in (("f16", "F16"), ("q8_0", "Q8_0"))
+        }
         narrow_gb_s = bench.weights_gb_s(TYPES["Q8_0"], columns=NARROW_COLUMNS)
     # a row of Q8_0, 34 bytes for 32 numbers, in nanoseconds
     wide_ns = COLUMNS * 34 / 32 / weights["Q8_0"]
