@@ -72,7 +72,7 @@ class Hardware:
     @property
     def usable_gpus(self) -> tuple[Gpu, ...]:
         """Those that llama.cpp as installed can use."""
-        return self.gpus if self.llama_gpu_build else ()
+        return self.gpus if self.llama_gpu_build and not self.fault else ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -198,7 +198,7 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
         if not (speed or told or fault):
             speed = kernels.memory_gb_s(device)
         found.append(Gpu(name, total_bytes, free_bytes, speed, index=number))
-    return LlamaBuild(not fault, tuple(found), fault=fault)
+    return LlamaBuild(True, tuple(found), fault=fault)
 
 
 def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
