@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, EngineError, LiteError
+from storyfi_lite.futures import settle
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.tasks.base import Messages
 
@@ -479,14 +480,10 @@ def _running_mean(past: float | None, now: float) -> float:
 
 
 def _resolve(request: _Request, generation: Generation) -> None:
-    try:
-        request.future.set_result(generation)
-    except InvalidStateError:
+    if not settle(request.future, generation):
         log.debug("an answer came after its client left")
 
 
 def _fail(request: _Request, error: LiteError) -> None:
-    try:
-        request.future.set_exception(error)
-    except InvalidStateError:
+    if not settle(request.future, error):
         log.debug("a request failed after its client left")

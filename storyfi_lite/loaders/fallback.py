@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
+from storyfi_lite.futures import follow, settle
 from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
@@ -147,16 +148,11 @@ class FallbackLoader:
         health = loader.health()
         if not health.alive:
             raise Unavailable(f"{name} is dead and nothing stands in for it: {health.detail}")
-        inner = loader.submit(job)
-        outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
-        inner.add_done_callback(lambda done: self._pass_on(job, loader, done, outer))
+        follow(outer, loader.submit(job), lambda done: self._pass_on(job, loader, done, outer))
 
     def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
         """The inner outcome becomes the outer one, unless the loader died and another can still answer in
         time."""
-        if inner.cancelled():
-            outer.cancel()
-            return
         error = inner.exception()
         if error is not None and not outer.done() and job.deadline_s > time.monotonic() and self._moved_on(loader):
             try:
@@ -164,12 +160,7 @@ class FallbackLoader:
                 return
             except LiteError as refused:
                 error = refused
-        if not outer.set_running_or_notify_cancel():
-            return
-        if error is None:
-            outer.set_result(inner.result())
-        else:
-            outer.set_exception(error)
+        settle(outer, inner.result() if error is None else error)
 
     def _moved_on(self, loader: Loader) -> bool:
         return not loader.health().alive and self._current()[1] is not loader

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from storyfi_lite.errors import Busy, DeadlineExceeded, LiteError, Unavailable
+from storyfi_lite.futures import settle
 from storyfi_lite.loaders.base import Answer, Job
 from storyfi_lite.loaders.connection import Line
 
@@ -28,22 +29,6 @@ class _Work:
     job: Job = field(compare=False)
     future: Future[Answer] = field(compare=False, default_factory=Future)
     line: Line = field(compare=False, default_factory=Line)
-    _ended: threading.Event = field(compare=False, default_factory=threading.Event)
-    _lock: threading.Lock = field(compare=False, default_factory=threading.Lock)
-
-    def end(self, outcome: Answer | LiteError) -> None:
-        """The first outcome counts. Until then the Future is pending, so that it can be cancelled at any
-        time."""
-        with self._lock:
-            if self._ended.is_set():
-                return
-            self._ended.set()
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, Answer):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
 
 
 class JobQueue:
@@ -77,7 +62,7 @@ class JobQueue:
                 raise Busy(f"{len(self._waiting)} requests already wait for the {self._name}")
             work = _Work((-job.priority, next(self._order)), job)
             late = DeadlineExceeded(f"the {self._name} did not answer in time")
-            timer = threading.Timer(remaining_s, work.end, [late])
+            timer = threading.Timer(remaining_s, settle, [work.future, late])
             timer.daemon = True
             work.future.add_done_callback(lambda future: timer.cancel())
             work.future.add_done_callback(lambda future: work.line.cut())
@@ -99,7 +84,7 @@ class JobQueue:
             waiting, self._waiting = self._waiting, []
             self._ready.notify_all()
         for work in waiting:
-            work.end(Unavailable(f"the loader of the {self._name} is closing"))
+            settle(work.future, Unavailable(f"the loader of the {self._name} is closing"))
         for thread in self._threads:
             thread.join(longest_s + CLOSE_GRACE_S)
 
@@ -111,7 +96,7 @@ class JobQueue:
 
     def _work(self) -> None:
         while (work := self._next()) is not None:
-            work.end(self._write(work.job, work.line))
+            settle(work.future, self._write(work.job, work.line))
             with self._ready:
                 self._running.discard(id(work))
 

@@ -16,6 +16,7 @@ from storyfi_lite.engine.model import ENGINE_NAME
 from storyfi_lite.engine.prompt import prompt_sha256
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import Busy, EngineError, LiteError
+from storyfi_lite.futures import follow, settle
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.schema import Object, Text
 from storyfi_lite.loaders import forecast
@@ -196,22 +197,17 @@ def _writing_s(done: Generation) -> float:
 
 
 def _then(inner: Future[Generation], convert: Callable[[Generation], Answer]) -> Future[Answer]:
-    """The inner Future's result, converted; cancelling the outer cancels the inner."""
+    """The inner Future's result, converted."""
     outer: Future[Answer] = Future()
 
     def finished(done: Future[Generation]) -> None:
-        if done.cancelled():
-            outer.cancel()
-        if not outer.set_running_or_notify_cancel():
-            return  # the client left
         try:
-            outer.set_result(convert(done.result()))
+            settle(outer, convert(done.result()))
         except LiteError as error:
-            outer.set_exception(error)
+            settle(outer, error)
         except Exception:
             log.exception("an answer could not be made")
-            outer.set_exception(EngineError("internal error in one request"))
+            settle(outer, EngineError("internal error in one request"))
 
-    inner.add_done_callback(finished)
-    outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+    follow(outer, inner, finished)
     return outer
