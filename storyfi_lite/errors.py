@@ -3,7 +3,7 @@
     LiteError                     70
     ├── BadInput                   2   the user or a peer gave something wrong
     │   └── RegistryError          2   models.yaml is wrong; says the line
-    ├── ConfigError               78   wallet, key, build or setting missing: restarting will not help
+    ├── ConfigError               78   wallet, key, build or setting missing, or a place that cannot be written: restarting will not help
     ├── DoesNotFit                73   memory or disk: says need and have
     ├── Unavailable               69   network, hub, chain or API cannot be reached
     ├── GrammarError              70   a task's grammar does not compile

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.models import fetch
 from storyfi_lite.models.registry import Architecture, GGUFFile, HubSource, ModelSpec, PackageSource, Part
 from storyfi_lite.models.store import SPARE_BYTES, Store
@@ -267,7 +267,7 @@ def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, tmp_path: Path, monkeypa
 
 def test_a_place_that_cannot_be_written_to_is_named(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match=r"cannot write to .*file.*STORYFI_LITE_MODELS"):
+    with pytest.raises(ConfigError, match=r"cannot write .*file.*STORYFI_LITE_MODELS"):
         pull(tmp_path / "file")
     assert not hub.log
 

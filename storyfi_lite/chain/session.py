@@ -28,7 +28,7 @@ from storyfi_lite.chain.client_thread import ClientThread
 from storyfi_lite.chain.identity import check_subnet, read_identity
 from storyfi_lite.chain.types import ChainHealth, MetagraphSnapshot, Neuron, SubnetIdentity, WriteResult
 from storyfi_lite.chain.wallets import check_registered
-from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 
 if TYPE_CHECKING:
     from bittensor import Client, Wallet
@@ -179,11 +179,11 @@ class ChainSession:
     # Lifecycle ----------------------------------------------------------------
 
     async def open(self) -> None:
-        """Get the first snapshot: each endpoint is tried once. Raises Unavailable or BadInput."""
+        """Get the first snapshot: each endpoint is tried once. Raises Unavailable, BadInput, or what kept a dev chain from being hosted."""
         for _ in self._endpoints:
             if await self._refresh_once() is None:
                 return
-            if isinstance(self._error, BadInput):
+            if isinstance(self._error, (BadInput, ConfigError, DoesNotFit)):  # ours, not the chain's
                 raise self._error
         tried = ", ".join(endpoint.label for endpoint in self._endpoints)
         raise Unavailable(f"the chain cannot be reached at {tried}: {self._problem}")

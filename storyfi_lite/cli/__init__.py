@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from storyfi_lite import __version__, stopping
+from storyfi_lite import __version__, files, stopping
 from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.machine.build import rebuild_command
 
@@ -100,6 +100,11 @@ def _run() -> int:
             return _failed_unforeseen()
         message = f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
         return _failed(message, ConfigError.exit_code)
+    except OSError as error:
+        if error.errno not in files.NO_PLACE:
+            return _failed_unforeseen()
+        refusal = files.unwritable(error.filename or "the output", error, "another HOME or --output")
+        return _failed(str(refusal), refusal.exit_code)
     except Exception as error:
         if str(error).startswith(
             "Failed to load shared library"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+    from storyfi_lite.validator.proof import Calibration
 
 TIMEOUT_S = 3600.0  # of one answer
 
@@ -40,10 +41,12 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
     storyfi-lite calibrate --model.path model.gguf
     storyfi-lite calibrate --model.name mistral-7b --quant Q4_K_M --answers 100
     """
+    from storyfi_lite import files
     from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.validator import proof
 
+    files.check_writable(proof.user_calibrations(), proof.MOVED_BY)
     opener = LocalOpener(SILENT)
     written = _honest_answers(opener, model, answers)
     replays = []
@@ -59,21 +62,29 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
             )
         assert response.proof is not None  # a local loader's answer has one
         calibration = proof.calibrate(prover.sha256, replays, response.proof.engine)
-    place = proof.save_calibration(calibration)
-    if as_json:
-        bound = proof.rate_bound(calibration.refuted, calibration.answers)
-        click.echo(json.dumps({**vars(calibration), "refuted_at_most": bound}))
-        return
-    click.echo(
-        f"mean {calibration.mean:.4f} nats a position over {calibration.positions:,} positions of {calibration.answers} answers"
+    click.echo(_json(calibration) if as_json else _words(calibration))
+    place = proof.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
+    click.echo(f"kept in {place}", err=as_json)
+
+
+def _json(calibration: Calibration) -> str:
+    from storyfi_lite.validator.proof import rate_bound
+
+    bound = rate_bound(calibration.refuted, calibration.answers)
+    return json.dumps({**vars(calibration), "refuted_at_most": bound})
+
+
+def _words(calibration: Calibration) -> str:
+    from storyfi_lite.validator.proof import rate_bound
+
+    bound = rate_bound(calibration.refuted, calibration.answers)
+    return (
+        f"mean {calibration.mean:.4f} nats a position over {calibration.positions:,} positions of {calibration.answers} answers\n"
+        f"an answer of 200 free positions is proven up to {calibration.proven_to(200):.4f} "
+        f"and refuted above {calibration.refuted_above(200):.4f}\n"
+        f"{calibration.refuted} of them refuted by the limits of all others: at most {bound:.2%} of honest answers, "
+        "with 95 % confidence"
     )
-    click.echo(f"an answer of 200 free positions is proven up to {calibration.proven_to(200):.4f} "
-               f"and refuted above {calibration.refuted_above(200):.4f}")  # fmt: skip
-    bound = proof.rate_bound(calibration.refuted, calibration.answers)
-    click.echo(
-        f"{calibration.refuted} of them refuted by the limits of all others: at most {bound:.2%} of honest answers, with 95 % confidence"
-    )
-    click.echo(f"kept in {place}")
 
 
 def _honest_answers(opener: LocalOpener, model: ModelOptions, answers: int) -> list[tuple[StoryRequest, StoryResponse]]:

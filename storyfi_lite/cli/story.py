@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storyfi_lite.cli.options import TASK_NAMES, api_options, model_options, placement_options
-from storyfi_lite.errors import BadInput
+from storyfi_lite.errors import BadInput, LiteError
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
@@ -35,7 +35,7 @@ def command(text: str, output: Path | None, count: int, seed: int | None, model:
     storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.json
     storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
     """
-    from storyfi_lite import tasks
+    from storyfi_lite import files, tasks
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.opening.loader import open_loader
     from storyfi_lite.opening.local import Notices
@@ -44,8 +44,10 @@ def command(text: str, output: Path | None, count: int, seed: int | None, model:
         _request("blueprint", {"user_input": text})
     )  # a mistake is told before a model is fetched
     seed = secrets.randbits(64) if seed is None else seed
-    if output is not None:
-        _write(output, "")  # nor is a directory that cannot be written to
+    if output is not None:  # so is a place that cannot be written
+        if not output.parent.is_dir():
+            raise BadInput(f"cannot write {output}: there is no directory {output.parent}")
+        files.check_writable(output, "--output FILE")
     with DownloadProgress() as progress:
         loader, facts = open_loader(model, Notices(progress.update, progress.note))
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
@@ -57,25 +59,11 @@ def command(text: str, output: Path | None, count: int, seed: int | None, model:
         click.echo(story)
         return
     try:
-        _write(output, story + "\n")
-    except BadInput:
+        files.write_text(output, story + "\n", "--output FILE")
+    except LiteError:
         click.echo(story)  # minutes of work
         raise
     click.echo(output, err=True)
-
-
-def _write(output: Path, text: str) -> None:
-    """Whole or not at all; an empty text is only tried. Raises BadInput."""
-    part = output.with_name(f".{output.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        if text:
-            part.replace(output)
-        else:
-            part.unlink()
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {output}: {error.strerror}") from None
 
 
 def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:

@@ -20,8 +20,10 @@ from typing import IO, Any
 
 from bittensor import RpcConnectionError
 
+from storyfi_lite import files
 from storyfi_lite.devchain.state import DevChain, Refused, signing_payload
 
+MOVED_BY = "--network dev:DIRECTORY"
 REQUEST_TIMEOUT_S = 10.0
 MAX_LINE_BYTES = 4 * 2**20
 
@@ -80,9 +82,7 @@ class DevChainServer:
         self._server = _Server(chain)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dev-chain", daemon=True)
         self._thread.start()
-        part = directory / "chain.json.part"
-        part.write_text(json.dumps({"port": self._server.server_address[1]}))
-        part.replace(directory / "chain.json")
+        files.write_text(directory / "chain.json", json.dumps({"port": self._server.server_address[1]}), MOVED_BY)
 
     @classmethod
     def start(cls, directory: Path, chain: DevChain | None = None) -> DevChainServer | None:

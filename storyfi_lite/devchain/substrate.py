@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 from bittensor import Balance, ExtrinsicResult, RpcConnectionError, Wallet, calls
 from bittensor import ChainError as SdkChainError
 
-from storyfi_lite.devchain.link import DevCall, DevChainServer, DevLink
+from storyfi_lite import files
+from storyfi_lite.devchain.link import MOVED_BY, DevCall, DevChainServer, DevLink
 from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
 from storyfi_lite.errors import Unavailable
 
@@ -212,12 +213,18 @@ class DevNetwork:
 
 
 def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state: DevState | None = None) -> DevNetwork:
-    """Host or join the dev chain of `directory`; make, register and stake its wallets where still to do.
+    """Hosts or joins the dev chain of `directory`; makes, registers and stakes its wallets where still to do.
 
     Wallets are bittensor wallets under directory/wallets, named miner, miner-2, …, validator, validator-2, …,
     each with the hotkey "default". `state` sets the chain's rules if this call becomes the host. May be
-    called again at any time, by several processes at once. Raises Unavailable if the host does not answer.
+    called again at any time, by several processes at once. Raises Unavailable if the host does not answer, ConfigError or
+    DoesNotFit where `directory` cannot be written.
     """
+    with files.writing(directory, MOVED_BY):
+        return _dev_network(directory, miners, validators, state)
+
+
+def _dev_network(directory: Path, miners: int, validators: int, state: DevState | None) -> DevNetwork:
     server = DevChainServer.start(directory, DevChain(state))
     link = DevLink(directory)
     try:
@@ -242,9 +249,10 @@ def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state:
 
 def dev_wallet(directory: Path, name: str) -> Wallet:
     """The dev wallet of that name with hotkey "default", made if it is missing; dev_network registers it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with _wallets_lock(directory):
-        return _make_wallet(directory, name)
+    with files.writing(directory, MOVED_BY):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _wallets_lock(directory):
+            return _make_wallet(directory, name)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from storyfi_lite import files
 from storyfi_lite.errors import Busy, ConfigError
 
 DAY_S = 86_400
+MOVED_BY = "XDG_STATE_HOME=DIRECTORY"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Meter:
             )
 
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
-        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError when it can't be
+        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError or DoesNotFit when it can't be
         written."""
         with self._shared():
             used = self._today()
@@ -127,11 +128,9 @@ class Meter:
     def _shared(self) -> Iterator[None]:
         """What all processes used so far, and nobody else adds to it meanwhile."""
         with self._lock:
-            try:
+            with files.writing(self._path, MOVED_BY):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 lock = self._path.with_name(self._path.name + ".lock").open("w")
-            except OSError as error:
-                raise self._unwritable(error) from None
             with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._usage = self._load()
@@ -146,7 +145,7 @@ class Meter:
             used.completion_tokens + completion_tokens,
             max(0.0, used.usd + usd),
         )
-        self._save()
+        files.write_text(self._path, json.dumps(asdict(self._usage)), MOVED_BY)
 
     def _today(self) -> Usage:
         day = int(self._clock() // DAY_S)
@@ -174,17 +173,3 @@ class Meter:
                 f"the API meter {self._path} is damaged, so today's use is not known; "
                 f"to start from zero: rm {self._path}"
             ) from None
-
-    def _save(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".new")
-        try:
-            with temporary.open("w") as file:
-                json.dump(asdict(self._usage), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        except OSError as error:
-            raise self._unwritable(error) from None
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"the API meter {self._path} cannot be written: {error.strerror}")

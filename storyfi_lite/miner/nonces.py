@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from storyfi_lite import files
 from storyfi_lite.errors import ConfigError
 
 MAX_PER_HOTKEY = 2_000
+MOVED_BY = "--state-dir DIRECTORY"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seen (hotkey TEXT, nonce_ns INTEGER, PRIMARY KEY (hotkey, nonce_ns)) WITHOUT ROWID;
@@ -40,6 +42,7 @@ class SqliteNonceStore:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.retention = retention_s
+        self._path = path
         self._max_per_hotkey = max_per_hotkey
         self._now_ns = now_ns
         self._lock = threading.Lock()
@@ -58,16 +61,18 @@ class SqliteNonceStore:
             ) from error
 
     def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
-        """True, and remembered, if this pair was never seen and is above the hotkey's floor; else False."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        """True, and remembered, if this pair was never seen and is above the hotkey's floor; else False. Raises ConfigError or
+        DoesNotFit when that cannot be written, and then nobody is answered."""
+        with self._lock, files.writing(self._path, MOVED_BY):
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 fresh = self._store(hotkey_ss58, nonce_ns)
+                self._db.execute("COMMIT")
+                return fresh
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
-            return fresh
 
     def _store(self, hotkey: str, nonce_ns: int) -> bool:
         floor = self._db.execute("SELECT nonce_ns FROM floor WHERE hotkey = ?", (hotkey,)).fetchone()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import logging
 from pathlib import Path
+
+from storyfi_lite import files
+from storyfi_lite.errors import LiteError
+
+log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 22
 
@@ -27,12 +32,10 @@ def file_sha256(path: Path) -> str:
 def remember(path: Path, sha256: str) -> None:
     """Notes a digest that was computed elsewhere, of the file as it is now."""
     known = _read() | {_key(path): sha256}
-    memory = _memory()
-    part = memory.with_suffix(f".{path.name}.part")
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the answer
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known))
-        part.replace(memory)
+    try:
+        files.write_text(_memory(), json.dumps(known), "XDG_CACHE_HOME=DIRECTORY")
+    except LiteError as error:  # it costs time, not the answer
+        log.warning("%s; the file is hashed again next time", error)
 
 
 def _memory() -> Path:

@@ -9,7 +9,6 @@ No file stands under its final name before it is whole and its sha256 is right. 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -21,11 +20,13 @@ from pathlib import Path
 
 import platformdirs
 
+from storyfi_lite import files
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
 from storyfi_lite.models import digest, sources
 from storyfi_lite.models.fetch import Fetch
 from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
 
+MOVED_BY = "STORYFI_LITE_MODELS=DIRECTORY"
 SPARE_BYTES = 256 << 20  # left free on the disk
 INEXACT_SHARE = 0.9  # of the size in models.yaml, where that is not exact: a file below it was cut off
 
@@ -81,7 +82,8 @@ class Store:
         """Fetches what is missing or not the pinned bytes, part by part; returns part 1's path. Makes no network call if all is
         here.
 
-        Raises Unavailable, DoesNotFit (disk), or BadInput (bytes that are not the pinned ones)."""
+        Raises Unavailable, DoesNotFit (disk), BadInput (bytes that are not the pinned ones), or
+        ConfigError (a place that cannot be written)."""
         with self._disk_errors():
             for part in file.parts:
                 self._set_damaged_aside(spec, part, on_note)
@@ -190,14 +192,11 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in files.FULL:
                 raise DoesNotFit(
                     f"the disk of {self.root} is full; what came is kept: free some, and run the same command again"
                 ) from None
-            raise BadInput(
-                f"cannot write to {error.filename or self.root}: {error.strerror}; set STORYFI_LITE_MODELS to a "
-                "directory that you may write to"
-            ) from None
+            raise files.unwritable(error.filename or self.root, error, MOVED_BY) from None
 
 
 def _size(path: Path) -> int:

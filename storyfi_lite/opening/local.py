@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
+from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import Header, architecture, read_local
@@ -130,7 +130,7 @@ class LocalOpener:
             placement = self._place(options)
         try:
             path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
-        except (Unavailable, BadInput, DoesNotFit) as error:  # no hub, another file there than we know, no disk
+        except (Unavailable, BadInput, DoesNotFit, ConfigError) as error:  # no hub, another file than we know, no place
             here = None if options.quant else self._best_here(options)
             if here is None:
                 raise

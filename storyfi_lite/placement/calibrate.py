@@ -7,6 +7,7 @@ Types differ by a factor of five on one CPU: the simple ones are bound by memory
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -14,6 +15,11 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from storyfi_lite import files
+from storyfi_lite.errors import LiteError
+
+log = logging.getLogger(__name__)
 
 NARROW_COLUMNS = 512
 # ggml_type of ggml.h
@@ -73,10 +79,9 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
     if not undisturbed:
         return measured
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**known, key: asdict(measured)}))
-    except OSError:
-        pass  # a read-only home: measured again next time
+        files.write_text(path, json.dumps({**known, key: asdict(measured)}), "XDG_CACHE_HOME=DIRECTORY")
+    except LiteError as error:
+        log.warning("%s; this CPU is measured again next time", error)
     return measured
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storyfi_lite import files
 from storyfi_lite.errors import ConfigError
 from storyfi_lite.rounds.query import UNKNOWN
 from storyfi_lite.rounds.questions import STAGES, Story
@@ -115,8 +116,8 @@ class State:
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def save(self, outcome: Outcome) -> None:
-        """The whole round, or nothing of it."""
-        with self._transaction():
+        """The whole round, or nothing of it. Raises ConfigError or DoesNotFit where it cannot be written."""
+        with self._writing(), self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO miner VALUES (?, ?, ?, ?, ?)",
                 [
@@ -141,19 +142,23 @@ class State:
         self._db.execute("INSERT OR REPLACE INTO story VALUES (?, ?, ?)", row)
 
     def weights_set(self, block: int) -> None:
-        with self._transaction():
+        with self._writing(), self._transaction():
             self._db.execute("DELETE FROM weights")
             self._db.execute("INSERT INTO weights VALUES (?)", (block,))
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return files.writing(self._path or Path(":memory:"), "--state-dir DIRECTORY")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from storyfi_lite import files
 from storyfi_lite.errors import BadInput
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.verify import same_answer, sampling
@@ -32,6 +33,7 @@ FAR_Z = 30.0  # refutes short answers too: the farthest of 1,601 short honest te
 ELSEWHERE_NATS = (
     0.015  # another machine's kernels: an honest AVX2 answer was 0.036 off on AVX-512, 0.013 above all of its own
 )
+MOVED_BY = "XDG_CONFIG_HOME=DIRECTORY"
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
 
@@ -240,15 +242,12 @@ def calibration_of(sha256: str, path: Path | None = None) -> Calibration:
 
 
 def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
-    """Adds it to the user's own calibrations; returns their file."""
+    """Adds it to the user's own calibrations; returns their file. Raises ConfigError or DoesNotFit where it cannot be written."""
     path = path or user_calibrations()
     rows = _read(path) if path.exists() else {}
     fields = {key: value for key, value in vars(calibration).items() if key != "model_sha256"}
     rows[calibration.model_sha256] = fields
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(yaml.safe_dump(rows, sort_keys=False))
-    part.replace(path)
+    files.write_text(path, yaml.safe_dump(rows, sort_keys=False), MOVED_BY)
     return path
 
 

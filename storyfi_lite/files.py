@@ -1,0 +1,74 @@
+"""Files that this program writes: whole or not at all, and one line for a place that cannot be written.
+
+`moved_by` is the flag or variable that puts a file elsewhere; every message names it. Not for model files, which
+are fetched piece by piece: see models/fetch.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from storyfi_lite import stopping
+from storyfi_lite.errors import ConfigError, DoesNotFit, LiteError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_PLACE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+_SQLITE_FULL = "disk is full"
+
+
+def unwritable(path: str | Path, error: OSError | sqlite3.Error, moved_by: str) -> LiteError:
+    """The error to raise: DoesNotFit for a full disk, else ConfigError."""
+    if isinstance(error, OSError):
+        full, reason = error.errno in FULL, error.strerror or str(error)
+    else:
+        full, reason = _SQLITE_FULL in str(error), str(error)
+    message = f"cannot write {path}: {reason}; {moved_by} puts it elsewhere"
+    return DoesNotFit(f"{message}, or free some space") if full else ConfigError(message)
+
+
+@contextlib.contextmanager
+def writing(path: Path, moved_by: str) -> Iterator[None]:
+    """Whatever is written inside, at `path` or below. Raises as `unwritable` says."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise unwritable(getattr(error, "filename", None) or path, error, moved_by) from None
+
+
+def write_text(path: Path, text: str, moved_by: str) -> None:
+    """Puts a new file in the place of an old one, in one step; makes its directory. Raises as `unwritable` says."""
+    with writing(path, moved_by):
+        path = path.resolve()  # a link stays a link
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a pipe or a terminal
+            path.write_text(text, encoding="utf-8")
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with stopping.held():
+            try:
+                with part.open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                raise
+
+
+def check_writable(path: Path, moved_by: str) -> None:
+    """Whether a file could be made at `path`, found out before hours of work. Leaves nothing; raises as `unwritable` says."""
+    if path.exists() and not path.is_file():
+        return  # a pipe or a terminal
+    there = next(place for place in path.resolve().parents if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise unwritable(path, error, moved_by) from None
