@@ -103,7 +103,7 @@ def _run() -> int:
     except OSError as error:
         if error.errno not in files.NO_PLACE:
             return _failed_unforeseen()
-        refusal = files.unwritable(error.filename or "the output", error, "another HOME or --output")
+        refusal = files.unwritable(error.filename or "the output", error, "another file or HOME")
         return _failed(str(refusal), refusal.exit_code)
     except Exception as error:
         if str(error).startswith(
