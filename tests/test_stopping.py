@@ -51,7 +51,7 @@ class Home:
             "generate": ["generate", "a lighthouse keeper", *model],
             "story": ["story", "a lighthouse keeper", *model, "-o", story],
             "bench": ["bench", *model],
-            "calibrate": ["calibrate", str(self.model), "--threads", "1"],
+            "calibrate": ["calibrate", *model],
             "prove": ["prove", str(self._answer), "--text", "a heist", *model],
             "mine": ["mine", *dev, *model, "--axon.port", self.port],
             "validate": ["validate", *dev, "--threads", "1"],
