@@ -37,7 +37,8 @@ def test_the_compose_file() -> None:
     mounts = dict(with_defaults(volume).split(":")[:2] for volume in miner["volumes"])
     assert set(compose["volumes"]) == {name for name in mounts if not name.startswith("~")}
     assert {str(options["state_dir"]), str(options["chain_wallet_path"]), "/models"} == set(mounts.values())
-    assert f"127.0.0.1:{options['port']}/health" in miner["healthcheck"]["test"][-1]
+    image = (ROOT / "Dockerfile.cuda").read_text()
+    assert f"127.0.0.1:{options['port']}/health" in image and f"XDG_STATE_HOME={options['state_dir']}" in image
     assert all("=" not in str(value) for value in miner["environment"].values())
 
 
