@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from storyfi_lite import __version__
 from storyfi_lite.cli import COMMANDS, cli
 from storyfi_lite.errors import BadInput
 from tests.answers import ENGLISH
@@ -108,3 +109,45 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(small_model_pa
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 78
     assert "pip install '.[local]'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["plcae"], "Did you mean place?"),
+        (
+            ["generate", "a", "lighthouse", "keeper"],
+            'put the text in quotes: storyfi-lite generate "a lighthouse keeper"',
+        ),
+        (["story", "a", "heist"], "put the text in quotes"),
+        (["qqqqq"], "No such command 'qqqqq'"),
+    ],
+)
+def test_a_slip_of_the_fingers_is_told_what_was_meant(typed: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli, typed)
+    assert result.exit_code == 2 and says in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [(["help"], "The lean StoryFi miner"), (["help", "pull"], "An interrupted pull"), (["version"], __version__)],
+)
+def test_help_and_version_are_commands_too(typed: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli, typed)
+    assert result.exit_code == 0 and says in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("storyfi-lite pull lla", {"llama-3-70b", "llama-3-8b"}),
+        ("storyfi-lite generate x --model.name gem", {"gemma-7b"}),
+        ("storyfi-lite place --model.name qwen-72b --quant q4", {"Q4_K_M"}),
+        ("storyfi-lite mine --network d", {"dev"}),
+    ],
+)
+def test_the_shell_completes_values(line: str, offers: set[str]) -> None:
+    words = line.split()
+    environment = {"_STORYFI_LITE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    result = CliRunner().invoke(cli, env=environment, prog_name="storyfi-lite")
+    assert offers <= {offer.partition(",")[2] for offer in result.output.splitlines()}

@@ -1,10 +1,11 @@
-"""The command line: one module a command, imported only when that command runs. No logic lives here.
+"""The command line: one module a command, imported only when that command runs. A command reads options, calls the rooms and prints.
 
 `main` is the entry point; it turns a LiteError into one clear message on stderr and its exit code.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -21,37 +22,37 @@ from storyfi_lite.machine.build import rebuild_command
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
 
-# command -> its module under storyfi_lite.cli; each module has a click command named `command`
-COMMANDS = {
-    "mine": "mine",
-    "pull": "pull",
-    "generate": "generate",
-    "story": "story",
-    "verify": "verify",
-    "grammar": "grammar",
-    "probe": "probe",
-    "place": "place",
-    "bench": "bench",
-    "models": "models",
-    "doctor": "doctor",
-    "prove": "prove",
-    "calibrate": "calibrate",
-    "validate": "validate",
-    "completion": "completion",
-}
+# each is a module of storyfi_lite.cli that has a click command named `command`
+COMMANDS = (
+    "mine", "pull", "generate", "story", "verify", "grammar", "probe", "place", "bench", "models", "doctor", "prove", "calibrate",
+    "validate", "completion",
+)  # fmt: skip
+TAKE_A_TEXT = ("generate", "story")
 
 
 class LazyGroup(click.Group):
-    """Lists commands from COMMANDS and imports a module only when it is asked for."""
+    """Lists COMMANDS and imports a module only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        return importlib.import_module(f"storyfi_lite.cli.{module}").command
+        return importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command if cmd_name in COMMANDS else None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Takes `help`, `help COMMAND` and `version` for the options that other tools spell so."""
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
+        elif args == ["version"]:
+            args = ["--version"]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, n=2)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,6 +60,12 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # before click sees it, which exits 1
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
             raise click.exceptions.Exit(141) from None
+        except click.UsageError as error:
+            command = error.ctx.info_name if error.ctx else None
+            if command in TAKE_A_TEXT and error.message.startswith("Got unexpected extra argument"):
+                hint = f'put the text in quotes: storyfi-lite {command} "a lighthouse keeper"'
+                raise click.UsageError(f"{error.message}\n  {hint}", error.ctx) from None
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

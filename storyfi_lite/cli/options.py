@@ -13,6 +13,26 @@ import click
 TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
 
 
+def complete_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    """For the shell: the registry's names that begin so."""
+    from storyfi_lite.models.registry import load_registry
+
+    return [key for key in load_registry().keys if key.startswith(begun)]
+
+
+def complete_quants(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    """For the shell: the quantizations that begin so, of the model that the line names, else of all."""
+    from storyfi_lite.models.registry import load_registry
+
+    named = ctx.params.get("model_name") or ctx.params.get("model")
+    files = [(spec.key, file.quant) for spec in load_registry().local for file in spec.files]
+    return sorted({quant for key, quant in files if named in (None, key) and quant.startswith(begun.upper())})
+
+
+def complete_networks(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    return [name for name in ("test", "finney", "local", "dev") if name.startswith(begun)]
+
+
 class _Ids(click.ParamType):
     name = "ids"
 
@@ -90,6 +110,7 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
             "--network",
             "-n",
             "chain_network",
+            shell_complete=complete_networks,
             default="test",
             show_default=True,
             help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
@@ -118,6 +139,7 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
         "--model.name",
         "model_name",
         envvar="MODEL_NAME",
+        shell_complete=complete_models,
         help="A model of the registry.  [default: the best that fits]",
     )
     pointed_at = click.option(
@@ -127,7 +149,12 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
         help="Any GGUF file.",
     )
     loaded = (pointed_at, _threads("model_n_threads")) if path else ()
-    quant = click.option("--quant", "model_quant", help="A quantization of --model.name, for example Q4_K_M.")
+    quant = click.option(
+        "--quant",
+        "model_quant",
+        shell_complete=complete_quants,
+        help="A quantization of --model.name, for example Q4_K_M.",
+    )
     ctx = click.option(
         "--ctx",
         "model_n_ctx",

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import click
 
+from storyfi_lite.cli.options import complete_models, complete_quants
+
 
 @click.command()
-@click.argument("model", required=False)
-@click.option("--quant", help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]")
+@click.argument("model", required=False, shell_complete=complete_models)
+@click.option(
+    "--quant",
+    shell_complete=complete_quants,
+    help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]",
+)
 @click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line instead of the path.")
