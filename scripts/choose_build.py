@@ -98,6 +98,13 @@ def packaged_compiler(folder: Path) -> Path:
     return root
 
 
+def with_compiler(nvcc: Path) -> str:
+    """CMake's arguments for it; the built library looks for cuBLAS beside it."""
+    libraries = nvcc.resolve().parents[1] / "lib64"
+    path = [f"'-DCMAKE_{kind}_LINKER_FLAGS=-Wl,-rpath,{libraries}'" for kind in ("MODULE", "SHARED")]
+    return " ".join([f"'-DCMAKE_CUDA_COMPILER={nvcc}'", *path])
+
+
 def other_cards() -> list[str]:
     """The makers of other cards that this machine shows."""
     found = {path.read_text().strip() for path in Path("/sys/class/drm").glob("card*/device/vendor")}
@@ -114,10 +121,10 @@ def choose(folder: Path) -> tuple[str, str]:
     architectures = ";".join(f"{each}-real" for each in nvidia.capabilities)
     arguments = f"-DGGML_CUDA=on '-DCMAKE_CUDA_ARCHITECTURES={architectures}'"
     if nvcc := system_compiler(nvidia):
-        return f"{arguments} '-DCMAKE_CUDA_COMPILER={nvcc}'", f"found {cards}: llama.cpp for it with {nvcc}"
+        return f"{arguments} {with_compiler(Path(nvcc))}", f"found {cards}: llama.cpp for it with {nvcc}"
     if nvidia.cuda >= 1000 * int(CUDA.partition(".")[0]) and min(nvidia.capabilities) >= MIN_CAPABILITY:
         root = packaged_compiler(folder)
-        paths = f"'-DCUDAToolkit_ROOT={root}' '-DCMAKE_CUDA_COMPILER={root}/bin/nvcc'"
+        paths = f"'-DCUDAToolkit_ROOT={root}' {with_compiler(root / 'bin' / 'nvcc')}"
         return f"{arguments} {paths}", f"found {cards}: llama.cpp for it with CUDA {CUDA} from PyPI"
     driver = f"{nvidia.cuda // 1000}.{nvidia.cuda % 1000 // 10}"
     need = f"a driver for CUDA {CUDA} (580 or newer) and a card of the RTX 20 series or later"

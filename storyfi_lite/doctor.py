@@ -247,7 +247,7 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
         return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
     if machine.llama_gpu_build is None:
         return Check("llama.cpp", "mend", "llama.cpp is not installed", rebuild_command())
-    built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; it passed its self-test"
+    built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; its self-test passed"
     return Check("llama.cpp", "ok", "; ".join([built, *machine.hints]))
 
 

@@ -23,7 +23,7 @@ SOUND: set[str] = set()  # where this process need not ask again
 MAX_ERROR = (
     0.1  # of logits, against numpy; 0.03 is usual, and one row of sixteen wrong in one matrix makes 0.09 or more
 )
-TIMEOUT_S = 120  # it takes one or two seconds; a machine may be busy
+TIMEOUT_S = 300  # one or two seconds are usual; a machine may be busy, a GPU may compile its kernels first
 MEND: dict[Where, str] = {
     "cpu": rebuild_command("-DGGML_CPU_ALL_VARIANTS=off"),  # for any CPU with AVX2: without AMX and AVX-512
     "gpu": rebuild_command("-DGGML_CUDA=off"),

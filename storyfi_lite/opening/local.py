@@ -77,8 +77,9 @@ class LocalOpener:
         is as fast as the later ones. Raises BadInput, Unavailable, DoesNotFit or EngineError."""
         from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
-        if self.hardware.fault:
-            self._notices.note(self.hardware.fault)
+        idle_build = self.hardware.hints if self.hardware.llama_gpu_build else ()
+        for said in filter(None, (self.hardware.fault, *idle_build)):
+            self._notices.note(said)
 
         def make(placed: PlacedFile) -> LocalModelLoader:
             spec, file = placed.placement.spec, placed.placement.file
