@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from storyfi_lite import files
 from storyfi_lite.errors import LiteError, Unavailable
 from storyfi_lite.loaders.keys import API_KEYS, load_key
 from storyfi_lite.machine.build import rebuild_command
@@ -316,8 +317,7 @@ def check_disk() -> Check:
     """Room where models and state are kept."""
     import platformdirs
 
-    root = Path(os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")).absolute()
-    there = next(path for path in (root, *root.parents) if path.exists())
+    there = files.nearest(Path(os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")))
     free_bytes = shutil.disk_usage(there).free
     detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"
     if free_bytes < FREE_DISK_BYTES:

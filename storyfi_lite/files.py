@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from storyfi_lite import stopping
 from storyfi_lite.errors import ConfigError, DoesNotFit, LiteError
+
+log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_PLACE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -23,7 +27,7 @@ _SQLITE_FULL = "disk is full"
 
 
 def unwritable(path: str | Path, error: OSError | sqlite3.Error, moved_by: str) -> LiteError:
-    """The error to raise: DoesNotFit for a full disk, else ConfigError."""
+    """Makes the error to raise: DoesNotFit for a full disk, else ConfigError."""
     if isinstance(error, OSError):
         full, reason = error.errno in FULL, error.strerror or str(error)
     else:
@@ -34,7 +38,7 @@ def unwritable(path: str | Path, error: OSError | sqlite3.Error, moved_by: str) 
 
 @contextlib.contextmanager
 def writing(path: Path, moved_by: str) -> Iterator[None]:
-    """Whatever is written inside, at `path` or below. Raises as `unwritable` says."""
+    """Translates what goes wrong inside, where something is written at `path` or below. Raises as `unwritable` says."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -63,12 +67,29 @@ def write_text(path: Path, text: str, moved_by: str) -> None:
                 raise
 
 
-def check_writable(path: Path, moved_by: str) -> None:
-    """Whether a file could be made at `path`, found out before hours of work. Leaves nothing; raises as `unwritable` says."""
-    if path.exists() and not path.is_file():
-        return  # a pipe or a terminal
-    there = next(place for place in path.resolve().parents if place.exists())
+def write_cache(path: Path, text: str) -> None:
+    """Keeps what can be had again. A place that cannot be written costs time, not the answer, and is told once."""
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        write_text(path, text, "XDG_CACHE_HOME=DIRECTORY")
+    except LiteError as error:
+        _tell_once(str(error))
+
+
+@cache
+def _tell_once(why: str) -> None:
+    log.warning("%s; until then it is found out again each time", why)
+
+
+def check_writable(path: Path, moved_by: str) -> None:
+    """Finds out whether a file could be made at `path`, before hours of work. Leaves nothing; raises as `unwritable` says."""
+    if os.path.exists(path) and not path.is_file():
+        return  # a pipe or a terminal
+    try:
+        tempfile.TemporaryFile(dir=nearest(path.resolve().parent)).close()
     except OSError as error:
         raise unwritable(path, error, moved_by) from None
+
+
+def nearest(path: Path) -> Path:
+    """The directory itself, or the nearest above it that is there and may be looked at."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.exists(place))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,12 +269,16 @@ def _names(role: str, count: int) -> list[str]:
 
 
 def _make_wallet(directory: Path, name: str) -> Wallet:
-    wallet = Wallet(name, path=str(directory / "wallets"))
-    if not wallet.coldkey_file.exists_on_device():
-        wallet.create_new_coldkey(use_password=False, suppress=True)
-    if not wallet.hotkey_file.exists_on_device():
-        wallet.create_new_hotkey(use_password=False, suppress=True)
-    return wallet
+    """Both of its keys or, on a full disk, none: half a wallet would be taken for a whole one next time."""
+    wallets = directory / "wallets"
+    if not (wallets / name).exists():
+        with tempfile.TemporaryDirectory(dir=directory) as part:
+            made = Wallet(name, path=part)
+            made.create_new_coldkey(use_password=False, suppress=True)
+            made.create_new_hotkey(use_password=False, suppress=True)
+            wallets.mkdir(exist_ok=True)
+            (Path(part) / name).rename(wallets / name)
+    return Wallet(name, path=str(wallets))
 
 
 def _register(link: DevLink, wallet: Wallet, netuid: int) -> None:

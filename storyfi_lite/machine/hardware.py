@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from storyfi_lite import files
 from storyfi_lite.errors import BadInput
 from storyfi_lite.machine import selftest
 from storyfi_lite.machine.build import rebuild_command
@@ -216,15 +217,13 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
     llama = read_llama(gpus)
     seen = llama.gpus if llama else ()
     gpus = gpus or seen  # another maker's GPU: no NVML, but llama.cpp knows it
-    root = (models_root or Store().root).absolute()
-    there = next(path for path in (root, *root.parents) if path.exists())
     memory = psutil.virtual_memory()
     return Hardware(
         gpus=gpus,
         ram_total_bytes=memory.total,
         ram_available_bytes=memory.available,
         physical_cores=psutil.cpu_count(logical=False) or 1,
-        disk_free_bytes=shutil.disk_usage(there).free,
+        disk_free_bytes=shutil.disk_usage(files.nearest(models_root or Store().root)).free,
         driver=driver,
         llama_gpu_build=None if llama is None else llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),

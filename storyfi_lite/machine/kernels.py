@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from storyfi_lite import files
 from storyfi_lite.machine.build import fingerprint
 from storyfi_lite.machine.devices import Device, ggml
 
@@ -182,7 +183,5 @@ def memory_gb_s(device: Device) -> float | None:
                 known[key] = round(bench.weights_gb_s(F16), 3)
         except RuntimeError:
             return None
-        with contextlib.suppress(OSError):  # a home that cannot be written to: measured again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(known))
+        files.write_cache(path, json.dumps(known))
     return known[key]

@@ -7,13 +7,14 @@ in the cache folder for this build, CPU and driver; a failure is not, so a mende
 
 from __future__ import annotations
 
-import contextlib
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
+from storyfi_lite import files
 from storyfi_lite.errors import ConfigError, DoesNotFit
 from storyfi_lite.machine.build import fingerprint, rebuild_command
 
@@ -43,13 +44,11 @@ def fault(where: Where) -> str:
     if where in SOUND:
         return ""
     passed = Path(platformdirs.user_cache_dir("storyfi-lite")) / "selftest" / f"{where}-{fingerprint()}"
-    if not passed.exists():
+    if not os.path.exists(passed):
         if wrong := _ask_child(where):
             what = f"llama.cpp {wrong} in its self-test on this machine's {where.upper()}; build it another way:"
             return f"{what}\n  {MEND[where]}"
-        with contextlib.suppress(OSError):  # a home that cannot be written to costs two seconds each time
-            passed.parent.mkdir(parents=True, exist_ok=True)
-            passed.touch()
+        files.write_cache(passed, "")
     SOUND.add(where)
     return ""
 

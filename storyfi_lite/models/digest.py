@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from storyfi_lite import files
-from storyfi_lite.errors import LiteError
-
-log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 22
 
@@ -32,10 +28,7 @@ def file_sha256(path: Path) -> str:
 def remember(path: Path, sha256: str) -> None:
     """Notes a digest that was computed elsewhere, of the file as it is now."""
     known = _read() | {_key(path): sha256}
-    try:
-        files.write_text(_memory(), json.dumps(known), "XDG_CACHE_HOME=DIRECTORY")
-    except LiteError as error:  # it costs time, not the answer
-        log.warning("%s; the file is hashed again next time", error)
+    files.write_cache(_memory(), json.dumps(known))
 
 
 def _memory() -> Path:

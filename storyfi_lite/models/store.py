@@ -73,8 +73,7 @@ class Store:
     @property
     def free_bytes(self) -> int:
         """Free on the disk of `root`, which need not be there yet."""
-        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
-        return shutil.disk_usage(there).free
+        return shutil.disk_usage(files.nearest(self.root)).free
 
     def pull(
         self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
@@ -200,7 +199,7 @@ class Store:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_size if os.path.exists(path) else 0
 
 
 def _settle(partial: Path, final: Path) -> None:

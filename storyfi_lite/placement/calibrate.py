@@ -7,7 +7,6 @@ Types differ by a factor of five on one CPU: the simple ones are bound by memory
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import time
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from storyfi_lite import files
-from storyfi_lite.errors import LiteError
-
-log = logging.getLogger(__name__)
 
 NARROW_COLUMNS = 512
 # ggml_type of ggml.h
@@ -76,12 +72,8 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
             break
         again, undisturbed = _measured(n_threads)
         measured = again if undisturbed else measured.best_of(again)
-    if not undisturbed:
-        return measured
-    try:
-        files.write_text(path, json.dumps({**known, key: asdict(measured)}), "XDG_CACHE_HOME=DIRECTORY")
-    except LiteError as error:
-        log.warning("%s; this CPU is measured again next time", error)
+    if undisturbed:
+        files.write_cache(path, json.dumps({**known, key: asdict(measured)}))
     return measured
 
 
