@@ -72,7 +72,8 @@ SEED = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-
 def cards() -> str:
     """What `place` says of well-known cards: all of a card's memory but 300 MiB free, 64 GB of RAM read at 40 GB/s."""
     from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.machine.hardware import Gpu, Hardware, bandwidth_of
+    from storyfi_lite.machine.gpus import Gpu, bandwidth_of
+    from storyfi_lite.machine.hardware import Hardware
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.catalog import EmptyCatalog

@@ -19,7 +19,8 @@ from storyfi_lite.cli import cli
 from storyfi_lite.devchain.substrate import DevNetwork, dev_network
 from storyfi_lite.doctor import Check, Setup
 from storyfi_lite.loaders.keys import API_KEYS
-from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.machine.gpus import Gpu
+from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import ModelSpec, load_registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ChainOptions

@@ -19,7 +19,8 @@ from storyfi_lite.engine.dry_run import measure
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
-from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.machine.gpus import Gpu
+from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, Tensor, architecture, read_local
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.opening.local import SILENT, LocalOpener, Notices

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.machine import devices, hardware
+from storyfi_lite.machine import devices, gpus, hardware
 from storyfi_lite.machine.build import rebuild_command
 
 GIB = 2**30
@@ -19,14 +19,16 @@ class FakeNvml:
     """As much of pynvml as the probe reads."""
 
     class NVMLError(Exception):
-        pass
+        value = 3  # NVML_ERROR_NOT_SUPPORTED
 
     def __init__(self, *cards: tuple[str, int, int], driver: bool = True) -> None:
         self.cards, self.driver = cards, driver
 
     def nvmlInit(self) -> None:
         if not self.driver:
-            raise self.NVMLError("Driver Not Loaded")
+            error = self.NVMLError("Driver Not Loaded")
+            error.value = 9
+            raise error
 
     def nvmlShutdown(self) -> None: ...
 
@@ -73,17 +75,17 @@ TWO = FakeNvml(("NVIDIA GeForce RTX 4090", 24, 20), ("NVIDIA GeForce RTX 3090", 
 
 
 def test_no_driver_is_an_ordinary_case() -> None:
-    assert hardware.read_gpus(FakeNvml(driver=False)) == ("", ())
+    assert gpus.read_driver(FakeNvml(driver=False)) == gpus.Driver()
 
 
 def test_what_the_driver_says_and_who_else_is_there() -> None:
-    driver, gpus = hardware.read_gpus(TWO, {})
-    assert driver == "570.1"
-    assert [(gpu.free_bytes // GIB, gpu.bandwidth_gb_s, gpu.compute_capability) for gpu in gpus] == [
+    driver = gpus.read_driver(TWO, {})
+    assert driver.version == "570.1"
+    assert [(gpu.free_bytes // GIB, gpu.bandwidth_gb_s, gpu.compute_capability) for gpu in driver.gpus] == [
         (20, 1008.1, "8.9"),
         (12, 936.1, "8.9"),
     ]
-    assert gpus[0].holders == ("other-miner (pid 4242, 3.0 GiB)",)
+    assert driver.gpus[0].holders == ("other-miner (pid 4242, 3.0 GiB)",)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,11 @@ def test_what_the_driver_says_and_who_else_is_there() -> None:
     ],
 )  # fmt: skip
 def test_a_card_is_known_by_whole_words_of_its_name(name: str, gb_s: float | None) -> None:
-    assert hardware.bandwidth_of(name) == gb_s
+    assert gpus.bandwidth_of(name) == gb_s
 
 
 def test_where_the_driver_does_not_say_the_table_does() -> None:
-    assert hardware.read_gpus(FakeNvml(("NVIDIA A40", 48, 48)), {})[1][0].bandwidth_gb_s == 696
+    assert gpus.read_driver(FakeNvml(("NVIDIA A40", 48, 48)), {}).gpus[0].bandwidth_gb_s == 696
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_where_the_driver_does_not_say_the_table_does() -> None:
 )
 def test_cuda_visible_devices_as_cuda_reads_it(setting: str | None, want: list[int]) -> None:
     environment = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
-    assert [gpu.index for gpu in hardware.read_gpus(TWO, environment)[1]] == want
+    assert [gpu.index for gpu in gpus.read_driver(TWO, environment).gpus] == want
 
 
 def test_a_gpu_with_a_cpu_build_is_a_fault_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from storyfi_lite.loaders import local
 from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import ModelClaim
 from storyfi_lite.loaders.keys import API_KEYS
-from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.machine.gpus import Gpu
+from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import local as local_opening

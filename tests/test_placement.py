@@ -14,7 +14,8 @@ from storyfi_lite.engine.model import Model
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine import devices
-from storyfi_lite.machine.hardware import Gpu, Hardware
+from storyfi_lite.machine.gpus import Gpu
+from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import loader as loading
 from storyfi_lite.opening import local as local_opening

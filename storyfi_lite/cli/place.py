@@ -40,8 +40,8 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     machine = from_json(hardware) if hardware else probe()
     catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
     found = place(load_registry(), machine, model, catalog)
-    if machine.fault:
-        click.echo(machine.fault, err=True)
+    for line in filter(None, (machine.fault, *machine.hints)):
+        click.echo(line, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))
 
 

@@ -42,6 +42,7 @@ def _rows(machine: Hardware) -> list[tuple[str, str]]:
     for gpu in machine.gpus:
         bandwidth = f"{gpu.bandwidth_gb_s:.0f} GB/s" if gpu.bandwidth_gb_s else "bandwidth not known"
         memory = f"{gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB free"
+        memory = memory if gpu.total_bytes else "memory not known"
         capability = f", compute {gpu.compute_capability}" if gpu.compute_capability else ""
         rows.append((f"GPU {gpu.index}", f"{gpu.name}{capability}, {memory}, {bandwidth}"))
         rows += [("", f"held by {holder}") for holder in gpu.holders]

@@ -16,14 +16,13 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import psutil
 
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import KV_TYPE_IDS, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
-from storyfi_lite.machine import devices, selftest
+from storyfi_lite.machine import devices, limits, selftest
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
@@ -147,7 +146,7 @@ class Context:
             # llama.cpp aborts the whole process here: its graph outgrows its own limit (seen in 0.3.36)
             raise BadInput("phi3 with a quantized KV cache runs in one slot only; use f16, or one slot")
         params = llama_cpp.llama_context_default_params()
-        threads = settings.n_threads or psutil.cpu_count(logical=False) or 1
+        threads = settings.n_threads or limits.cores()
         params.n_ctx = settings.n_ctx * settings.n_slots
         params.n_seq_max = settings.n_slots
         self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least

@@ -1,56 +1,29 @@
 """What this machine has: GPUs, RAM, cores, disk, and whether llama.cpp can use the GPUs. Knows no models.
 
 The driver is asked through NVML (names, memory, who holds it), llama.cpp's ggml for what it will see itself. A machine
-without a driver is an ordinary case. CUDA_VISIBLE_DEVICES is honoured as CUDA does; GPUs are numbered as nvidia-smi
-numbers them (CUDA_DEVICE_ORDER=PCI_BUS_ID is set where the user set nothing).
+without a driver is an ordinary case. GPUs are numbered as nvidia-smi numbers them (CUDA_DEVICE_ORDER=PCI_BUS_ID is set where
+the user set nothing). Of RAM and cores counts what this process may use: see limits.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from storyfi_lite import files
 from storyfi_lite.errors import BadInput
-from storyfi_lite.machine import selftest
+from storyfi_lite.machine import limits, selftest
 from storyfi_lite.machine.build import rebuild_command
+from storyfi_lite.machine.gpus import UNIFIED, Gpu, bandwidth_of, read_driver
 
-# GB/s of the memory, by words of the name, first match wins. Source: NVIDIA's product pages and data sheets. For machines that
-# are only described, and where the driver does not say.
-GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
-    ("H200", 4800), ("H100 NVL", 3938), ("H100 PCIe", 2039), ("H100", 3350), ("GH200", 4000), ("B200", 8000),
-    ("A100-SXM4-80GB", 2039), ("A100 80GB PCIe", 1935), ("A100", 1555), ("RTX PRO 6000", 1792), ("RTX 6000 Ada", 960),
-    ("RTX 5000 Ada", 576), ("RTX 4000 Ada", 360), ("L40S", 864), ("L40", 864), ("L4", 300), ("A40", 696), ("A30", 933),
-    ("A10", 600), ("A10G", 600), ("RTX A6000", 768), ("RTX A5000", 768), ("RTX A4000", 448), ("V100", 900), ("P100", 732), ("P40", 347),
-    ("T4", 320), ("RTX 5090", 1792), ("RTX 5080", 960), ("RTX 5070 Ti", 896), ("RTX 5070", 672), ("RTX 5060", 448),
-    ("RTX 4090", 1008), ("RTX 4080 SUPER", 736), ("RTX 4080", 717), ("RTX 4070 Ti SUPER", 672), ("RTX 4070", 504),
-    ("RTX 4060", 272), ("RTX 3090 Ti", 1008), ("RTX 3090", 936), ("RTX 3080 Ti", 912), ("RTX 3080", 760),
-    ("RTX 3070 Ti", 608), ("RTX 3070", 448), ("RTX 3060 Ti", 448), ("RTX 3060", 360), ("RTX 3050", 224), ("RTX 2080 Ti", 616),
-    ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
-    ("GTX 1660", 192),
-)  # fmt: skip
+UNIFIED_HOST_BYTES = 4 << 30  # of a RAM that a GPU shares, planned for what is not on the GPU; else it counted twice
 CONTEXT_ROOM_BYTES = 1 << 30  # a CUDA context takes a few hundred MB
 # PCI vendors whose cards llama.cpp runs through Vulkan
 _VULKAN_VENDORS = {"0x1002": "AMD", "0x8086": "Intel"}
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU that this process may use. `holders`: what other processes hold there, by pid and name."""
-
-    name: str
-    total_bytes: int
-    free_bytes: int
-    bandwidth_gb_s: float | None = None
-    compute_capability: str = ""
-    index: int = 0  # nvidia-smi's
-    holders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,90 +52,6 @@ class Hardware:
         return asdict(self)
 
 
-def bandwidth_of(name: str) -> float | None:
-    """GB/s, None for a GPU that the table does not know. A laptop's has a desktop card's name and half its memory's speed."""
-    if re.search(r"\b(laptop|max-q|mobile)\b", name, re.IGNORECASE):
-        return None
-    known = ((re.search(rf"\b{re.escape(part)}\b", name, re.IGNORECASE), speed) for part, speed in GPU_BANDWIDTH_GB_S)
-    return next((speed for found, speed in known if found), None)
-
-
-def _bandwidth(nvml: Any, handle: Any, name: str) -> float | None:
-    """From the memory's clock and bus, as CUDA's deviceQuery computes it: two transfers a clock."""
-    try:
-        bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
-        mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-    except nvml.NVMLError:
-        bits = mhz = 0
-    return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name)
-
-
-def visible(setting: str | None, uuids: list[str]) -> list[int]:
-    """The device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As CUDA: the list ends at the first entry that is
-    no device."""
-    if setting is None:
-        return list(range(len(uuids)))
-    chosen: list[int] = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if entry.isdecimal():
-            found = [int(entry)] if int(entry) < len(uuids) else []
-        else:
-            found = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
-        if len(found) != 1 or found[0] in chosen:
-            break
-        chosen += found
-    return chosen
-
-
-def read_gpus(nvml: Any, environment: Mapping[str, str] = os.environ) -> tuple[str, tuple[Gpu, ...]]:
-    """The driver's version and the visible GPUs; ("", ()) without a driver. `nvml` is the pynvml module, or a test's."""
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return "", ()
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        chosen = visible(environment.get("CUDA_VISIBLE_DEVICES"), uuids)
-        return _text(nvml.nvmlSystemGetDriverVersion()), tuple(_read_gpu(nvml, handles[i], i) for i in chosen)
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
-    name = _text(nvml.nvmlDeviceGetName(handle))
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
-    except nvml.NVMLError:
-        capability = ""
-    bandwidth = _bandwidth(nvml, handle, name)
-    return Gpu(name, memory.total, memory.free, bandwidth, capability, index, _holders(nvml, handle))
-
-
-def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
-    """Other processes on this GPU. The driver tells no sizes inside containers, and no names of others' processes."""
-    try:
-        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:
-        return ()
-    found: list[str] = []
-    for process in processes:
-        if process.pid == os.getpid():
-            continue
-        try:
-            name = Path(_text(nvml.nvmlSystemGetProcessName(process.pid))).name
-        except nvml.NVMLError:
-            name = "a process"
-        size = f", {process.usedGpuMemory / 2**30:.1f} GiB" if process.usedGpuMemory else ""
-        found.append(f"{name} (pid {process.pid}{size})")
-    return tuple(found)
-
-
 @dataclass(frozen=True)
 class LlamaBuild:
     """llama.cpp as it is installed, and the GPUs that it sees itself. `idle`: why it uses none although it is built for some."""
@@ -186,12 +75,12 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
     if not present:
         idle = "; ".join(f"{name}: {why}" for name, why in backends.items() if why)
         return LlamaBuild(bool(backends), idle=idle)
-    full = [told.free_bytes < CONTEXT_ROOM_BYTES for told in driver_says]
+    full = [told.free_bytes < CONTEXT_ROOM_BYTES and not told.memory_unknown for told in driver_says]
     fault = "" if any(full) else selftest.fault("gpu")
     found: list[Gpu] = []
     for number, device in enumerate(present):
         told = driver_says[number] if number < len(driver_says) else None
-        if told and told.free_bytes < CONTEXT_ROOM_BYTES:
+        if told and full[number]:
             free_bytes, total_bytes = told.free_bytes, told.total_bytes
         else:
             free_bytes, total_bytes = device.memory_bytes()
@@ -204,8 +93,6 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
 
 def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
     """This machine, now. `models_root`: where models live; by default the store's."""
-    import psutil
-
     from storyfi_lite.models.store import Store
 
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -213,23 +100,41 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
         import pynvml
 
         nvml = pynvml
-    driver, gpus = read_gpus(nvml)
-    llama = read_llama(gpus)
+    driver = read_driver(nvml)
+    llama = read_llama(driver.gpus)
     seen = llama.gpus if llama else ()
-    gpus = gpus or seen  # another maker's GPU: no NVML, but llama.cpp knows it
-    memory = psutil.virtual_memory()
+    total_bytes, available_bytes = limits.memory_bytes()
+    gpus = _with_memory(driver.gpus, seen, total_bytes, available_bytes)
+    if seen and any(gpu.memory_unknown == UNIFIED for gpu in gpus):
+        available_bytes = min(available_bytes, UNIFIED_HOST_BYTES)
     return Hardware(
         gpus=gpus,
-        ram_total_bytes=memory.total,
-        ram_available_bytes=memory.available,
-        physical_cores=psutil.cpu_count(logical=False) or 1,
+        ram_total_bytes=total_bytes,
+        ram_available_bytes=available_bytes,
+        physical_cores=limits.cores(),
         disk_free_bytes=shutil.disk_usage(files.nearest(models_root or Store().root)).free,
-        driver=driver,
+        driver=driver.version,
         llama_gpu_build=None if llama is None else llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
-        fault=_fault(gpus, llama),
-        hints=_hints(gpus, llama),
+        fault=driver.fault or _fault(gpus, llama),
+        hints=(*driver.hints, *_hints(gpus, llama)),
     )
+
+
+def _with_memory(told: tuple[Gpu, ...], seen: tuple[Gpu, ...], ram_bytes: int, available_bytes: int) -> tuple[Gpu, ...]:
+    """The driver's GPUs; their memory, where it does not tell that, as llama.cpp sees it, or the RAM that they share. Where
+    llama.cpp sees another number of GPUs (another maker's, one that fell off the bus), its own are those that count."""
+    if seen and len(seen) != len(told):
+        return seen
+
+    def completed(at: int, gpu: Gpu) -> Gpu:
+        shared = gpu.memory_unknown == UNIFIED
+        total, free = (ram_bytes, available_bytes) if shared else (0, 0)
+        if seen:
+            total, free = seen[at].total_bytes, seen[at].free_bytes
+        return replace(gpu, total_bytes=total, free_bytes=max(0, free - UNIFIED_HOST_BYTES) if shared else free)
+
+    return tuple(completed(at, gpu) if gpu.memory_unknown else gpu for at, gpu in enumerate(told))
 
 
 def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
@@ -247,9 +152,10 @@ def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
 
 
 def _hints(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> tuple[str, ...]:
-    """Why a build for GPUs leaves the work to the CPU, and what could be built for other makers' cards."""
+    """What is not known of the GPUs, why a build for them leaves the work to the CPU, what could be built for other makers'."""
     if gpus or llama is None:
-        return ()
+        secret = [gpu for gpu in gpus if gpu.memory_unknown]
+        return tuple(f"the driver does not tell the memory of GPU {gpu.index}: {gpu.memory_unknown}" for gpu in secret)
     if llama.for_gpus:
         return (f"llama.cpp's GPU part is not in use, the CPU computes: {llama.idle}",)
     found = {path.read_text().strip() for path in Path("/sys/class/drm").glob("card*/device/vendor")}

@@ -77,8 +77,8 @@ class LocalOpener:
         is as fast as the later ones. Raises BadInput, Unavailable, DoesNotFit or EngineError."""
         from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
-        idle_build = self.hardware.hints if self.hardware.llama_gpu_build else ()
-        for said in filter(None, (self.hardware.fault, *idle_build)):
+        concerns_gpus = self.hardware.llama_gpu_build or self.hardware.gpus
+        for said in filter(None, (self.hardware.fault, *(self.hardware.hints if concerns_gpus else ()))):
             self._notices.note(said)
 
         def make(placed: PlacedFile) -> LocalModelLoader:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyfi_lite import files
+from storyfi_lite.machine import limits
 
 NARROW_COLUMNS = 512
 # ggml_type of ggml.h
@@ -50,13 +51,12 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
     """With so many threads, 0: all physical cores. Measured once, then read from the cache directory. While other programs have
     the cores, the best of three measurements counts, and is not kept."""
     import platformdirs
-    import psutil
 
     try:
         import llama_cpp
     except ImportError:
         return FALLBACK
-    n_threads = n_threads or psutil.cpu_count(logical=False) or 1
+    n_threads = n_threads or limits.cores()
     path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "speed.json"
     build = f"llama-cpp-python {llama_cpp.__version__}"
     key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"

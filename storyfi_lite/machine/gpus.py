@@ -1,0 +1,165 @@
+"""GPUs as NVIDIA's driver tells of them through NVML: names, memory, who holds it, and what keeps one from use.
+
+Knows nothing of llama.cpp. CUDA_VISIBLE_DEVICES is honoured as CUDA does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# GB/s of the memory, by words of the name, first match wins. Source: NVIDIA's product pages and data sheets. For machines that
+# are only described, and where the driver does not say.
+GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
+    ("H200", 4800), ("H100 NVL", 3938), ("H100 PCIe", 2039), ("H100", 3350), ("GH200", 4000), ("B200", 8000),
+    ("A100-SXM4-80GB", 2039), ("A100 80GB PCIe", 1935), ("A100", 1555), ("RTX PRO 6000", 1792), ("RTX 6000 Ada", 960),
+    ("RTX 5000 Ada", 576), ("RTX 4000 Ada", 360), ("L40S", 864), ("L40", 864), ("L4", 300), ("A40", 696), ("A30", 933),
+    ("A10", 600), ("A10G", 600), ("RTX A6000", 768), ("RTX A5000", 768), ("RTX A4000", 448), ("V100", 900), ("P100", 732), ("P40", 347),
+    ("T4", 320), ("RTX 5090", 1792), ("RTX 5080", 960), ("RTX 5070 Ti", 896), ("RTX 5070", 672), ("RTX 5060", 448),
+    ("RTX 4090", 1008), ("RTX 4080 SUPER", 736), ("RTX 4080", 717), ("RTX 4070 Ti SUPER", 672), ("RTX 4070", 504),
+    ("RTX 4060", 272), ("RTX 3090 Ti", 1008), ("RTX 3090", 936), ("RTX 3080 Ti", 912), ("RTX 3080", 760),
+    ("RTX 3070 Ti", 608), ("RTX 3070", 448), ("RTX 3060 Ti", 448), ("RTX 3060", 360), ("RTX 3050", 224), ("RTX 2080 Ti", 616),
+    ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
+    ("GTX 1660", 192),
+)  # fmt: skip
+
+UNIFIED = "GPU and CPU share the RAM"
+# nvmlReturn_t of nvml.h
+_NOT_SUPPORTED, _NOT_LOADED, _NO_LIBRARY, _MISMATCH = 3, 9, 12, 18
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process may use. `holders`: what other processes hold there, by pid and name. `memory_unknown`: why
+    the driver does not tell its memory: UNIFIED, or an error of NVML's."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    bandwidth_gb_s: float | None = None
+    compute_capability: str = ""
+    index: int = 0  # nvidia-smi's
+    holders: tuple[str, ...] = ()
+    memory_unknown: str = ""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What NVIDIA's driver says. `hints`: GPUs that it left out, and why; `fault`: why it says nothing at all."""
+
+    version: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    hints: tuple[str, ...] = ()
+    fault: str = ""
+
+
+def bandwidth_of(name: str) -> float | None:
+    """GB/s, None for a GPU that the table does not know. A laptop's has a desktop card's name and half its memory's speed."""
+    if re.search(r"\b(laptop|max-q|mobile)\b", name, re.IGNORECASE):
+        return None
+    known = ((re.search(rf"\b{re.escape(part)}\b", name, re.IGNORECASE), speed) for part, speed in GPU_BANDWIDTH_GB_S)
+    return next((speed for found, speed in known if found), None)
+
+
+def _bandwidth(nvml: Any, handle: Any, name: str) -> float | None:
+    """From the memory's clock and bus, as CUDA's deviceQuery computes it: two transfers a clock."""
+    try:
+        bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
+        mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    except nvml.NVMLError:
+        bits = mhz = 0
+    return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name)
+
+
+def visible(setting: str | None, uuids: list[str]) -> list[int]:
+    """The device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As CUDA: the list ends at the first entry that is
+    no device."""
+    if setting is None:
+        return list(range(len(uuids)))
+    chosen: list[int] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        if entry.isdecimal():
+            found = [int(entry)] if int(entry) < len(uuids) else []
+        else:
+            found = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if len(found) != 1 or found[0] in chosen:
+            break
+        chosen += found
+    return chosen
+
+
+def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Driver:
+    """`nvml` is the pynvml module, or a test's. A machine without a driver is an ordinary case."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return Driver(fault=_init_fault(error))
+    try:
+        lost, there = [], []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                there.append((index, handle, _text(nvml.nvmlDeviceGetUUID(handle))))
+            except nvml.NVMLError as error:
+                lost.append(f"GPU {index} is left out: {error}; see `nvidia-smi`")
+        chosen = visible(environment.get("CUDA_VISIBLE_DEVICES"), [uuid for _, _, uuid in there])
+        gpus = tuple(_read_gpu(nvml, there[at][1], there[at][0]) for at in chosen)
+        return Driver(_text(nvml.nvmlSystemGetDriverVersion()), gpus, tuple(lost))
+    except nvml.NVMLError as error:
+        return Driver(fault=f"the GPU driver fails ({error}):\n  nvidia-smi")
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _init_fault(error: Any) -> str:
+    """Empty where there is no driver; else what keeps it from answering, and what mends it."""
+    if error.value in (_NO_LIBRARY, _NOT_LOADED):
+        return ""
+    if error.value == _MISMATCH:
+        return (
+            "NVIDIA's driver and its library differ, as after an update, so no GPU can be used; reboot:\n  sudo reboot"
+        )
+    return f"NVIDIA's driver does not answer ({error}), so no GPU can be used:\n  nvidia-smi"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
+    name = _text(nvml.nvmlDeviceGetName(handle))
+    total_bytes, free_bytes, secret = 0, 0, ""
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        total_bytes, free_bytes = memory.total, memory.free
+    except nvml.NVMLError as error:
+        secret = UNIFIED if error.value == _NOT_SUPPORTED else str(error)
+    try:
+        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    except nvml.NVMLError:
+        capability = ""
+    bandwidth = _bandwidth(nvml, handle, name)
+    return Gpu(name, total_bytes, free_bytes, bandwidth, capability, index, _holders(nvml, handle), secret)
+
+
+def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
+    """Other processes on this GPU. The driver tells no sizes inside containers, and no names of others' processes."""
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return ()
+    found: list[str] = []
+    for process in processes:
+        if process.pid == os.getpid():
+            continue
+        try:
+            name = Path(_text(nvml.nvmlSystemGetProcessName(process.pid))).name
+        except nvml.NVMLError:
+            name = "a process"
+        size = f", {process.usedGpuMemory / 2**30:.1f} GiB" if process.usedGpuMemory else ""
+        found.append(f"{name} (pid {process.pid}{size})")
+    return tuple(found)
