@@ -1,6 +1,6 @@
 """The chain: who is registered with what stake, where miners listen, which weights are set.
 
-Public surface for the miner and the validator (everything else in here is how it is done):
+The miner and the validator use these names; every other name in this package is an implementation detail:
 
     wallet = open_wallet("test", "miner", "default")         # raises ConfigError with the btcli command
     session = await connect("test", wallet, netuid=108)      # raises ConfigError (another subnet, not registered), …

@@ -1,9 +1,7 @@
-"""The address that validators shall call: given, a DNS name, or this machine's own.
+"""Finds the address that validators shall call: the one that is given, a DNS name's, or this machine's own.
 
-No third party is ever asked.
-
-A DNS name (of a dynamic-DNS service, say) is the way to follow a changing address behind NAT: it is looked up
-again before every comparison with the chain.
+It never asks a third party ("what is my address?"). A DNS name, of a dynamic-DNS service for example, follows an address
+behind NAT that changes: it is looked up again before every comparison with the chain.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ LOOKUP_TIMEOUT_S = 10.0
 
 
 async def external_ip(given: str | None, *, public: bool, dev: bool = False) -> str:
-    """The IP address to publish, in its usual notation.
+    """Return the IP address to publish, in its usual notation.
 
-    `given` is an address, a DNS name or None for this machine's own. `public` demands one that the internet
+    `given` is an address, a DNS name or None for this machine's own. `public` demands an address that the internet
     can reach. Raises ConfigError if there is none, Unavailable if a name cannot be looked up now.
     """
     if given is None:
@@ -52,7 +50,7 @@ async def _look_up(name: str) -> str:
 
 
 def own_ip() -> str:
-    """The address of the interface that leads to the internet. Connecting a UDP socket sends nothing."""
+    """Return the address of the interface that leads to the internet. Connecting a UDP socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737

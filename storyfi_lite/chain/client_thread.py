@@ -1,4 +1,4 @@
-"""A client thread: one thread, one event loop, one bittensor client, used until it misbehaves, then thrown away whole.
+"""Runs one bittensor client on a thread and an event loop of its own; when the client fails, all three are thrown away.
 
 A websocket that is half dead may neither answer nor close, and the call that waits on it may not end even
 when it is cancelled. So no call is waited for longer than its time, nothing of the client runs on the
@@ -22,11 +22,11 @@ GRACE_S = 1.0  # how long an abandoned client thread's tasks may take to end in 
 
 
 class ClientThreadClosed(ConnectionError):
-    """The client thread was abandoned while the call was under way."""
+    """Says that the client thread was abandoned while a call was under way."""
 
 
 class ClientThread:
-    """`make_client` runs on the client thread's own thread, as everything else of the client does."""
+    """Owns the thread, its event loop and the client. `make_client` and every call to the client run on that thread."""
 
     def __init__(self, make_client: Callable[[], Client]) -> None:
         self._make_client = make_client
@@ -64,7 +64,7 @@ class ClientThread:
         self._client = await self._wait(connect(), timeout_s)
 
     async def call(self, job: Callable[[Client], Awaitable[T]], timeout_s: float) -> T:
-        """Run `job(client)` on the thread. Raises what it raises, TimeoutError, or ClientThreadClosed."""
+        """Run `job(client)` on the thread. Raises what the job raises, TimeoutError, or ClientThreadClosed."""
         if self._client is None:
             raise ClientThreadClosed("the client thread is not open")
         client = self._client

@@ -1,7 +1,7 @@
-"""Which subnet this is: what its owner says of it on chain, and whether that is StoryFi.
+"""Reads what a subnet's owner says of it on chain, and checks that the subnet is StoryFi.
 
-A number says nothing: subnets are sold and numbers given to others. Nor does a name prove anything, since any owner may choose
-any; it keeps an honest mistake from paying a stranger's registration fee. Pure but for the one read.
+A number says nothing: subnets are sold and numbers given to others. A name proves nothing either, since an owner may choose any
+name; but it keeps an operator who mistyped the number from paying a stranger's registration fee.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ NAMES = frozenset({"storyfi", "storynet", "storynetai"})  # StoryFi calls itself
 
 
 async def read_identity(client: Client, netuid: int) -> SubnetIdentity:
-    """Anybody may write anything there: text is cut and stripped of control characters. An owner who published nothing has an
-    unnamed subnet."""
+    """Read the identity that the owner published, "unnamed" if there is none. The text is a stranger's, so it is cut and
+    stripped of control characters."""
     said = await client.subnets.subnet_identity(netuid) or {}
-    name, repository, url = (_plain(said.get(key)) for key in ("subnet_name", "github_repo", "subnet_url"))
+    name, repository, url = (
+        "".join(char for char in str(said.get(key) or "") if char.isprintable()).strip()[:80]
+        for key in ("subnet_name", "github_repo", "subnet_url")
+    )
     return SubnetIdentity(name or SubnetIdentity.name, repository or url)
 
 
 def check_subnet(identity: SubnetIdentity, netuid: int, network: str, known: str | None) -> None:
-    """Raises ConfigError unless the subnet is called StoryFi, or `known`, a name that the operator stands for."""
+    """Raise ConfigError unless the subnet is called StoryFi, or `known`, the name that the operator gave."""
     words = re.findall(r"[a-z0-9]+", identity.name.casefold())
     if NAMES.intersection(words) or identity.name == known:
         return
@@ -37,7 +40,3 @@ def check_subnet(identity: SubnetIdentity, netuid: int, network: str, known: str
         f"  btcli subnets list --network {printable(network)}   has StoryFi's number, for --netuid\n"
         f"  --i-know-this-subnet {identity.name!r}   if this is the subnet that you mean"
     )
-
-
-def _plain(text: object) -> str:
-    return "".join(char for char in str(text or "") if char.isprintable()).strip()[:80]

@@ -1,8 +1,8 @@
-"""What --network may say, and how a client for it is made.
+"""Turns the value of --network into endpoints, each of which makes clients.
 
 test | finney | local         the networks that bittensor knows, with the fallback endpoints that it knows
 ws://… | wss://…              one endpoint
-dev | dev:DIRECTORY           the dev chain of dev.py, in DIRECTORY or the user's state directory
+dev | dev:DIRECTORY           the dev chain (devchain/), in DIRECTORY or the user's state directory
 A,B,…                         tried in turn (not with dev)
 """
 
@@ -27,13 +27,13 @@ DEFAULT_NETUID = 108
 
 
 class Endpoint(Protocol):
-    """A place to reach the chain at. `label` is safe to print."""
+    """Makes clients for one address of the chain. `label` is safe to print."""
 
     @property
     def label(self) -> str: ...
 
     def client(self) -> Client:
-        """A new client, not connected. May block for a moment."""
+        """Make a new client, not connected. May block for a moment."""
         ...
 
     def close(self) -> None: ...
@@ -41,7 +41,7 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True)
 class RpcEndpoint:
-    """A websocket endpoint, or a network's name. The session rotates, so the client gets no pool."""
+    """Makes clients for a websocket URL or a network's name, each without fallbacks: the session itself rotates endpoints."""
 
     network: str
 
@@ -55,12 +55,12 @@ class RpcEndpoint:
         return Client(self.network, fallback_endpoints=[], archive_endpoints=[])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to close."""
 
 
 @dataclass
 class DevEndpoint:
-    """The dev chain: hosted by this process if nobody else does."""
+    """Makes clients for the dev chain, and hosts that chain in this process if no other process does."""
 
     directory: Path
     label: str = "dev"
@@ -82,7 +82,7 @@ class DevEndpoint:
 
 
 def dev_directory(network: str) -> Path | None:
-    """Where the dev chain of this network name lives; None for every other network."""
+    """Return the directory of the dev chain that `network` names; None for every other network."""
     name, _, directory = network.partition(":")
     if name != "dev":
         return None
@@ -90,8 +90,8 @@ def dev_directory(network: str) -> Path | None:
 
 
 def printable(network: str) -> str:
-    """One network's name as it may be shown: of a URL the scheme, host and port, for user, path and query may hold a
-    provider's key."""
+    """Return one network's name in a form that is safe to show: a URL keeps its scheme, host and port; user, path and query may
+    hold a provider's key and are dropped."""
     if "://" not in network:
         return network
     try:
@@ -111,8 +111,8 @@ def _is_endpoint(name: str) -> bool:
 
 
 def default_netuid(network: str) -> int:
-    """StoryFi's subnet where its number is known: on the dev chain and, as of November 2025, on the test network. Raises
-    BadInput for every other network: there a number of yesterday may be a stranger's today."""
+    """Return StoryFi's subnet number on the dev chain and, as of November 2025, the test network. Raises BadInput for every
+    other network: there, yesterday's number may belong to another subnet today."""
     if network.partition(",")[0] == "test" or dev_directory(network) is not None:
         return DEFAULT_NETUID
     raise BadInput(
@@ -122,7 +122,7 @@ def default_netuid(network: str) -> int:
 
 
 def is_public(network: str) -> bool:
-    """Whether what is published there must be reachable from the internet: all but the plainly local."""
+    """Return whether endpoints published on `network` must be reachable from the internet; False for local networks only."""
     return not all(_is_local(name.strip()) for name in network.split(","))
 
 
@@ -137,7 +137,7 @@ def _is_local(name: str) -> bool:
 
 
 def endpoints(networks: str | Sequence[str]) -> list[Endpoint]:
-    """The endpoints of one or several comma lists, in the order in which they are tried. Raises BadInput."""
+    """Return the endpoints of one or several comma lists, in the order in which they are tried. Raises BadInput."""
     given = [networks] if isinstance(networks, str) else networks
     names = [name.strip() for value in given for name in value.split(",") if name.strip()]
     if not names:

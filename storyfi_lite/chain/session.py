@@ -1,4 +1,4 @@
-"""ChainSession: the last known state of the subnet, always at hand, and a connection that mends itself.
+"""Keeps the last known state of the subnet at hand, over a connection that mends itself, and writes to the chain.
 
 Reading `snapshot` never waits. A background task refreshes it; whatever goes wrong there (a connection that
 hangs, drops, refuses, tells of an impossible height or stands still) leaves the snapshot as it was, with its
@@ -40,12 +40,12 @@ LAG_BLOCKS = 10  # what an honest endpoint may be behind another one
 
 
 class ImplausibleHeight(Unavailable):
-    """An endpoint told of a height that cannot follow the one we know, or its height stands still."""
+    """Says that an endpoint's block height cannot follow the one that we know, or stands still."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Every wait of a session, in seconds. The defaults suit 12 s blocks and a public endpoint."""
+    """Holds every wait of a session, in seconds. The defaults suit 12 s blocks and a public endpoint."""
 
     refresh_s: float = 90.0
     open_s: float = 45.0  # connecting downloads the chain's metadata
@@ -60,7 +60,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Published:
-    """What the chain shall say about our endpoint. `address` as external_ip takes it."""
+    """Holds what the chain shall say about our endpoint. `address` as external_ip takes it."""
 
     address: str | None
     port: int
@@ -75,8 +75,8 @@ async def connect(
     must_be_registered: bool = True,
     known_subnet: str | None = None,
 ) -> ChainSession:
-    """A session with its first snapshot. `network`: as networks.endpoints takes it; `wallet` None: read only;
-    `known_subnet`: the name of a subnet that is not called StoryFi and is meant all the same.
+    """Open a session and read its first snapshot. `network`: as networks.endpoints takes it; `wallet` None: read only;
+    `known_subnet`: the name of the subnet that the operator means, if that is not StoryFi's.
 
     Raises BadInput (network, netuid), Unavailable (no endpoint answers) or ConfigError (another subnet, hotkey not
     registered).
@@ -97,7 +97,7 @@ async def connect(
 
 
 class ChainSession:
-    """See the module. `connect` is the usual way to one; tests give their own endpoints."""
+    """Does what the module says. `connect` is the usual way to get one; tests give their own endpoints."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ChainSession:
 
     @property
     def snapshot(self) -> MetagraphSnapshot | None:
-        """The last good state of the subnet. Never waits."""
+        """Return the last good state of the subnet. Never waits."""
         return self._snapshot
 
     @property
@@ -145,18 +145,18 @@ class ChainSession:
 
     @property
     def own_neuron(self) -> Neuron | None:
-        """This wallet's neuron in the snapshot, None if it is not (or no longer) registered."""
+        """Return this wallet's neuron in the snapshot; None if the wallet is not (or no longer) registered."""
         if self._snapshot is None or self._key is None:
             return None
         return self._snapshot.by_hotkey.get(self._key.ss58_address)
 
     def check_subnet(self) -> None:
-        """Raises ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
+        """Raise ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
         if self._snapshot is not None:
             check_subnet(self._snapshot.identity, self._netuid, self._name.split(",")[0], self._known_subnet)
 
     def check_registered(self) -> None:
-        """Raises ConfigError, with the command that registers, if this wallet's hotkey is not in the snapshot."""
+        """Raise ConfigError, with the command that registers, if this wallet's hotkey is not in the snapshot."""
         if self._wallet is not None and self._snapshot is not None:
             check_registered(self._snapshot, self._wallet, self._name.split(",")[0])
 
@@ -179,7 +179,8 @@ class ChainSession:
     # Lifecycle ----------------------------------------------------------------
 
     async def open(self) -> None:
-        """Get the first snapshot: each endpoint is tried once. Raises Unavailable, BadInput, or what kept a dev chain from being hosted."""
+        """Read the first snapshot, trying each endpoint once. Raises Unavailable, BadInput, or what kept a dev chain from being
+        hosted."""
         for _ in self._endpoints:
             if await self._refresh_once() is None:
                 return
@@ -194,7 +195,7 @@ class ChainSession:
             self._task = asyncio.create_task(self._keep_fresh(), name="chain-refresh")
 
     async def close(self) -> None:
-        """Idempotent; takes a second or two at most, whatever state the connection is in."""
+        """Close the connection. Idempotent; takes a second or two at most, whatever state the connection is in."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -222,26 +223,23 @@ class ChainSession:
     # Reading ------------------------------------------------------------------
 
     async def _refresh_once(self) -> float | None:
-        """Read the metagraph. None if that went well, else the wait before the next endpoint, in seconds."""
+        """Read the metagraph. Returns None on success, else the wait before the next endpoint is tried, in seconds."""
         try:
             self._accept(await self._call(self._read_subnet, self._timing.read_s))
         except Exception as error:  # the SDK's, the transport's and the sockets' errors have no common base
-            return self._failed(error)
+            self._failures += 1
+            self._error = error
+            self._problem = f"{self._endpoints[self._turn].label}: {error or type(error).__name__}"
+            self._drop_client_thread()
+            self._turn = (self._turn + 1) % len(self._endpoints)
+            wait_s = min(self._timing.backoff_most_s, self._timing.backoff_first_s * 2 ** min(self._failures - 1, 20))
+            wait_s = max(wait_s * random.uniform(0.5, 1.0), _retry_after_s(error))
+            log.warning("chain: %s; next try in %.1f s", self._problem, wait_s)
+            return wait_s
         if self._failures:
             log.info("chain: connected again after %d failures", self._failures)
         self._failures, self._problem, self._error = 0, "", None
         return None
-
-    def _failed(self, error: Exception) -> float:
-        self._failures += 1
-        self._error = error
-        self._problem = f"{self._endpoints[self._turn].label}: {error or type(error).__name__}"
-        self._drop_client_thread()
-        self._turn = (self._turn + 1) % len(self._endpoints)
-        wait_s = min(self._timing.backoff_most_s, self._timing.backoff_first_s * 2 ** min(self._failures - 1, 20))
-        wait_s = max(wait_s * random.uniform(0.5, 1.0), _retry_after_s(error))
-        log.warning("chain: %s; next try in %.1f s", self._problem, wait_s)
-        return wait_s
 
     async def _read_subnet(self, client: Client) -> tuple[int, tuple[Neuron, ...], SubnetIdentity]:
         graph = await client.subnets.metagraph(self._netuid, commitments=False)
@@ -262,7 +260,7 @@ class ChainSession:
         return graph.block, neurons, await read_identity(client, self._netuid)
 
     def _accept(self, read: tuple[int, tuple[Neuron, ...], SubnetIdentity]) -> None:
-        """Take what was read as the new snapshot. Raises ImplausibleHeight, and keeps the old one."""
+        """Make what was read the new snapshot. Raises ImplausibleHeight, and then keeps the old one."""
         block, neurons, identity = read
         now_s, old = self._now_s(), self._snapshot
         if old is not None and (problem := self._height_problem(old, block, now_s)):
@@ -291,10 +289,10 @@ class ChainSession:
         return ""
 
     async def clock_skew_s(self) -> float:
-        """How far this machine's clock is ahead of the chain's, in seconds; negative: behind.
+        """Measure how far this machine's clock is ahead of the chain's, in seconds; negative: behind.
 
-        Compared when a new block arrives, so it waits for one. A right clock shows 0 to about 6 s, the time
-        that a block takes to be made and to arrive. Raises Unavailable.
+        Waits for a new block and compares its time stamp. A right clock shows 0 to about 6 s, the time that a block takes to
+        be made and to arrive. Raises Unavailable.
         """
 
         async def compare(client: Client) -> float:
@@ -310,7 +308,7 @@ class ChainSession:
     # Writing ------------------------------------------------------------------
 
     async def publish_axon(self, address: str | None, port: int) -> bool:
-        """Make the chain say that this hotkey answers at address:port; True if that had to be written.
+        """Make the chain say that this hotkey answers at address:port. Returns True if that had to be written.
 
         `address` is an IP address, a DNS name, or None for this machine's own. From now on the background
         task compares it with the chain after every refresh, and writes again when it changed. If the chain
@@ -326,6 +324,8 @@ class ChainSession:
             return False
 
     async def _ensure_published(self, wanted: _Published) -> bool:
+        from bittensor import ServeAxon
+
         self._publish_problem = "the endpoint is not published"
         dev = networks.dev_directory(self._name) is not None
         ip = await external_ip(wanted.address, public=networks.is_public(self._name), dev=dev)
@@ -334,7 +334,9 @@ class ChainSession:
         if neuron is not None and neuron.axon == (ip, wanted.port):
             self._publish_problem = ""
             return False
-        result = await self._write_axon(ip, wanted.port)
+        result = await self._write(ServeAxon(netuid=self._netuid, ip=ip, port=wanted.port))
+        if result.code != "unavailable":
+            self._publish_after_s = self._now_s() + self._timing.republish_s
         if not result:
             self._publish_problem = f"the endpoint {ip}:{wanted.port} is not published: {result.message}"
             refused = result.code in ("not_registered", "invalid_argument")
@@ -344,20 +346,12 @@ class ChainSession:
         await self._refresh_once()  # so that the snapshot shows it
         return True
 
-    async def _write_axon(self, ip: str, port: int) -> WriteResult:
-        from bittensor import ServeAxon
-
-        result = await self._write(ServeAxon(netuid=self._netuid, ip=ip, port=port))
-        if result.code != "unavailable":
-            self._publish_after_s = self._now_s() + self._timing.republish_s
-        return result
-
     async def set_weights(self, weights: Mapping[int, float]) -> WriteResult:
-        """Set this validator's weights (uid -> relative weight), committed or plain as the subnet demands, under the
-        version key that it asks for.
+        """Set this validator's weights (uid -> relative weight), committed or plain and under the version key that the subnet
+        asks for.
 
-        Raises BadInput for weights that no chain would take, ConfigError for another subnet than StoryFi's. Everything else is in the result, with
-        bittensor's code.
+        Raises BadInput for weights that no chain would take, ConfigError for another subnet than StoryFi's. Every other
+        outcome is in the result, with bittensor's code.
         """
         from bittensor import BittensorError, SetWeights
 
@@ -399,7 +393,7 @@ class ChainSession:
     # The connection -----------------------------------------------------------
 
     async def _call(self, job: Callable[[Client], Awaitable[T]], timeout_s: float) -> T:
-        """Run a job on the current client thread, opening one if there is none. A client thread that times out is abandoned."""
+        """Run a job on the client thread, opening one if there is none. A thread that times out is abandoned."""
         async with self._opening:
             thread = self._client_thread or await self._open_client_thread()
         try:
@@ -427,7 +421,7 @@ class ChainSession:
 
 
 def _axon(text: str | None) -> tuple[str, int] | None:
-    """bittensor's "ip:port" or "[ip]:port" as a pair."""
+    """Split bittensor's "ip:port" or "[ip]:port"."""
     if text is None:
         return None
     host, _, port = text.rpartition(":")
@@ -435,7 +429,7 @@ def _axon(text: str | None) -> tuple[str, int] | None:
 
 
 def _retry_after_s(error: Exception) -> float:
-    """How long the endpoint asked us to stay away, at most ten minutes; 0 if it did not."""
+    """Return how long the endpoint asked us to stay away, at most ten minutes; 0 if it asked for nothing."""
     with contextlib.suppress(TypeError, ValueError):
         return min(600.0, max(0.0, float(getattr(error, "retry_after", None) or 0)))
     return 0.0

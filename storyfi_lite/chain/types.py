@@ -1,7 +1,7 @@
-"""What the rest of the program sees of the chain: frozen values, no bittensor import, no network.
+"""Defines what the rest of the program sees of the chain: frozen values. It imports no bittensor and uses no network.
 
-A `MetagraphSnapshot` is the last state that was read; how old it is, is part of it. It never changes: a newer
-one replaces it in one assignment, so a request that holds one sees one consistent state.
+A `MetagraphSnapshot` is the last state that was read, with the time when it was read. A snapshot never changes: a newer one
+takes its place, so a request that holds a snapshot sees one consistent state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class SubnetIdentity:
-    """What the subnet's owner published of it (identity.py)."""
+    """Holds what the owner of a subnet published about it (identity.py)."""
 
     name: str = "unnamed"
     url: str = ""
@@ -24,7 +24,7 @@ class SubnetIdentity:
 
 @dataclass(frozen=True)
 class Neuron:
-    """One registered hotkey of the subnet, as the chain's metagraph gives it.
+    """Describes one registered hotkey of the subnet, as the chain's metagraph gives it.
 
     `stake_tao` is the chain's total stake of this hotkey on this subnet (alpha plus weighted TAO): the figure
     that validator permits are ranked by. `axon` is the published (ip, port), None if nothing is published.
@@ -42,7 +42,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class MetagraphSnapshot:
-    """The subnet at one block. `taken_at_s`: time.monotonic() when the chain was first seen at this block."""
+    """Holds the subnet's state at one block. `taken_at_s`: time.monotonic() when the chain was first seen at this block."""
 
     netuid: int
     block: int
@@ -58,7 +58,7 @@ class MetagraphSnapshot:
 
 @dataclass(frozen=True)
 class ChainHealth:
-    """How the chain connection does. `height` and `age_s` are those of the snapshot in use; None without one.
+    """Says how the chain connection does. `height` and `age_s` are those of the snapshot in use; None without one.
 
     `connected` says whether the last call to the chain succeeded. `detail` is one line for the operator.
     """
@@ -71,7 +71,7 @@ class ChainHealth:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What came of a write to the chain. True in a condition if the chain took it.
+    """Says what came of a write to the chain. True in a condition if the chain took the write.
 
     `code` is "ok", "unavailable", "timeout" (the outcome is not known) or
     bittensor's ErrorCode value, such as "rate_limited". `mode` is "set" or "committed" for weights

@@ -1,4 +1,4 @@
-"""The operator's wallet, checked at start: what is missing, and the btcli command that mends it.
+"""Opens the operator's wallet at start, and says what is missing and which btcli command mends it.
 
 Only the hotkey is needed; a coldkey has no business on a machine with an open port. The key is loaded once,
 at start, so that a password is asked for then or never.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_wallet(network: str, name: str, hotkey: str, path: Path | None = None) -> Wallet:
-    """The bittensor wallet with its hotkey loaded. On the dev network it is made if it is not there.
+    """Open the bittensor wallet and load its hotkey. On the dev network a missing wallet is made.
 
     `path` is the wallets' directory; None means bittensor's own, or the dev chain's. Raises ConfigError.
     """
@@ -48,7 +48,7 @@ def open_wallet(network: str, name: str, hotkey: str, path: Path | None = None) 
 
 
 def wallet_flags(wallet: Wallet) -> str:
-    """The btcli options that name this wallet."""
+    """Return the btcli options that name this wallet."""
     from bittensor.wallet import DEFAULT_WALLET_PATH
 
     flags = f"--wallet {wallet.name} --wallet-hotkey {wallet.hotkey_str}"
@@ -56,7 +56,7 @@ def wallet_flags(wallet: Wallet) -> str:
 
 
 def check_registered(snapshot: MetagraphSnapshot, wallet: Wallet, network: str) -> None:
-    """Raises ConfigError if the wallet's hotkey is not registered on the snapshot's subnet."""
+    """Raise ConfigError if the wallet's hotkey is not registered on the snapshot's subnet."""
     hotkey, network = wallet.hotkey.ss58_address, printable(network)
     if hotkey not in snapshot.by_hotkey:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A chain in memory for development: `--network dev`. It stands behind bittensor's own `Substrate` protocol.
+"""Simulates a chain in memory for development (`--network dev`), behind bittensor's own `Substrate` protocol.
 
 state       one subnet's state and rules, with the refusals of the real chain
 link        how processes on one machine share it: a loopback TCP port

@@ -1,4 +1,4 @@
-"""How processes on one machine share a dev chain: a host with a loopback TCP port, and links to it.
+"""Lets processes on one machine share a dev chain: one process hosts it on a loopback TCP port, the others connect.
 
 Requests are JSON lines: {"method", "params"} -> {"result"} or {"error": {"message", "name"}}. The file lock
 chain.lock in the chain's directory says who hosts; the host writes its port to chain.json. Nobody else than
@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 4 * 2**20
 
 
 def _json_ready(value: Any) -> Any:
-    """Bytes as 0x-hex, as chain values are written; everything else as it is."""
+    """Write bytes as 0x-hex, as chain values are written; leave every other value as it is."""
     return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
@@ -70,11 +70,11 @@ class _Server(socketserver.ThreadingTCPServer):
         self.connections: set[socket.socket] = set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no event."""
+        """Ignore a client that went away."""
 
 
 class DevChainServer:
-    """Hosts a DevChain for this machine. `start` returns None if somebody hosts one in that directory."""
+    """Hosts a DevChain for this machine. `start` returns None if another process hosts one in that directory."""
 
     def __init__(self, chain: DevChain, directory: Path, lock: IO[str]) -> None:
         self.chain = chain
@@ -97,7 +97,7 @@ class DevChainServer:
         return cls(chain or DevChain(), directory, lock)
 
     def close(self) -> None:
-        """Idempotent. Open connections are cut."""
+        """Stop hosting and cut open connections. Idempotent."""
         self._server.shutdown()
         self._server.server_close()
         for connection in list(self._server.connections):
@@ -110,7 +110,7 @@ class DevChainServer:
 
 
 class DevLink:
-    """A blocking connection to the dev chain's host. Thread-safe; connects again after a failure."""
+    """Talks to the dev chain's host over one blocking connection. Thread-safe; connects again after a failure."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -132,7 +132,7 @@ class DevLink:
             self._file = connection.makefile("rwb")
 
     def request(self, method: str, *params: Any) -> Any:
-        """Raises RpcConnectionError if the host cannot be reached, Refused if the chain says no."""
+        """Ask the host and return its result. Raises RpcConnectionError if the host cannot be reached, Refused if the chain refuses."""
         line = json.dumps({"method": method, "params": params}, default=_json_ready).encode() + b"\n"
         with self._lock:
             try:
@@ -177,7 +177,7 @@ class DevLink:
 
 @dataclass(frozen=True)
 class DevCall:
-    """A composed call: what RpcSubstrate would have as SCALE bytes."""
+    """Holds a composed call, which a real chain's client would encode as SCALE bytes."""
 
     module: str
     function: str

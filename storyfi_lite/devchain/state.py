@@ -1,6 +1,6 @@
-"""The dev chain's state and rules: one subnet in memory, with the refusals of the real one.
+"""Keeps the dev chain's state, one subnet in memory, and applies the real chain's rules and refusals to it.
 
-`DevChain.handle(method, params)` answers JSON-shaped requests; dev.py carries them over a socket and puts
+`DevChain.handle(method, params)` answers JSON-shaped requests; link.py carries them over a socket, substrate.py puts
 them behind bittensor's `Substrate` protocol. Rules, error names and storage names are those of the subtensor
 pallet, for the calls that a miner and a validator make; any other call is refused by name. Every extrinsic
 must be signed by the account that sends it, with the account's next nonce.
@@ -31,7 +31,7 @@ PALLET = "SubtensorModule"
 
 
 class Refused(Exception):
-    """A request that the chain refuses. `name` is the pallet's error name, or "" where there is none."""
+    """Says why the chain refuses a request. `name` is the pallet's error name, or "" where there is none."""
 
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class DevNeuron:
 
 @dataclass
 class DevState:
-    """Everything the dev chain remembers. The hyperparameters carry the pallet's names in lower case."""
+    """Holds everything that the dev chain remembers. The hyperparameters carry the pallet's names in lower case."""
 
     netuid: int = 108
     subnet_name: str = "StoryFi dev"
@@ -70,7 +70,7 @@ class DevState:
 
 
 def signing_payload(call: dict[str, Any], address: str, nonce: int) -> bytes:
-    """The bytes that the sender of a dev extrinsic signs: one canonical JSON text."""
+    """Return the bytes that the sender of a dev extrinsic signs: one canonical JSON text."""
     return json.dumps(["storyfi-lite dev chain", call, address, nonce], sort_keys=True).encode()
 
 
@@ -85,7 +85,7 @@ def _signature_holds(address: str, crypto_type: int, payload: bytes, signature_h
 
 
 class DevChain:
-    """The state, the rules, one lock around both. `now_s` gives unix seconds."""
+    """Answers requests on the state, one at a time. `now_s` gives unix seconds."""
 
     def __init__(self, state: DevState | None = None, now_s: Callable[[], float] = time.time) -> None:
         self.state = state or DevState()
@@ -181,7 +181,7 @@ class DevChain:
         raise Refused(f"the dev chain does not implement the runtime call {api}.{method}")
 
     def _metagraph(self) -> dict[str, Any]:
-        """The record of SubnetInfoRuntimeApi.get_metagraph, as far as bittensor/metagraph.py needs it."""
+        """Return the record of SubnetInfoRuntimeApi.get_metagraph, with the fields that bittensor/metagraph.py reads."""
         state, neurons, block = self.state, self.state.neurons, self.block_number()
         stakes = [neuron.stake_rao for neuron in neurons]
         total = sum(stakes) or 1
@@ -218,7 +218,7 @@ class DevChain:
         return [uid in ranked and n.stake_rao >= self.state.min_stake_rao for uid, n in enumerate(neurons)]
 
     def _incentives(self) -> list[int]:
-        """Stake-weighted sum of all weight rows, as fractions of U16_MAX."""
+        """Return each neuron's stake-weighted sum of all weight rows, as fractions of U16_MAX."""
         scores = [0.0] * len(self.state.neurons)
         for validator_uid, row in self.state.weights.items():
             row_sum = sum(value for _, value in row)

@@ -1,4 +1,4 @@
-"""The dev network: the chain of state.py behind bittensor's own `Substrate` protocol, on one machine.
+"""Puts the dev chain of state.py behind bittensor's own `Substrate` protocol, and makes development wallets.
 
     with dev_network(directory) as net:                      # wallets made, registered, funded, staked
         client = bittensor.Client("local", substrate=DevSubstrate(directory))
@@ -6,8 +6,7 @@
 Whoever comes first hosts the chain, all others join it. When the host goes, the next one to connect hosts an
 empty chain anew and registers the directory's wallets again.
 
-It is for tests, the demo and trying things out. Keys of the dev wallets are stored unencrypted: they guard
-nothing.
+It is for tests, the demo and trying things out. The dev wallets' keys are stored unencrypted: they guard nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bittensor import Balance, ExtrinsicResult, RpcConnectionError, Wallet, calls
 from bittensor import ChainError as SdkChainError
@@ -32,16 +31,17 @@ from storyfi_lite.errors import Unavailable
 VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO
 
 
-def _missing(name: str) -> NoReturn:
-    raise SdkChainError(f"the dev chain does not implement Substrate.{name}")
-
-
 class DevSubstrate:
-    """bittensor's `Substrate` over the dev chain. What it lacks raises ChainError, by name."""
+    """Implements bittensor's `Substrate` over the dev chain. A method that the dev chain lacks raises ChainError with its name."""
 
     def __init__(self, directory: Path) -> None:
         self.token_symbols: dict[int, str] = {}
         self._link = DevLink(directory)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise SdkChainError(f"the dev chain does not implement Substrate.{name}")
 
     async def _request(self, method: str, *params: Any) -> Any:
         try:
@@ -142,49 +142,13 @@ class DevSubstrate:
             fee=Balance.from_rao(0),
         )
 
-    async def get_block(self, block_number: int | None = None, block_hash: str | None = None) -> dict | None:
-        _missing("get_block")
-
-    async def decode_scale(self, type_string: str, data: Any) -> Any:
-        _missing("decode_scale")
-
-    async def events(self, block_hash: str | None = None) -> list[dict]:
-        _missing("events")
-
-    async def estimate_weight(self, call: Any, keypair: Any) -> dict:
-        _missing("estimate_weight")
-
-    async def mev_next_key(self) -> bytes | None:
-        _missing("mev_next_key")
-
-    async def sign_extrinsic(self, call: Any, keypair: Any, *, nonce: int, period: int) -> tuple[bytes, str]:
-        _missing("sign_extrinsic")
-
-    async def find_extrinsic(self, extrinsic_hash: str, block_hash: str) -> ExtrinsicResult | None:
-        _missing("find_extrinsic")
-
-    async def prepare(self, call: Any, *, address: str, **options: Any) -> Any:
-        _missing("prepare")
-
-    async def submit_signature(self, unsigned: Any, signature: bytes | str, **options: Any) -> ExtrinsicResult:
-        _missing("submit_signature")
-
-    async def submit_signed(self, extrinsic: Any, keypair: Any, **options: Any) -> ExtrinsicResult:
-        _missing("submit_signed")
-
-    def multisig_account(self, signatories: list[str], threshold: int) -> Any:
-        _missing("multisig_account")
-
-    async def submit_multisig(self, call: Any, keypair: Any, multisig_account: Any, **options: Any) -> ExtrinsicResult:
-        _missing("submit_multisig")
-
 
 # Wallets and the whole network ------------------------------------------------
 
 
 @dataclass
 class DevNetwork:
-    """A dev network that this process uses. `server` is None if another process hosts the chain."""
+    """Holds a dev network that this process uses. `server` is None if another process hosts the chain."""
 
     directory: Path
     netuid: int
@@ -194,7 +158,7 @@ class DevNetwork:
 
     @property
     def name(self) -> str:
-        """What to give as --network."""
+        """Return the value to give as --network."""
         return f"dev:{self.directory}"
 
     @property
@@ -249,7 +213,7 @@ def _dev_network(directory: Path, miners: int, validators: int, state: DevState 
 
 
 def dev_wallet(directory: Path, name: str) -> Wallet:
-    """The dev wallet of that name with hotkey "default", made if it is missing; dev_network registers it."""
+    """Open the dev wallet of that name with hotkey "default", making it if it is missing; dev_network registers it."""
     with files.writing(directory, MOVED_BY):
         directory.mkdir(parents=True, exist_ok=True)
         with _wallets_lock(directory):
@@ -258,7 +222,7 @@ def dev_wallet(directory: Path, name: str) -> Wallet:
 
 @contextlib.contextmanager
 def _wallets_lock(directory: Path) -> Iterator[None]:
-    """Two processes must not both make the same wallet."""
+    """Keep two processes from making the same wallet at once."""
     with (directory / "wallets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -282,7 +246,7 @@ def _make_wallet(directory: Path, name: str) -> Wallet:
 
 
 def _register(link: DevLink, wallet: Wallet, netuid: int) -> None:
-    """Register the hotkey; a wallet named validator… gets stake enough for a permit."""
+    """Register the wallet's hotkey; a wallet named validator… gets enough stake for a permit."""
     hotkey = wallet.hotkey.ss58_address
     if link.request("query", "SubtensorModule", "Uids", [netuid, hotkey]) is not None:
         return
