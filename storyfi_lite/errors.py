@@ -1,8 +1,8 @@
-"""Every error this project raises on purpose, by reason.
+"""Defines every error that this project raises on purpose, by reason.
 
     LiteError                     70
     ├── BadInput                   2   the user or a peer gave something wrong
-    │   └── RegistryError          2   models.yaml is wrong; says the line
+    │   └── RegistryError          2   models.yaml, or another YAML file, is wrong; says the line
     ├── ConfigError               78   wallet, key, build or setting missing, or a place that cannot be written: restarting will not help
     ├── DoesNotFit                73   memory or disk: says need and have
     ├── Unavailable               69   network, hub, chain or API cannot be reached
@@ -19,49 +19,49 @@ from __future__ import annotations
 
 
 class LiteError(Exception):
-    """Base of the tree. `exit_code` is what the command line exits with."""
+    """Is the base of all errors here. `exit_code` is what the command line exits with."""
 
     exit_code = 70
 
 
 class BadInput(LiteError):
-    """The input is wrong; nothing was changed."""
+    """Says that the input is wrong; nothing was changed."""
 
     exit_code = 2
 
 
 class RegistryError(BadInput):
-    """`models.yaml` does not say what it must."""
+    """Says what is wrong in `models.yaml`, or in a reward policy, and on which line."""
 
 
 class ConfigError(LiteError):
-    """Something that only the operator can supply is missing or wrong."""
+    """Says that something is missing or wrong that only the operator can supply."""
 
     exit_code = 78
 
 
 class DoesNotFit(LiteError):
-    """Not enough memory or disk."""
+    """Says that memory or disk is too small."""
 
     exit_code = 73
 
 
 class Unavailable(LiteError):
-    """Something on the network cannot be reached, or refused."""
+    """Says that something on the network cannot be reached, or refused to answer."""
 
     exit_code = 69
 
 
 class GrammarError(LiteError):
-    """A grammar does not compile, or a matcher entered its error state."""
+    """Says that a grammar does not compile, or that a matcher entered its error state."""
 
 
 class EngineError(LiteError):
-    """llama.cpp failed in a way that this request cannot survive."""
+    """Says that llama.cpp failed in a way that this request cannot survive."""
 
 
 class Busy(LiteError):
-    """No room now. `retry_after_s`: the wait that is expected, seconds, or None if not known."""
+    """Says that there is no room now. `retry_after_s`: the wait that is expected, seconds, or None if not known."""
 
     exit_code = 75
 
@@ -71,6 +71,6 @@ class Busy(LiteError):
 
 
 class DeadlineExceeded(LiteError):
-    """The request's deadline passed before the answer was whole."""
+    """Says that the request's deadline passed before the answer was whole."""
 
     exit_code = 75

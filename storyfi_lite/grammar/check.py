@@ -1,8 +1,7 @@
-"""Untrusted text -> Report: what holds, what does not, in words. Never raises on bad input, whatever its size or shape.
+"""Checks untrusted text against a task's schema and reports, in words, what holds and what does not. Bad input never raises.
 
-`valid` says that the task's rules hold. `canonical` says more: these are bytes that the grammar itself writes, which is
-what a proof needs. JSON from elsewhere may be valid with other white space, key order or escapes. Needs neither
-llama.cpp nor llguidance.
+`valid` says that the task's rules hold. `canonical` says more: the bytes are those that the grammar itself writes, which a proof
+needs. JSON from elsewhere may be valid with other white space, key order or escapes. Needs neither llama.cpp nor llguidance.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,9 +21,7 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, O
 
 MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
 MAX_PROBLEMS = 20
-MAX_OPEN_CHARS = (
-    4_000  # of an object whose keys are the writer's own: it is handed on to the next task, where room is short
-)
+MAX_OPEN_CHARS = 4_000  # of an object with keys of the writer's own: the next task's prompt holds it
 MAX_NUMBER_CHARS = 40
 MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for millions; token ids are 65,536 at most
 
@@ -35,7 +33,7 @@ Rules = Callable[[Any], Iterable[str]]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Says whether one thing that was checked is right."""
 
     name: str
     ok: bool
@@ -44,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """`data` is the parsed object where the text is JSON at all, whether valid or not."""
+    """Holds all checks of one text. `data` is the parsed object if the text is a JSON object, valid or not."""
 
     valid: bool
     canonical: bool
@@ -57,28 +55,40 @@ class Report:
 
 
 def check_text(schema: Object, rules: Rules, text: str | bytes) -> Report:
-    """Reads bytes or text as one strict JSON object, then `check_data`, then compares with the grammar's bytes."""
+    """Parse bytes or text as strict JSON, check the object, and compare the text with the grammar's own spelling."""
+    if len(text) > MAX_TEXT_BYTES:
+        return _not_json(_too_large(len(text)))
     try:
-        raw = _encode(text)
+        raw = text if isinstance(text, bytes) else text.encode()
         data = parse_json(raw)
+    except UnicodeEncodeError:
+        return _not_json("the text holds a lone surrogate, which no UTF-8 can say")
     except BadInput as error:
-        return Report(False, False, (Check("json", False, str(error)),))
+        return _not_json(str(error))
     return _report(schema, rules, data, raw)
 
 
 def check_data(schema: Object, rules: Rules, data: Any) -> Report:
-    """An object that came without its text: its canonical spelling stands for it."""
+    """Check an object that came without its text, by its canonical spelling."""
     try:
         raw = dump(data).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Report(False, False, (Check("json", False, f"the object has no JSON spelling: {error}"[:200]),))
+        return _not_json(f"the object has no JSON spelling: {error}"[:200])
     return _report(schema, rules, data, raw)
 
 
+def _not_json(why: str) -> Report:
+    return Report(False, False, (Check("json", False, why),))
+
+
+def _too_large(size: int) -> str:
+    return f"{size:,} bytes: an answer has at most {MAX_TEXT_BYTES:,}"
+
+
 def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
-    checks = [Check("json", True, f"one JSON value, {len(raw):,} bytes, no key twice")]
     if len(raw) > MAX_TEXT_BYTES:
-        return Report(False, False, (Check("json", False, _too_large(len(raw))),))
+        return _not_json(_too_large(len(raw)))
+    checks = [Check("json", True, f"one JSON value, {len(raw):,} bytes, no key twice")]
     problems = list(islice(_problems(schema, data, ""), MAX_PROBLEMS))
     checks += [Check("schema", False, problem) for problem in problems]
     if not problems:
@@ -87,16 +97,10 @@ def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
         checks += [Check("rules", False, problem) for problem in broken]
         if not broken:
             checks.append(Check("rules", True, "the fields agree with each other"))
-    canonical = _is_canonical(schema, raw)
-    checks.append(
-        Check(
-            "canonical",
-            canonical,
-            "exactly the bytes that the grammar writes"
-            if canonical
-            else "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven",
-        )
-    )
+    canonical, spelling = _is_canonical(schema, raw), "exactly the bytes that the grammar writes"
+    if not canonical:
+        spelling = "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven"
+    checks.append(Check("canonical", canonical, spelling))
     valid = all(check.ok for check in checks if check.name != "canonical")
     return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)
 
@@ -104,24 +108,9 @@ def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def _encode(text: str | bytes) -> bytes:
-    if len(text) > MAX_TEXT_BYTES:
-        raise BadInput(_too_large(len(text)))
-    if isinstance(text, bytes):
-        return text
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise BadInput("the text holds a lone surrogate, which no UTF-8 can say") from None
-
-
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes: an answer has at most {MAX_TEXT_BYTES:,}"
-
-
 def parse_json(raw: bytes) -> Any:
-    """Strict JSON: one value, nothing after it, no key twice, no NaN or Infinity, no lone surrogate, numbers of a sane
-    length, bounded nesting and number of values. Raises BadInput. The caller bounds the size."""
+    """Parse strict JSON: one value, nothing after it, no key twice, no NaN or Infinity, no lone surrogate, and bounds on numbers'
+    length, nesting and the number of values. Raises BadInput. The caller bounds the size."""
     if raw.count(b"[") + raw.count(b"{") > MAX_VALUES or raw.count(b",") > MAX_VALUES:
         raise BadInput(f"more than {MAX_VALUES:,} values")
     try:
@@ -143,13 +132,9 @@ def parse_json(raw: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        raise BadInput(f"a key stands twice in one object: {_repeated(pairs)!r:.60}")
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise BadInput(f"a key stands twice in one object: {repeated!r:.60}")
     return data
-
-
-def _repeated(pairs: list[tuple[str, Any]]) -> str:
-    seen: set[str] = set()
-    return next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
 
 def _constant(name: str) -> Any:
@@ -254,7 +239,7 @@ def _list_problems(node: Array | Tuple, value: Any, path: str, where: str) -> It
 
 
 def _items(node: Array | Tuple, value: list[Any]) -> Iterator[Node]:
-    """The node that each item of `value` has to fit."""
+    """Yield the node that each item of `value` has to fit; items with fixed ids may come in any order."""
     if isinstance(node, Array):
         yield from (node.item for _ in value)
         return

@@ -1,6 +1,6 @@
-"""One schema, three spellings of it: Lark for llguidance (what the engine runs), GBNF for stock llama.cpp, JSON Schema.
+"""Writes a schema as Lark for llguidance (which the engine runs), as GBNF for stock llama.cpp, and as JSON Schema.
 
-Lark and GBNF accept exactly the same bytes. JSON Schema says what JSON Schema can: it cannot fix key order or
+Lark and GBNF accept exactly the same bytes. JSON Schema accepts more: it cannot fix key order or
 white space.
 """
 
@@ -22,7 +22,7 @@ SURROGATES = (0xD800, 0xDFFF)
 
 
 def to_lark(schema: Node) -> str:
-    """Lark text for llguidance. Each text is one terminal, quotes included, so that no two tokens of the lexer overlap."""
+    """Write Lark for llguidance. Each text is one terminal with its quotes, so that no two tokens of the lexer overlap."""
     terminals: dict[str, str] = {}  # regular expression -> name
     rules: dict[str, str] = {}  # body -> name
 
@@ -47,7 +47,7 @@ def to_lark(schema: Node) -> str:
 
 
 def _repeat(item: str, node: Array) -> str:
-    """`[item,item(,item(,item)?)?]` with literals quoted: the same text serves Lark and GBNF."""
+    """Write `[item,item(,item(,item)?)?]` with literals quoted: the same text serves Lark and GBNF."""
     tail = ""
     for _ in range(node.max_items - node.min_items):
         tail = f'("," {item} {tail})?'.replace(" )", ")")
@@ -75,7 +75,7 @@ def _text_regex(text: Text) -> str:
 
 
 def to_gbnf(schema: Node) -> str:
-    """GBNF text for stock llama.cpp tools (`--grammar-file`)."""
+    """Write GBNF for stock llama.cpp tools (`--grammar-file`)."""
     rules: dict[str, str] = {}
     arrays: dict[str, str] = {}  # body -> name
 
@@ -84,7 +84,7 @@ def to_gbnf(schema: Node) -> str:
 
     def one(piece: str | Text | Array) -> str:
         if isinstance(piece, str):
-            return _gbnf_literal(piece)
+            return '"' + piece.replace("\\", "\\\\").replace('"', '\\"') + '"'
         if isinstance(piece, Text):
             return _gbnf_text(piece, rules)
         return arrays.setdefault(_repeat(row(piece.item), piece), f"array-{len(arrays) + 1}")
@@ -93,10 +93,6 @@ def to_gbnf(schema: Node) -> str:
     rules.update({name: body for body, name in arrays.items()})
     lines = [f"root ::= {root}", *(f"{name} ::= {body}" for name, body in rules.items())]
     return "\n".join(lines) + "\n"
-
-
-def _gbnf_literal(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _gbnf_text(text: Text, rules: dict[str, str]) -> str:
@@ -111,8 +107,9 @@ def _gbnf_text(text: Text, rules: dict[str, str]) -> str:
 
 
 def _gbnf_class(but: str) -> str:
-    """Every character but these, a backslash and the forbidden ones, as ranges of what is allowed: before the last byte
-    of a character llama.cpp refuses it if *any* continuation is excluded, and a dash or quote often comes in two tokens."""
+    """Write, as ranges, every character except `but`, a backslash and the forbidden ones. Excluding characters instead would
+    fail: before the last byte of a character, llama.cpp refuses it if *any* continuation is excluded, and a dash or quote often
+    comes in two tokens."""
     bounds = [(ord(char), ord(char)) for char in but + "\\"] + [SURROGATES]
     for low, high in re.findall(r"\\u([0-9a-f]{4})(?:-\\u([0-9a-f]{4}))?", FORBIDDEN):
         bounds.append((int(low, 16), int(high or low, 16)))
@@ -125,7 +122,7 @@ def _gbnf_class(but: str) -> str:
 
 
 def _gbnf_span(char: str, low: int, high: int, rules: dict[str, str]) -> str:
-    """`low` to `high` characters: a fixed part in whole blocks, then optional blocks, each up to a block long."""
+    """Write `low` to `high` characters: a fixed part in whole blocks, then optional blocks, each up to a block long."""
     parts = []
     blocks, rest = divmod(low, GBNF_BLOCK_CHARS)
     if blocks:
@@ -148,36 +145,23 @@ def _gbnf_span(char: str, low: int, high: int, rules: dict[str, str]) -> str:
 
 
 def to_json_schema(schema: Node) -> dict[str, Any]:
-    """JSON Schema, draft 2020-12."""
+    """Write JSON Schema, draft 2020-12."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_json_schema(schema)}
 
 
 def _json_schema(node: Node) -> dict[str, Any]:
     if isinstance(node, Text):
-        return {
-            "type": "string",
-            "minLength": node.min_chars,
-            "maxLength": node.max_chars,
-            "pattern": text_pattern(node),
-        }
+        bounds = {"minLength": node.min_chars, "maxLength": node.max_chars}
+        return {"type": "string", **bounds, "pattern": text_pattern(node)}
     if isinstance(node, Const):
         return {"const": list(node.value) if isinstance(node.value, tuple) else node.value}
     if isinstance(node, Array):
-        return {
-            "type": "array",
-            "items": _json_schema(node.item),
-            "minItems": node.min_items,
-            "maxItems": node.max_items,
-        }
+        counts = {"minItems": node.min_items, "maxItems": node.max_items}
+        return {"type": "array", "items": _json_schema(node.item), **counts}
     if isinstance(node, Tuple):
         items = [_json_schema(item) for item in node.items]
-        return {
-            "type": "array",
-            "prefixItems": items,
-            "items": False,
-            "minItems": len(items),
-            "maxItems": len(items),
-        }
+        counts = {"minItems": len(items), "maxItems": len(items)}
+        return {"type": "array", "prefixItems": items, "items": False, **counts}
     if isinstance(node, Open):
         return _json_schema(node.written)
     return {
@@ -189,6 +173,6 @@ def _json_schema(node: Node) -> dict[str, Any]:
 
 
 def text_pattern(text: Text) -> str:
-    """The regular expression of a text's value, escapes undone. The first class also keeps a line feed out of `$`'s reach."""
+    """Write the regular expression of a text's value, escapes undone. Its first class excludes the line feed, which `$` lets pass."""
     rest = FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0009\u000b-\u001f") if text.newlines else FORBIDDEN
     return rf"^[^ {FORBIDDEN}][^{rest}]*$"

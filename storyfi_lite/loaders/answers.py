@@ -1,8 +1,7 @@
-"""A chat model's text -> a checked answer in the one canonical spelling, and JSON Schema in vendors' smaller
-dialects.
+"""Turns a chat model's text into a checked answer in canonical spelling, and JSON Schema into vendors' smaller dialects.
 
 Nothing is guessed: text around the JSON is a fault, except a code fence around all of it and a thought in
-<think> tags before it. Knows no vendor.
+<think> tags before it. This module knows no vendor.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _FENCE = re.compile(r"\A```[a-zA-Z]*[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
 def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[str, ...]]:
-    """The canonical text and no problems, or None and the problems in words."""
+    """Check an answer. Returns the canonical text and no problems, or None and the problems in words."""
     text = _THOUGHT.sub("", text.lstrip("\ufeff").strip(), count=1).strip()
     fenced = _FENCE.match(text)
     raw = (fenced.group(1) if fenced else text).encode(errors="surrogatepass")
@@ -39,8 +38,7 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
 
 
 def in_order(schema: Any, value: Any) -> Any:
-    """The value with its objects' keys in the schema's order; keys that the schema does not know come
-    last."""
+    """Sort the keys of a value's objects in the schema's order; keys that the schema does not know come last."""
     if not isinstance(schema, dict):
         return value
     if isinstance(value, dict):
@@ -55,9 +53,9 @@ def in_order(schema: Any, value: Any) -> Any:
 
 
 def simple_schema(schema: dict[str, Any], unions: bool) -> dict[str, Any]:
-    """JSON Schema without what vendors lack (`const`, `prefixItems`, lengths of strings): lengths and the
-    order of fixed values become descriptions. Without `unions`, objects of different keys become one with
-    the keys that all of them have required."""
+    """Rewrite a JSON Schema without what vendors lack (`const`, `prefixItems`, lengths of strings): lengths and the order of
+    fixed values become descriptions. Without `unions`, objects with different keys become one object, in which only the keys
+    that all of them have are required."""
     if "const" in schema:
         return _fixed([schema["const"]])
     if schema["type"] == "string":
@@ -79,7 +77,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(schemas: list[dict[str, Any]], unions: bool) -> dict[str, Any]:
-    """One schema for a list whose places have schemas of their own."""
+    """Merge the schemas of a list's places into one for all its items."""
     if all(one == schemas[0] for one in schemas):
         return simple_schema(schemas[0], unions)
     if all("const" in one for one in schemas):
@@ -97,7 +95,7 @@ def _merged(schemas: list[dict[str, Any]], unions: bool) -> dict[str, Any]:
 
 
 def _fixed(values: list[Any]) -> dict[str, Any]:
-    """The values, in order, that the places of a list hold."""
+    """Write the schema of a place, or of a list's places, with fixed values."""
     distinct = list(dict.fromkeys(dump(value) for value in values))
     description = "exactly " + ", then ".join(distinct)
     first = values[0]

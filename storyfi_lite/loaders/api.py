@@ -1,6 +1,6 @@
-"""The API loader: asks, repairs bad answers, retries what may pass, counts the money, and ends when the model is gone.
+"""Writes stories through an API: asks, repairs bad answers, retries, counts the money, and ends when the model is gone.
 
-The only place that retries. Not here: the queue and its threads (jobs.py), a vendor's calls and errors (client.py and
+No other module retries calls. Not here: the queue and its threads (jobs.py), a vendor's calls and errors (client.py and
 the vendors' files), which loader runs (fallback.py).
 """
 
@@ -34,7 +34,7 @@ class ApiLoader:
     """Implements `Loader` over one vendor's client."""
 
     def __init__(self, client: ApiClient, meter: Meter) -> None:
-        """Raises ConfigError. Calls no network."""
+        """Start the workers. Raises ConfigError if the meter needs prices. Calls no network."""
         meter.check_prices(client.settings.prices)
         self._client, self._meter, self.settings = client, meter, client.settings
         self._api = f"{client.vendor} API"
@@ -43,8 +43,8 @@ class ApiLoader:
         self._jobs = JobQueue(self._api, self._outcome, self.settings.workers, self.settings.max_queued)
 
     def look_up(self) -> None:
-        """Asks once, at no cost, whether key and model are good; raises ConfigError if they are not. No answer, or a
-        server of one's own that has no such look-up, says nothing."""
+        """Ask once, at no cost, whether key and model are good. Raises ConfigError if they are not. No answer is only logged, and
+        so is a self-hosted server without such a look-up."""
         line = Line()
         timer = threading.Timer(LOOK_UP_S, line.cut)
         timer.start()
@@ -96,7 +96,7 @@ class ApiLoader:
         return fault  # outside the handler: nothing of the client library hangs on it
 
     def _answer(self, job: Job, line: Line) -> Answer:
-        """Raises the job's error. Asks again, naming the problems, where the text breaks the task's rules."""
+        """Write one answer, asking again with the problems named if the text breaks the task's rules. Raises the job's error."""
         started_s = time.monotonic()
         task = tasks.get(job.request.task_type)
         constraint, messages = task.constraint(job.request), task.messages(job.request)
@@ -129,7 +129,7 @@ class ApiLoader:
         )
 
     def _cut_short(self, prompt: Prompt, reply: Reply) -> str:
-        """Asked again, it would be cut again: the caller's limit is the caller's, and the model's is its own."""
+        """Say which token limit cut the answer; asking again would not help."""
         limit = f"the request's limit of {prompt.max_tokens:,} tokens" if prompt.max_tokens else "its own token limit"
         written = f", {reply.completion_tokens:,} tokens written" if reply.completion_tokens else ""
         thought = f", {reply.thought_tokens:,} of them thinking" if reply.thought_tokens else ""
@@ -138,8 +138,7 @@ class ApiLoader:
     # --- one call, and the next if that may help ---
 
     def _reply(self, job: Job, line: Line, prompt: Prompt) -> Reply:
-        """Retries what may pass by itself, with exponential backoff and jitter, or as long as the vendor
-        says."""
+        """Call the API, and again after faults that may pass, with exponential backoff and jitter or after the vendor's own wait."""
         settings = self.settings
         for attempt in itertools.count(1):
             outcome = self._metered(job, line, prompt)
@@ -160,7 +159,7 @@ class ApiLoader:
         raise AssertionError("unreachable")
 
     def _judge(self, outcome: Reply | Failure) -> None:
-        """Ends the loader where no later call will do better."""
+        """Mark the loader dead if no later call can succeed."""
         failure = outcome if isinstance(outcome, Failure) else None
         self._not_found = self._not_found + 1 if failure and failure.not_found else 0
         if failure and (failure.fatal or self._not_found >= NOT_FOUND_IN_A_ROW) and not self._dead_because:

@@ -1,4 +1,4 @@
-"""The seam between the miner and whatever writes stories: `Loader`, `Job`, `Answer`, `ModelClaim`.
+"""Defines the interface between the miner and whatever writes stories: `Loader`, `Job`, `Answer`, `ModelClaim`.
 
 A loader turns one job into one answer on its own threads; callers hold a Future. Nothing here knows HTTP or the chain.
 """
@@ -15,7 +15,7 @@ from storyfi_lite.protocol.messages import MinerMode, ModelInfo, ProofHeader, St
 
 @dataclass(frozen=True)
 class ModelClaim:
-    """What this miner says it runs. It always names what was loaded, never what was wished for."""
+    """Says what this miner runs: always the model that was loaded, never the one that was asked for."""
 
     miner_mode: MinerMode
     model_name: str  # registry key, or the file's own name for an unlisted GGUF
@@ -26,7 +26,7 @@ class ModelClaim:
 
 @dataclass(frozen=True)
 class Job:
-    """One request, admitted. Cancel through its Future."""
+    """Holds one admitted request. Cancel it through its Future."""
 
     request: StoryRequest
     seed: int  # unsigned 64-bit, already decided by the service
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole and checked answer: `text` passed the task's grammar check. `proof` only where a local file wrote it."""
+    """Holds a whole answer: `text` passed the task's grammar check. `proof` only where a local file wrote it."""
 
     text: str
     claim: ModelClaim  # at the time of this answer: a fallback changes it
@@ -60,7 +60,7 @@ class LoaderHealth:
 
 
 class Loader(Protocol):
-    """`submit` never blocks: it raises Busy at once when the job cannot be queued or cannot meet its deadline.
+    """Writes stories. `submit` never blocks: it raises Busy at once if the job cannot be queued or cannot meet its deadline.
     The Future ends with an Answer, or with a LiteError; cancelling it frees the job's slot within one step."""
 
     @property

@@ -1,8 +1,7 @@
-"""What a vendor's file adds to the API loader: one HTTP call, and what its errors mean. And the one table from an error
-to what we do.
+"""Defines what a vendor's file adds to the API loader: one HTTP call, and what its errors mean.
 
-The vendor's own structured output is a help to the model, never trusted: every answer passes our check. Not here:
-retries, repair, money (api.py).
+The vendor's own structured output helps the model but is never trusted: every answer passes our check. Not here: retries,
+repair, money (api.py).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAX_DETAIL_CHARS = 300
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """One API model as this operator uses it: `prices` and `base_url` are the operator's."""
+    """Holds an API model and how this operator uses it: `prices` and `base_url` are the operator's."""
 
     model: ApiModel
     base_url: str | None = None  # None: the vendor's own
@@ -44,7 +43,7 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`turns` are (role, text), roles `user` and `assistant`."""
+    """Holds what is sent. `turns` are (role, text), roles `user` and `assistant`."""
 
     system: str
     turns: tuple[tuple[str, str], ...]
@@ -55,8 +54,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a vendor answered. Tokens are None where it did not count; `thought_tokens` are among `completion_tokens`.
-    `refusal`: why there is no text, in its words. `is_cut`: the text ends at a token limit."""
+    """Holds a vendor's answer. Tokens are None if the vendor did not count; `completion_tokens` include `thought_tokens`.
+    `refusal`: the vendor's words on why there is no text. `is_cut`: the text ends at a token limit."""
 
     text: str
     prompt_tokens: int | None = None
@@ -68,8 +67,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A call that gave no reply. `free`: the vendor surely charged nothing. `fatal`: no later call will do better.
-    `not_found`: nor will it, if it goes on."""
+    """Says why a call gave no reply. `free`: the vendor surely charged nothing. `fatal`: no later call can succeed.
+    `not_found`: the model is unknown; fatal if that is said several times in a row (api.py)."""
 
     error: LiteError
     retry: bool = False
@@ -81,7 +80,7 @@ class Failure:
 
 @dataclass
 class ErrorInBody(Exception):
-    """An error that came with HTTP status 200. `is_paid`: the vendor counted tokens for it."""
+    """Holds an error that came with HTTP status 200. `is_paid`: the vendor counted tokens for the call."""
 
     status: int
     words: str
@@ -89,8 +88,8 @@ class ErrorInBody(Exception):
 
 
 class Forms:
-    """The forms of one parameter that are left to try, best first; None last: the parameter is left out. A form that the
-    model refused is never sent again. Thread-safe."""
+    """Keeps the forms of one parameter that are left to try, best first; the last, None, leaves the parameter out. A form that
+    the model refused is never sent again. Thread-safe."""
 
     def __init__(self, *forms: Any) -> None:
         self._forms = [*forms, None]
@@ -101,7 +100,7 @@ class Forms:
         return self._forms[0]
 
     def refuse(self, form: Any) -> bool:
-        """Strikes out `form`, unless another thread already did. False if nothing is left to change."""
+        """Remove `form`, unless another thread already did. Returns False if nothing is left to change."""
         with self._lock:
             if form is not None and self._forms[0] == form:
                 del self._forms[0]
@@ -109,15 +108,15 @@ class Forms:
 
 
 class ApiClient(ABC):
-    """Subclasses: gemini.GenaiClient, gemini.GenerativeAiClient, openai.OpenAIClient. Their methods may raise what their
-    package raises; `explain` says what it means."""
+    """Calls one vendor's API. Subclasses: gemini.GenaiClient, gemini.GenerativeAiClient, openai.OpenAIClient. Their methods
+    raise their packages' errors; `explain` turns any error into a Failure."""
 
     vendor: ClassVar[str]
     key_variable: ClassVar[str]
     vendor_url: ClassVar[str]
 
     def __init__(self, key: Secret, settings: ApiSettings) -> None:
-        """Raises ConfigError where the package is missing or a proxy setting cannot be used. Calls no network."""
+        """Make the package's client. Raises ConfigError if the package is missing or a proxy setting unusable. Calls no network."""
         self.key, self.settings, self.model_name = key, settings, settings.model.key
         self._connect()
 
@@ -126,53 +125,50 @@ class ApiClient(ABC):
 
     @abstractmethod
     def look_up(self, timeout_s: float) -> None:
-        """Asks for the model's description, which costs nothing; returns if the vendor gives it."""
+        """Ask for the model's description, which costs nothing. Raises if the vendor does not give it."""
 
     @abstractmethod
     def call(self, prompt: Prompt, timeout_s: float) -> Reply:
-        """One answer, on this thread; `timeout_s` bounds each wait of it. Parameters that the model refuses are
-        renamed or left out, here and in every later call."""
+        """Ask for one answer, on this thread; `timeout_s` bounds each wait. Parameters that the model refuses are renamed or left
+        out, now and in every later call."""
 
     @abstractmethod
     def _failure(self, error: Exception) -> Failure | None:
-        """What the package's own error means; None for an error that is no HTTP answer."""
+        """Say what the package's own error means; None for an error that is no HTTP answer."""
 
     @property
     def url(self) -> str:
         return self.settings.base_url or self.vendor_url
 
     def clean(self, text: object) -> str:
-        """A vendor's words for our log: one line, the key masked, then shortened (in this order)."""
+        """Prepare a vendor's words for our log: mask the key, join the lines, then shorten."""
         return " ".join(self.key.scrub(str(text)).split())[:MAX_DETAIL_CHARS]
 
     def explain(self, error: Exception) -> Failure:
-        """What any error of a call means."""
+        """Say what any error of a call means."""
         for cause in (error, error.__cause__):  # packages wrap what our connection raises
             if isinstance(cause, LiteError):
                 return Failure(cause, fatal=isinstance(cause, ConfigError))
             if isinstance(cause, WebPage):
-                return Failure(Unavailable(self._web_page(cause)))
+                hint = "  does this network want a sign-in first?"
+                if self.settings.base_url:
+                    hint = "  --api.base-url must name the API, often with /v1 at its end"
+                came = f"answered with a web page, not with JSON: {self.clean(cause)}"
+                return Failure(Unavailable(f"the {self.vendor} API at {urlsplit(self.url).netloc} {came}\n{hint}"))
             if isinstance(cause, ErrorInBody):
                 failure = self.by_status(cause.status, cause.words)
                 return Failure(failure.error, retry=failure.retry and not cause.is_paid, free=not cause.is_paid)
         return self._failure(error) or self._no_answer(error)
 
-    def _web_page(self, page: WebPage) -> str:
-        hint = "  --api.base-url must name the API, often with /v1 at its end" if self.settings.base_url else (
-            "  does this network want a sign-in first?"
-        )  # fmt: skip
-        host = urlsplit(self.url).netloc
-        return f"the {self.vendor} API at {host} answered with a web page, not with JSON: {self.clean(page)}\n{hint}"
-
     def _no_answer(self, error: Exception) -> Failure:
-        """Time-out, connection refused or cut, half a body, a body that is not the vendor's JSON."""
+        """Explain an error without an HTTP answer: time-out, connection refused or cut, a body that is not the vendor's JSON."""
         proxy = proxy_for(self.url)
         way = f" through the proxy of {proxy}" if proxy else f" from {self.url}" if self.settings.base_url else ""
         detail = f"the {self.vendor} API gave no whole answer{way} ({type(error).__name__})"
         return Failure(Unavailable(detail), retry=True, free=False)
 
     def by_status(self, status: int, words: object, retry_after_s: float = 0.0, bad_key: bool = False) -> Failure:
-        """The table from HTTP status to what we do."""
+        """Say what an HTTP status means for us."""
         said = f"the {self.vendor} API answered {status}: {self.clean(words) or 'nothing more'}"
         if status == 429:
             return Failure(Busy(said, retry_after_s or None), retry=True, retry_after_s=retry_after_s)
@@ -181,18 +177,15 @@ class ApiClient(ABC):
         if bad_key or status in (401, 403):
             return Failure(ConfigError(f"{said}\n  check {self.key_variable} and its account"), fatal=True)
         if status in (404, 410):
-            gone = ConfigError(f"{said}\n  {self._gone()}")
+            model, host = self.settings.model, urlsplit(self.url).netloc
+            hint = f"{model.end}: --api.model {model.successor}" if model.end else "another model: --api.model NAME"
+            gone = ConfigError(f"{said}\n  {model.key} is not to be had at {host}; {hint}")
             return Failure(gone, retry=status == 404, fatal=status == 410, not_found=True)
         return Failure(ConfigError(said))
 
-    def _gone(self) -> str:
-        model = self.settings.model
-        hint = f"{model.end}: --api.model {model.successor}" if model.end else "another model: --api.model NAME"
-        return f"{model.key} is not to be had at {urlsplit(self.url).netloc}; {hint}"
-
 
 def retry_after_s(headers: Any) -> float:
-    """The `Retry-After` header in seconds; 0 where there is none, or a date (vendors send seconds)."""
+    """Return the `Retry-After` header in seconds; 0 if it is missing or a date (vendors send seconds)."""
     try:
         return max(0.0, min(float(headers.get("retry-after", 0)), 86_400.0))
     except (TypeError, ValueError):

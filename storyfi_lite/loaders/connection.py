@@ -1,5 +1,5 @@
-"""The connection under one API call: it can be cut from another thread, follows no redirect, and what stands between us
-and the vendor (a proxy, a web page) is told by name. For both HTTP libraries that the vendors' packages use.
+"""Controls the connection under one API call, for both HTTP libraries that vendors' packages use: another thread can cut it,
+it follows no redirect, and a proxy or web page that stands in the way is named.
 
 Not here: what a vendor's own errors mean (gemini.py, openai.py).
 """
@@ -22,7 +22,7 @@ _here = threading.local()  # .line: the line that is open on this thread
 
 
 class Line:
-    """The one HTTP call that a job may have open. `cut` ends it from another thread, now and for good."""
+    """Holds the sockets of the one HTTP call that a job may have open. `cut`, from any thread, ends this and all later calls."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,7 +31,7 @@ class Line:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Around a call on this thread; a socket that it held belongs to others afterwards."""
+        """Open a call on this thread. Afterwards its sockets are forgotten: others may use them."""
         if self._is_cut.is_set():
             raise DeadlineExceeded("the request ended before the API was called")
         _here.line = self
@@ -42,7 +42,7 @@ class Line:
                 self._sockets.clear()
 
     def hold(self, connection: socket.socket) -> None:
-        """The open call runs over this socket from now on."""
+        """Add a socket of the open call."""
         with self._lock:
             self._sockets.append(connection)
             if self._is_cut.is_set():
@@ -55,35 +55,35 @@ class Line:
                 _shut(connection)
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps; True as soon as the line is cut."""
+        """Sleep. Returns True as soon as the line is cut."""
         return self._is_cut.wait(seconds)
 
 
 def _shut(connection: socket.socket) -> None:
-    """Wakes the thread that reads from it, which closing would not."""
+    """Shut a socket down, which, unlike closing, wakes the thread that reads from it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def hold(connection: socket.socket) -> None:
-    """Gives a new connection to the line that is open on this thread."""
+    """Give a new socket to the line that is open on this thread."""
     _here.line.hold(connection)
 
 
 class WebPage(Exception):
-    """A page for people came where JSON was due: a wrong address, or a network that wants a sign-in. Its words."""
+    """Holds the words of a web page that came instead of JSON: a wrong address, or a network that wants a sign-in."""
 
 
 def refuse_web_page(status: int, content_type: str, page: str) -> None:
-    """Raises WebPage. An error's page is left to the vendor's package: its status says more."""
+    """Raise WebPage if a page came with status 200. An error's page is left to the vendor's package: its status says more."""
     if status == 200 and "html" in content_type.lower():
         title = re.search(r"<title[^>]*>(.*?)</title>", page, re.DOTALL | re.IGNORECASE)
         raise WebPage(title.group(1) if title and title.group(1).strip() else re.sub(r"<[^>]*>", " ", page))
 
 
 def httpx_client(kind: Any) -> Any:
-    """A client of httpx, or of a package that is like it, for the life of the loader. Each call has a connection of its
-    own, so that it can be cut. Raises ConfigError for proxy settings that it cannot use."""
+    """Make a client of httpx, or of a package like it. Each call has a connection of its own, so that it can be cut. Raises
+    ConfigError for proxy settings that the library cannot use."""
 
     def trace(event: str, info: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
@@ -106,8 +106,8 @@ def httpx_client(kind: Any) -> Any:
 
 
 def own_requests_session(session: Any, workers: int) -> None:
-    """The same for a session of requests that a package made: no retries or redirects of its own (a redirect would carry
-    the key to another host), and each call's socket is held."""
+    """Change a session of `requests` that a package made: no retries, no redirects (which would carry the key to another host),
+    and each call's socket can be cut."""
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool
 
@@ -140,7 +140,7 @@ def own_requests_session(session: Any, workers: int) -> None:
 
 
 def proxy_for(url: str) -> str | None:
-    """The environment's proxy setting that a call to `url` obeys, as NAME=value without a password; None if none."""
+    """Return the proxy setting that a call to `url` obeys, as NAME=value without a password; None if there is none."""
     parts = urlsplit(url)
     known = getproxies_environment()
     scheme = parts.scheme if parts.scheme in known else "all"
@@ -150,7 +150,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def proxy_fault(error: Exception) -> ConfigError:
-    """What to say when a library refuses a proxy setting; it reads all of them, whatever the address."""
+    """Say which proxy setting a library refused. A library reads all of them, whatever the address."""
     known = {scheme: value for scheme, value in getproxies_environment().items() if scheme != "no"}
     odd = [scheme for scheme, value in known.items() if not value.startswith(("http://", "https://"))]
     words = str(error)

@@ -1,9 +1,8 @@
-"""Which loader answers: the local model, else the chosen API, else the other API if its key is there, else a
-clear error.
+"""Chooses which loader answers: the local model, else the chosen API, else the other API if its key is there, else an error.
 
-The choice falls at start. While running it moves on when a loader is dead, and never back: a restart tries the
-first again. What the operator did not allow is no choice here. Each move is a WARNING, and each answer's claim is
-that of the loader that wrote it. Knows no vendor.
+The choice is made at start. When a loader dies, the next one takes over, and the dead one is not tried again before a restart.
+Only loaders that the operator allowed are in the list. Each change is logged as a WARNING, and each answer's claim is that of
+the loader that wrote it.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """`open` makes the loader; it raises a LiteError that says why it can't."""
+    """Names a loader that can be opened. `open` makes it, or raises a LiteError that says why it can't."""
 
     name: str
     open: Callable[[], Loader]
 
 
 def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
-    """The vendor's client for this model. Raises ConfigError where its package is missing."""
+    """Make the vendor's client for this model. Raises ConfigError if its package is missing."""
     if settings.model.provider == "gemini":
         from storyfi_lite.loaders.gemini import gemini_client
 
@@ -47,7 +46,7 @@ def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
 
 
 def open_api(settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
-    """Raises ConfigError where the key or the package is missing, or where the vendor says that key or model are bad."""
+    """Open an API loader. Raises ConfigError if the key or package is missing, or the vendor says that key or model are bad."""
     model = settings.model
     variable = API_KEYS[model.provider]
     key = load_key(variable, key_file)
@@ -70,7 +69,7 @@ def open_api(settings: ApiSettings, meter: Meter, key_file: Path | None = None) 
 
 
 def api_choices(settings: Sequence[ApiSettings], meter: Meter, key_file: Path | None = None) -> list[Choice]:
-    """The first API model, which was chosen, then each other one whose key is there."""
+    """List the first API model, which was chosen, then each other one whose key is there."""
 
     def choice(one: ApiSettings) -> Choice:
         return Choice(f"{one.model.provider} API", lambda: open_api(one, meter, key_file))
@@ -108,8 +107,7 @@ class FallbackLoader:
         return self._current()[1].claim
 
     def submit(self, job: Job) -> Future[Answer]:
-        """As the loader's own; a job whose loader dies under it moves to the next one, within its
-        deadline."""
+        """Submit to the active loader. If that loader dies, the job moves to the next one, within its deadline."""
         outer: Future[Answer] = Future()
         self._hand_over(job, outer)
         return outer
@@ -124,7 +122,7 @@ class FallbackLoader:
             loader.close()
 
     def _current(self) -> tuple[str, Loader]:
-        """The active loader, after moving on from dead ones; the last of them stays, dead or not."""
+        """Return the active loader, after moving on from dead ones; the last one stays, dead or not."""
         with self._lock:
             while self._active + 1 < len(self._loaders):
                 name, loader = self._loaders[self._active]
@@ -151,16 +149,13 @@ class FallbackLoader:
         follow(outer, loader.submit(job), lambda done: self._pass_on(job, loader, done, outer))
 
     def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
-        """The inner outcome becomes the outer one, unless the loader died and another can still answer in
-        time."""
+        """Pass the inner outcome on to the outer Future, unless the loader died and another can still answer in time."""
         error = inner.exception()
-        if error is not None and not outer.done() and job.deadline_s > time.monotonic() and self._moved_on(loader):
+        waiting = error is not None and not outer.done() and job.deadline_s > time.monotonic()
+        if waiting and not loader.health().alive and self._current()[1] is not loader:
             try:
                 self._hand_over(job, outer)
                 return
             except LiteError as refused:
                 error = refused
         settle(outer, inner.result() if error is None else error)
-
-    def _moved_on(self, loader: Loader) -> bool:
-        return not loader.health().alive and self._current()[1] is not loader

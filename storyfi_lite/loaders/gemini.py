@@ -1,7 +1,7 @@
-"""Gemini, over REST. The only file that knows Google.
+"""Calls Gemini over REST. No other file knows Google.
 
-Two packages can carry the calls. google-genai is taken where it is installed. google-generativeai answers too, but gets
-no new features: it cannot switch thinking off, so a model that thinks does so at our cost and inside our token limit.
+Two packages can make the calls. google-genai is used if it is installed. google-generativeai works too, but gets no new
+features: it cannot switch thinking off, so a model that thinks does so at our cost and inside our token limit.
 Requests and replies are the REST interface's JSON in both. Not here: retries, checks, money (api.py).
 """
 
@@ -39,7 +39,7 @@ _connecting = threading.Lock()  # google-generativeai's configuration is global
 
 
 def gemini_client(key: Secret, settings: ApiSettings) -> ApiClient:
-    """Through the better package of those that are installed. Raises ConfigError where none is."""
+    """Make a client with the better package of those that are installed. Raises ConfigError if there is none."""
     try:
         found = importlib.util.find_spec("google.genai")
     except (ImportError, ValueError):
@@ -65,7 +65,7 @@ class _GeminiClient(ApiClient):
 
 
 class GenaiClient(_GeminiClient):
-    """Through google-genai, with thinking off or at its least."""
+    """Calls through google-genai, with thinking off or at its least."""
 
     def _connect(self) -> None:
         import httpx
@@ -125,7 +125,7 @@ class GenaiClient(_GeminiClient):
 
 
 class GenerativeAiClient(_GeminiClient):
-    """Through google-generativeai."""
+    """Calls through google-generativeai."""
 
     def _connect(self) -> None:
         try:
@@ -181,7 +181,7 @@ class GenerativeAiClient(_GeminiClient):
 
 
 def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The subset in the JSON of Gemini's Schema message, which has no additionalProperties and only these fields."""
+    """Write a simple schema as Gemini's Schema message, which has no additionalProperties and only these fields."""
     kept = ("description", "enum", "required", "minItems", "maxItems")
     converted: dict[str, Any] = {"type": schema["type"].upper()} | {key: schema[key] for key in kept if key in schema}
     if "items" in schema:
@@ -192,7 +192,7 @@ def gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply(body: Any) -> Reply:
-    """The text of the first candidate without its thoughts. Reasons may be words or numbers that we never heard of."""
+    """Read the first candidate's text without its thoughts. Unknown reasons for its end, words or numbers, are allowed for."""
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
     if problem := body.get("error"):
@@ -221,7 +221,7 @@ def _reply(body: Any) -> Reply:
 
 
 def _retry_delay_s(details: list[Any]) -> float:
-    """Google says how long to wait in the error's details (RetryInfo) rather than in a header."""
+    """Return how long Google asks us to wait; that stands in the error's details (RetryInfo), not in a header."""
     for detail in details:
         delay = detail.get("retryDelay", "") if isinstance(detail, dict) else ""
         if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", str(delay)):

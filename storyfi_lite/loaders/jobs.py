@@ -1,8 +1,7 @@
-"""A few worker threads over a queue of jobs: the highest priority first, each ended by its deadline.
+"""Runs a queue of jobs on a few worker threads: the highest priority first, each ended by its deadline.
 
-Two clocks: a Future ends by its job's deadline, whatever the call does (a timer ends it); the call is then cut, so
-that its worker is free at once. Threads are daemons: a call that hangs never holds up the end of the process. Knows
-nothing of APIs.
+A timer ends a job's Future at its deadline, whatever the call does; the call is then cut, so that its worker is free at once.
+Threads are daemons: a call that hangs never holds up the end of the process. This module knows nothing of APIs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class _Work:
 
 
 class JobQueue:
-    """`write(job, line)` gives a job's outcome on one of `workers` threads and raises nothing."""
+    """Runs `write(job, line)`, which returns a job's outcome and raises nothing, on `workers` threads."""
 
     def __init__(
         self, name: str, write: Callable[[Job, Line], Answer | LiteError], workers: int, max_queued: int
@@ -50,7 +49,7 @@ class JobQueue:
             thread.start()
 
     def submit(self, job: Job) -> Future[Answer]:
-        """Raises Busy where the queue is full or the deadline has passed, Unavailable once closed."""
+        """Queue a job. Raises Busy if the queue is full or the deadline has passed, Unavailable once closed."""
         remaining_s = job.deadline_s - time.monotonic()
         if remaining_s <= 0:
             raise Busy("the request's deadline has passed already")
@@ -72,13 +71,13 @@ class JobQueue:
         return work.future
 
     def counts(self) -> tuple[int, int]:
-        """How many run, how many wait."""
+        """Count the jobs that run and those that wait."""
         with self._ready:
             self._drop_ended()
             return len(self._running), len(self._waiting)
 
     def close(self, longest_s: float) -> None:
-        """Waits for what runs, each to its deadline and `longest_s` at most; refuses what waits."""
+        """Refuse the jobs that wait, and wait for those that run, `longest_s` at most."""
         with self._ready:
             self.closed = True
             waiting, self._waiting = self._waiting, []

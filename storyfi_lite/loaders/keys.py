@@ -1,7 +1,7 @@
-"""API keys: where they come from, and a type that does not show them.
+"""Reads API keys, and holds them in a type that does not show them.
 
-From the environment, or from a file that only its owner can read. Never from the command line, where every
-user of the machine could see it. Not a vault: the key is in this process's memory.
+A key comes from the environment, or from a file that only its owner can read; never from the command line, where every user of
+the machine could see it. This is no vault: the key is in this process's memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ MAX_KEY_FILE_BYTES = 65_536
 
 
 class Secret:
-    """A key whose `str`, `repr` and format are masked. `reveal` is for the one line that hands it to a
-    client library."""
+    """Holds a key and masks it in `str`, `repr` and format. Only the line that hands it to a client library calls `reveal`."""
 
     __slots__ = ("_value",)
 
@@ -33,7 +32,7 @@ class Secret:
         return self._value
 
     def scrub(self, text: str) -> str:
-        """The text with the key masked: for what a vendor or a client library says."""
+        """Mask the key in a text that a vendor or a client library wrote."""
         return text.replace(self._value, MASK)
 
     def __repr__(self) -> str:
@@ -50,9 +49,8 @@ class Secret:
 
 
 def load_key(variable: str, key_file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Secret | None:
-    """The key named `variable`, from the environment, else from a line `NAME=key` of `key_file` (mode
-    600); None if neither has it. Raises ConfigError for a file that others can read, or for a key that
-    cannot be sent."""
+    """Read the key named `variable` from the environment, else from a line `NAME=key` of `key_file` (mode 600); None if neither
+    has it. Raises ConfigError for a file that others can read, or for a key that cannot be sent."""
     value = environment.get(variable, "").strip()
     if not value and key_file is not None:
         value = _read_key_file(key_file).get(variable, "")
@@ -79,12 +77,11 @@ def _read_key_file(path: Path) -> dict[str, str]:
         text = os.read(descriptor, MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
     finally:
         os.close(descriptor)
-    lines = (line.strip() for line in text.splitlines())
-    return dict(_key_line(line, path) for line in lines if line and not line.startswith("#"))
-
-
-def _key_line(line: str, path: Path) -> tuple[str, str]:
-    name, equals, value = line.partition("=")
-    if not equals:
-        raise ConfigError(f"the key file {path} has a line that is not NAME=key, for example GEMINI_API_KEY=…")
-    return name.strip(), value.strip().strip("\"'")
+    keys = {}
+    for line in map(str.strip, text.splitlines()):
+        if line and not line.startswith("#"):
+            name, equals, value = line.partition("=")
+            if not equals:
+                raise ConfigError(f"the key file {path} has a line that is not NAME=key, for example GEMINI_API_KEY=…")
+            keys[name.strip()] = value.strip().strip("\"'")
+    return keys

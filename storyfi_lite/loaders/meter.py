@@ -1,10 +1,8 @@
-"""What the APIs cost today: tokens and, where the operator gave prices, US dollars; with a daily cap that
-survives a restart.
+"""Counts what the APIs cost today, in tokens and, if the operator gave prices, in US dollars, under a daily cap.
 
-A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call
-whose end is not known (time-out, crash) stays charged: the cap may close early, never late. Processes share
-the file: two miners of one user, or a miner and a `generate`, have one cap. It knows no vendor; prices are the
-operator's, none are built in. The day is UTC's.
+A call is charged before it is made, with an estimate, and corrected by what the vendor counted. So a call whose end is not
+known (time-out, crash) stays charged: the cap may close early, never late. The counts are in a file, so they survive a restart,
+and all processes of one user share the cap. No prices are built in. The day is UTC's.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ MOVED_BY = "XDG_STATE_HOME=DIRECTORY"
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars for a million tokens, as the vendor's price list says."""
+    """Holds prices in US dollars for a million tokens, as the vendor's price list says."""
 
     prompt_usd: float
     completion_usd: float
@@ -38,7 +36,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Caps:
-    """A day's limits; None: no limit."""
+    """Holds a day's limits; None: no limit."""
 
     tokens: int | None = None
     usd: float | None = None
@@ -46,7 +44,7 @@ class Caps:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was used on `day` (days since 1970-01-01 UTC)."""
+    """Counts what was used on `day` (days since 1970-01-01 UTC)."""
 
     day: int
     prompt_tokens: int = 0
@@ -60,7 +58,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Charge:
-    """A call that was charged with an estimate."""
+    """Remembers the estimate that a call was charged with."""
 
     day: int
     prompt_tokens: int
@@ -69,7 +67,7 @@ class Charge:
 
 
 class Meter:
-    """Thread-safe. Raises ConfigError for a damaged file rather than starting the day again."""
+    """Keeps the day's count. Thread-safe. Raises ConfigError for a damaged file rather than starting the day again."""
 
     def __init__(self, path: Path, caps: Caps, clock: Callable[[], float] = time.time) -> None:
         self._path, self._caps, self._clock = path, caps, clock
@@ -78,12 +76,12 @@ class Meter:
 
     @property
     def usage(self) -> Usage:
-        """As of this process's last call."""
+        """Return the count as of this process's last call."""
         with self._lock:
             return self._today()
 
     def check_prices(self, prices: Prices | None) -> None:
-        """Raises ConfigError where a cap in dollars could not be kept."""
+        """Raise ConfigError if there is a cap in dollars and no price."""
         if self._caps.usd is not None and prices is None:
             raise ConfigError(
                 "a daily cap in US dollars needs the vendor's prices, in dollars for a million tokens\n"
@@ -91,8 +89,7 @@ class Meter:
             )
 
     def charge(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> Charge:
-        """Charges an estimate. Raises Busy when it would go over a cap, ConfigError or DoesNotFit when it can't be
-        written."""
+        """Charge an estimate. Raises Busy if it would go over a cap, ConfigError or DoesNotFit if it can't be written."""
         with self._shared():
             used = self._today()
             usd = used.usd + (prices.usd(prompt_tokens, completion_tokens) if prices else 0.0)
@@ -114,8 +111,7 @@ class Meter:
             return charge
 
     def settle(self, charge: Charge, prompt_tokens: int, completion_tokens: int) -> None:
-        """Puts what the vendor counted in the place of the estimate. A call that cost nothing is settled
-        with zeros."""
+        """Replace the estimate by what the vendor counted; zeros for a call that cost nothing."""
         with self._shared():
             if self._today().day == charge.day:
                 self._add(
@@ -126,7 +122,7 @@ class Meter:
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
-        """What all processes used so far, and nobody else adds to it meanwhile."""
+        """Read what all processes used so far, and keep other processes from adding to it meanwhile."""
         with self._lock:
             with files.writing(self._path, MOVED_BY):
                 self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""OpenAI, or any server that speaks its chat completions (`--api.base-url`). The only file that knows the
-openai package.
+"""Calls OpenAI, or any server with OpenAI's chat completions (`--api.base-url`). No other file knows the openai package.
 
 Not here: retries, checks, money (api.py).
 """
@@ -25,7 +24,7 @@ _SPOKEN_OF = {
 
 
 class OpenAIClient(ApiClient):
-    """A parameter that a model refuses is renamed or left out; its `Forms` remember that."""
+    """Calls through the openai package. A parameter that the model refuses is renamed or left out; its `Forms` remember that."""
 
     vendor = "OpenAI"
     key_variable = "OPENAI_API_KEY"
@@ -88,7 +87,7 @@ class OpenAIClient(ApiClient):
         return request | {"messages": [{"role": role, "content": text} for role, text in turns]}
 
     def _refused(self, error: Any, forms: dict[str, Any]) -> bool:
-        """Takes the next form of the parameter that the server will not have; False if it is about something else."""
+        """Move on to the next form of the parameter that the server refuses. Returns False if the error is about something else."""
         if error.status_code not in (400, 422) or _is_filtered(error):
             return False
         words = f"{error.param} {_words(error)}".lower()
@@ -113,17 +112,17 @@ class OpenAIClient(ApiClient):
 
 
 def _words(error: Any) -> str:
-    """The server's own, without what the package puts around them."""
+    """Return the server's words, without what the package puts around them."""
     return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error.message)
 
 
 def _is_filtered(error: Any) -> bool:
-    """Azure's filter refuses a prompt with an error, not with an answer."""
+    """Return whether a content filter refused; Azure's does so with an error, not with an answer."""
     return error.code == "content_filter"
 
 
 def _reply(completion: Any) -> Reply:
-    """Servers that only look like OpenAI's leave fields out, so nothing is taken for granted."""
+    """Read a completion. Any field may be missing: servers that imitate OpenAI leave some out."""
     usage = getattr(completion, "usage", None)
     prompt_tokens = _count(getattr(usage, "prompt_tokens", None))
     completion_tokens = _count(getattr(usage, "completion_tokens", None))
@@ -146,7 +145,7 @@ def _reply(completion: Any) -> Reply:
 
 
 def _text(content: Any) -> str:
-    """A plain text, or the texts of a list of parts, whose thoughts are of other types."""
+    """Return a plain text, or the texts of a list of parts; thoughts are parts of other types."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else ""
     parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]

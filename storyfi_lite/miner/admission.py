@@ -1,11 +1,10 @@
-"""Who may ask: every check between a request's first header and the loader, cheapest and least harmful first.
+"""Decides who may ask: runs every check between a request's first header and the loader, cheapest first.
 
     headers (size, shape, receiver, age) -> deny list, registration, permit, stake -> signature -> body
     (bounded, timed) -> body's signature -> nonce remembered -> rate counted -> parsed
 
 A stranger costs a dictionary look-up; a self-made key cannot fill the nonce store, and a forged header cannot
-use up a validator's rate. Knows no HTTP framework and no loader; raises Refused or BadInput and changes
-nothing else."""
+use up a validator's rate. This module knows no HTTP framework and no loader."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ MAX_BUCKETS = 4_096
 
 
 class Neuron(Protocol):
-    """What admission reads of a registered hotkey (chain.Neuron has it)."""
+    """Lists the fields that admission reads of a registered hotkey; chain.Neuron has them."""
 
     @property
     def uid(self) -> int: ...
@@ -39,14 +38,14 @@ class Neuron(Protocol):
 
 
 class Directory(Protocol):
-    """Registered hotkeys. Never blocks; raises Unavailable while nothing is known of the chain."""
+    """Looks up registered hotkeys. Never blocks; raises Unavailable while nothing is known of the chain."""
 
     def lookup(self, hotkey_ss58: str) -> Neuron | None: ...
 
 
 @dataclass(frozen=True)
 class AdmissionPolicy:
-    """Whom the operator answers. `allow` needs no registration, permit or stake; `deny` wins over all."""
+    """Says whom the operator answers. Hotkeys in `allow` need no registration, permit or stake; `deny` overrides the rest."""
 
     require_permit: bool = True
     min_stake_tao: float = 0.0
@@ -57,7 +56,7 @@ class AdmissionPolicy:
 
 @dataclass(frozen=True)
 class Caller:
-    """A verified sender. `uid` is None for a hotkey that only the allow list knows."""
+    """Describes a verified sender. `uid` is None for a hotkey that only the allow list knows."""
 
     hotkey_ss58: str
     uid: int | None
@@ -66,7 +65,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that will be answered."""
+    """Holds a request that passed every check."""
 
     caller: Caller
     claim: SignedCaller
@@ -75,7 +74,7 @@ class Admitted:
 
 
 class RateLimit:
-    """A token bucket per hotkey: `per_minute` on average, a third of it at once. Seconds are monotonic."""
+    """Keeps a token bucket per hotkey: `per_minute` requests on average, a third of that at once. `clock` is monotonic."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_minute / 60
@@ -84,7 +83,7 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}  # hotkey -> (tokens, when)
 
     def take(self, hotkey_ss58: str) -> None:
-        """Raises Refused("rate") with the wait in seconds."""
+        """Count one request. Raises Refused("rate") with the wait in seconds."""
         now_s = self._clock()
         tokens, when_s = self._buckets.get(hotkey_ss58, (self._burst, now_s))
         tokens = min(self._burst, tokens + (now_s - when_s) * self._per_s)
@@ -98,7 +97,7 @@ class RateLimit:
 
 @dataclass
 class Gate:
-    """The checks in order. One instance for all transports, so that they share nonces and rates."""
+    """Runs the checks in order. All transports use one Gate, so that they share nonces and rates."""
 
     directory: Directory
     nonces: NonceStore
@@ -113,7 +112,7 @@ class Gate:
         self._large_bodies = 0
 
     async def admit(self, transport: Transport, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> Admitted:
-        """Raises Refused, BadInput (a signed but wrong request) or Unavailable (the chain was never seen)."""
+        """Check one request. Raises Refused, BadInput (a signed but wrong request) or Unavailable (the chain was never seen)."""
         if len(headers) > MAX_HEADERS:
             raise Refused("malformed_headers", f"{len(headers)} headers")
         claim = transport.read_claim(headers, self.now_ns())
@@ -122,7 +121,10 @@ class Gate:
             raise Refused("too_large", f"content-length {length[:20]}")
         caller = self._who(claim.hotkey_ss58)
         transport.verify_headers(claim)
-        body = await self._read(chunks)
+        try:
+            body = await asyncio.wait_for(self._read(chunks), self.body_timeout_s)
+        except asyncio.TimeoutError:
+            raise Refused("slow_body", f"the body took more than {self.body_timeout_s:g} s") from None
         transport.verify_body(claim, body, self.now_ns(), self.nonces)
         self.rate.take(claim.hotkey_ss58)
         return Admitted(caller, claim, transport.parse(body), body)
@@ -144,14 +146,7 @@ class Gate:
         return Caller(hotkey_ss58, neuron.uid, neuron.stake_tao)
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
-        """The body; never more than max_body_bytes in memory, never longer than body_timeout_s."""
-
-        try:
-            return await asyncio.wait_for(self._collect(chunks), self.body_timeout_s)
-        except asyncio.TimeoutError:
-            raise Refused("slow_body", f"the body took more than {self.body_timeout_s:g} s") from None
-
-    async def _collect(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """Read the body; never more than max_body_bytes, and few large bodies at once."""
         body, large = bytearray(), False
         try:
             async for chunk in chunks:

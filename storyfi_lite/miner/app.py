@@ -1,6 +1,6 @@
-"""The miner's HTTP face: two wires for stories, `/health` for everybody, `/` and `/metrics` for the operator.
+"""Serves the miner over HTTP: two wires for stories, `/health` for everybody, `/` and `/metrics` for the operator.
 
-It moves bytes between the server, admission and service; every decision is theirs. Each request ends in
+This module moves bytes between the server, admission and the service, which take every decision. Each request ends in
 exactly one response, and an error's response is a status with a fixed text (wire/http_status)."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from storyfi_lite.errors import LiteError
 from storyfi_lite.loaders.base import Loader
-from storyfi_lite.miner.admission import Admitted, Gate
+from storyfi_lite.miner.admission import Gate
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.service import CallerGone, StoryService
 from storyfi_lite.miner.status import Facts, render
@@ -36,7 +36,7 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass
 class Miner:
-    """All that answers requests. `facts` is called for each status page; `stopping` refuses new stories."""
+    """Answers requests. `facts` is called for each status page; while `stopping`, new stories are refused."""
 
     loader: Loader
     gate: Gate
@@ -49,21 +49,20 @@ class Miner:
     answering: int = 0
 
     async def story(self, transport: Transport, request: Request) -> Response:
-        """Admission, service, response; `answering` counts the requests that a stop has to wait for."""
+        """Admit one request, have it answered, and respond. `answering` counts the requests that a stop has to wait for."""
         arrived_s = self.service.clock()
         self.answering += 1
         try:
             return await self._story(transport, request, arrived_s)
         except (ClientDisconnect, CallerGone):
             return Response(status_code=499)  # never seen by anybody; 499 is the usual number for it
-        except Refused as refusal:
-            claimed = request.headers.get("x-bittensor-hotkey") or request.headers.get("bt_header_dendrite_hotkey")
-            self.metrics.refused(refusal, transport.name, claimed, _address(request))
-            return self._error(transport, request, refusal)
-        except LiteError as error:
-            return self._error(transport, request, error)
         except Exception as error:
-            log.exception("a request failed in a way that nobody planned for")
+            if isinstance(error, Refused):
+                claimed = request.headers.get("x-bittensor-hotkey") or request.headers.get("bt_header_dendrite_hotkey")
+                address = request.client.host if request.client else "unknown"
+                self.metrics.refused(error, transport.name, claimed, address)
+            elif not isinstance(error, LiteError):
+                log.exception("a request failed in a way that nobody planned for")
             return self._error(transport, request, error)
         finally:
             self.answering -= 1
@@ -81,14 +80,11 @@ class Miner:
             answer, response = await self.service.answer(admitted, arrived_s, lambda: _hung_up(request))
             headers, body = transport.encode(admitted.claim, admitted.body, response)
         except Exception as error:
-            self._failed(admitted, transport, arrived_s, error)
+            outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
+            self.metrics.failed(admitted, transport.name, self.service.clock() - arrived_s, outcome, error)
             raise
         self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer, response)
         return Response(body, headers=headers)
-
-    def _failed(self, admitted: Admitted, transport: Transport, arrived_s: float, error: Exception) -> None:
-        outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
-        self.metrics.failed(admitted, transport.name, self.service.clock() - arrived_s, outcome, error)
 
     def _error(self, transport: Transport, request: Request, error: BaseException) -> Response:
         status = status_of(error)
@@ -99,7 +95,7 @@ class Miner:
         return Response(public_body(status), status, headers)
 
     async def health(self, request: Request) -> Response:
-        """200 while stories can be answered, else 503. Says no more than that."""
+        """Respond 200 while stories can be answered, else 503, and say no more than that."""
         ok = self.loader.health().alive and not self.stopping
         return JSONResponse({"status": "ok" if ok else "unavailable"}, 200 if ok else 503)
 
@@ -115,8 +111,8 @@ class Miner:
         return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
 
     def _operator_only(self, request: Request) -> None:
-        """Loopback callers only, by a loopback name (a page from elsewhere cannot rebind its name to us), and
-        not through a proxy; to anybody else the page does not exist."""
+        """Raise 404 unless the caller is on this machine, used a loopback name (or a web page could rebind its own name to this
+        address), and came through no proxy."""
         if self.open_operator_pages:
             return
         host = re.sub(r":\d+$", "", request.headers.get("host", ""))
@@ -127,7 +123,7 @@ class Miner:
 
 
 def build_app(miner: Miner) -> Starlette:
-    """The ASGI application; starts nothing."""
+    """Build the ASGI application. Starts nothing."""
 
     def route(transport: Transport) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -152,8 +148,8 @@ def build_app(miner: Miner) -> Starlette:
 
 
 def _one_each(request: Request) -> Mapping[str, str]:
-    """The headers by lower-case name; one that comes twice is joined with a comma, and so is no valid
-    signature."""
+    """Return the headers by lower-case name. A header that comes twice is joined with a comma, so no signature can be valid
+    in one copy of it."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -161,10 +157,6 @@ def _one_each(request: Request) -> Mapping[str, str]:
 
 
 async def _hung_up(request: Request) -> None:
-    """Ends when the client's connection does. Only after the body was read."""
+    """Wait until the client's connection ends. Call only after the body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "unknown"

@@ -1,6 +1,6 @@
-"""The GPUs' memory, temperature and load as Prometheus series, read through NVML at each scrape.
+"""Publishes the GPUs' memory, temperature and load as Prometheus series, read through NVML at each scrape.
 
-A machine without NVIDIA's driver has none of these series. It only reads; what fits is for placement to say.
+A machine without NVIDIA's driver has none of these series. This module only reads; placement/ decides what fits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 
 class GpuCollector(Collector):
-    """Give `nvml` in tests; it is the pynvml module."""
+    """Reads every GPU at each scrape. `nvml` is the pynvml module; tests give another."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
@@ -37,7 +37,7 @@ class GpuCollector(Collector):
 
 
 def watch_gpus(registry: CollectorRegistry) -> bool:
-    """Registers the collector; False if there is no NVIDIA driver to ask."""
+    """Register the collector. Returns False if there is no NVIDIA driver to ask."""
     import pynvml
 
     try:

@@ -1,8 +1,7 @@
-"""The miner's life as a process: everything checked, then the port, then requests, then a stop that loses no
-answer.
+"""Runs the HTTP server: opens the port, serves requests, and stops without losing an answer.
 
-First SIGINT or SIGTERM: new stories get 503 while those in hand are finished. Second: the end, at once (see stopping.py).
-Owns the HTTP server; what it serves is given to it."""
+The first SIGINT or SIGTERM makes new stories get 503 while those in hand are finished; the second ends the process at once
+(stopping.py). The caller has made and checked the Miner that is served."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -32,11 +30,10 @@ MAX_CONNECTIONS = 1_000  # below the usual limit of 1,024 open files
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with what it lacks: a time-out for a request's headers, and room kept for honest
-    callers.
+    """Adds to uvicorn's HTTP/1.1 a time-out for a request's headers, and keeps room for honest callers.
 
-    When all connections are taken, the one that has kept its headers or its body back for longest makes room: nobody knows
-    yet who sends a body that is not there in full.
+    When all connections are taken, the one whose headers or body have been incomplete for longest is closed: its sender is not
+    known yet.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -64,12 +61,11 @@ class GuardedProtocol(H11Protocol):
         self._disarm()
 
     def _waits(self) -> bool:
-        """For bytes of the caller's."""
+        """Return whether the caller still owes us headers or a part of the body."""
         return self._deadline is not None or (self.cycle is not None and self.cycle.more_body)
 
     def _guard(self) -> None:
-        """Armed exactly while no request is being answered; data that is no whole head does not move the
-        deadline."""
+        """Run the time-out exactly while no request is being answered. Data that is no whole head does not move the deadline."""
         if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
             self._disarm()
         elif self._deadline is None:
@@ -86,7 +82,7 @@ class GuardedProtocol(H11Protocol):
 
 
 class StoryServer(uvicorn.Server):
-    """uvicorn with a stop that first refuses new stories and then waits for those in hand."""
+    """Runs uvicorn with a stop that first refuses new stories and then waits for those in hand."""
 
     def __init__(self, miner: Miner) -> None:
         self._miner = miner
@@ -108,12 +104,12 @@ class StoryServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Not uvicorn's: that one closes the port first, and raises the signal again when all is done."""
+        """Finish at a signal. Replaces uvicorn's method, which closes the port first and raises the signal again at the end."""
         with stopping.at_stop(self.finish):
             yield
 
     def finish(self) -> bool:
-        """Refuses new stories; the server ends when those in hand are answered. Any thread."""
+        """Refuse new stories; the server ends when those in hand are answered. May be called from any thread."""
         log.warning("stopping: finishing %d answers in hand; again to stop at once", self._miner.answering)
         self._miner.stopping = True
         return True
@@ -125,7 +121,7 @@ class StoryServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Listens. `host`: an address of this machine, 0.0.0.0 for all its IPv4 addresses, or :: for all that it has. Raises
+    """Listen on a port. `host`: an address of this machine, 0.0.0.0 for all its IPv4 addresses, or :: for IPv6 too. Raises
     Unavailable with the option that mends it."""
     six = ":" in host
     try:
@@ -148,21 +144,22 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_host(host: str) -> str:
-    """As it stands in a URL: IPv6 in brackets."""
+    """Return the host as a URL writes it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Opens the port and answers until a signal. The caller has checked everything, and closes what it
-    opened.
+    """Open the port and answer until a signal. The caller closes what the caller opened.
 
-    `announce` is run once the port is open; a LiteError that it raises stops the miner and is raised here. So does
-    Unavailable when the loader is dead: a supervisor restarts the miner, and that start says what is missing.
+    `announce` is run once the port is open; an error of `announce` stops the miner and is raised here. A dead loader stops it
+    too, with Unavailable: a supervisor restarts the miner, and that start says what is missing.
     """
     listener = bind(host, port)
     server = StoryServer(miner)
     at, port = listener.getsockname()[:2]
-    log.info("answering on http://%s:%d", url_host(at), port, extra={"facts": _start_facts(miner)})
+    claim = miner.loader.claim
+    facts = {"hotkey": miner.service.self_hotkey_ss58, "model": claim.model_name, "mode": claim.miner_mode}
+    log.info("answering on http://%s:%d", url_host(at), port, extra={"facts": facts})
     beside = [asyncio.ensure_future(_watch(server, miner))]
     if announce is not None:
         beside.append(asyncio.ensure_future(_announce(server, announce)))
@@ -191,8 +188,3 @@ async def _watch(server: StoryServer, miner: Miner) -> None:
         await asyncio.sleep(WATCH_S)
     server.finish()
     raise Unavailable(f"nothing here can write stories any more: {health.detail}")
-
-
-def _start_facts(miner: Miner) -> dict[str, Any]:
-    claim = miner.loader.claim
-    return {"hotkey": miner.service.self_hotkey_ss58, "model": claim.model_name, "mode": claim.miner_mode}

@@ -1,4 +1,4 @@
-"""How the miner logs: one line an event on stderr, as text for people or as JSON for collectors.
+"""Formats log lines: one line an event on stderr, as text for people or as JSON for collectors.
 
 Events carry their facts in `extra={"facts": {...}}`; nothing secret is ever put there, and control characters
 in what a peer sent cannot start a new line."""
@@ -18,8 +18,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = getattr(record, "facts", {})
         tail = "".join(f" {key}={_one_line(value)}" for key, value in facts.items())
-        line = f"{_utc(record)} {record.levelname.lower():7} "
-        line += _one_line(record.getMessage()) + tail
+        line = f"{_utc(record)} {record.levelname.lower():7} {_one_line(record.getMessage())}{tail}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -37,7 +36,7 @@ class _Json(logging.Formatter):
 
 
 def setup(log_format: LogFormat) -> None:
-    """Sends everything at INFO and above to stderr in this format; libraries only at WARNING and above."""
+    """Send log lines to stderr: ours at INFO and above, those of libraries at WARNING and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

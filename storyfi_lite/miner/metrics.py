@@ -1,7 +1,6 @@
-"""What the miner did: Prometheus series in a registry of their own, and the last few events for the status
-page.
+"""Records what the miner did: Prometheus series in a registry of their own, and the last few events for the status page.
 
-It only records. Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes
+Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes
 one."""
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40)
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the status page. `at_s` is time.time()."""
+    """Holds one line of the status page. `at_s` is time.time()."""
 
     at_s: float
     what: str  # the task, or the reason of a refusal
@@ -49,8 +48,8 @@ class Event:
 
     @cached_property
     def score(self) -> Score | None:
-        """What our own validator's verify and base score make of the answer; None where there is none. Some
-        milliseconds, once: when the page is first looked at."""
+        """Score the answer with our own validator; None if there is no answer. Takes some milliseconds, once, when the status
+        page is first opened."""
         if self.story is None:
             return None
         from storyfi_lite.validator.score import Context, score
@@ -64,7 +63,7 @@ class Event:
 
 
 class Metrics:
-    """One per miner; shares nothing."""
+    """Counts and logs the requests of one miner."""
 
     def __init__(self, loader: Loader, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
@@ -107,7 +106,7 @@ class Metrics:
         self.gauge("api_usd_today", "US dollars at the operator's --api.price, day of UTC", used(lambda use: use.usd))
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A figure that somebody else keeps, read at each scrape; NaN where it is not known."""
+        """Publish the figure that `read` returns at each scrape; NaN if it is not known."""
         Gauge(name, text, namespace="storyfi", registry=self.registry).set_function(read)
 
     def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer, response: StoryResponse) -> None:
@@ -128,7 +127,7 @@ class Metrics:
         log.info("answered", extra={"facts": {**facts, "tokens": answer.completion_tokens}})
 
     def failed(self, admitted: Admitted, wire: str, seconds: float, outcome: str, error: BaseException) -> None:
-        """`outcome` is an error type's name."""
+        """Record a request that was admitted and not answered. `outcome` is the error type's name."""
         task, who = admitted.request.task_type, _name(admitted.caller)
         self._count(task, wire, outcome)
         self.answers.appendleft(Event(time.time(), task, who, outcome, seconds))

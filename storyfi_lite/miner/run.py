@@ -1,7 +1,7 @@
-"""Puts the miner together: options in, a running miner out. The only module that knows all the rooms.
+"""Builds a miner from its options and runs it. No other module imports all of the miner's packages.
 
-Order: options, replay store, wallet, chain, loader; then the port; then the endpoint on chain. What fails on
-the way closes what was opened before it, and no port was ever open."""
+The order: wallet, nonce store, chain, loader; then the port; then the endpoint on chain. A step that fails closes what
+the steps before it opened, and no port was ever open."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ALL_ADDRESSES = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, kw_only=True)
 class MineOptions:
-    """`storyfi-lite mine`'s flags. `host` and `port`: where the miner listens; `external_*`: what validators call."""
+    """Holds the flags of `storyfi-lite mine`. `host`, `port`: where the miner listens; `external_*`: what validators call."""
 
     chain: ChainOptions
     model: ModelOptions
@@ -66,7 +66,7 @@ class MineOptions:
 
 @dataclass(frozen=True)
 class ChainDirectory:
-    """admission.Directory over the session's last snapshot."""
+    """Looks hotkeys up in the chain session's last snapshot."""
 
     session: ChainSession
 
@@ -78,7 +78,7 @@ class ChainDirectory:
 
 
 def run(options: MineOptions) -> None:
-    """Mines until a signal. Raises what the rooms raise, before the port is open."""
+    """Mine until a signal. Raises a LiteError before the port is open if anything is missing or wrong."""
     asyncio.run(_run(options))
 
 
@@ -90,7 +90,8 @@ async def _run(options: MineOptions) -> None:
     wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
     hotkey = wallet.hotkey.ss58_address
     async with AsyncExitStack() as opened:
-        nonces = SqliteNonceStore(_state_dir(options) / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
+        state_dir = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
+        nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
         opened.callback(nonces.close)
         session = await connect(
             chain.network, wallet, chain.netuid, must_be_registered=False, known_subnet=chain.known_subnet
@@ -114,15 +115,12 @@ async def _run(options: MineOptions) -> None:
             StoryService(loader, hotkey),
             metrics,
             transports,
-            facts=lambda: {
-                "Model": model,
-                "Miner": _miner_card(options, hotkey, session),
-                "Chain": _chain_card(session),
-            },
+            facts=lambda: {"Model": model, **_cards(options, hotkey, session)},
             open_operator_pages=options.open_pages,
         )
         await session.start()
-        host = _host(options)
+        default_host = DEV_HOST if chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
+        host = (options.host or default_host).removeprefix("[").removesuffix("]")
 
         async def announce() -> None:
             address = options.external_ip or (None if host in ALL_ADDRESSES else host)
@@ -132,7 +130,7 @@ async def _run(options: MineOptions) -> None:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Not asyncio.to_thread: after Ctrl-C that would wait until the model is downloaded and loaded."""
+    """Run `work` in a daemon thread; asyncio.to_thread would, after Ctrl-C, wait until the model is downloaded and loaded."""
     future: Future[T] = Future()
 
     def call() -> None:
@@ -146,7 +144,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 
 def _log_progress() -> Callable[[str, int, int], None]:
-    """A line every ten percent."""
+    """Return a function that logs a line every ten percent."""
     tenths: dict[str, int] = {}
 
     def progress(name: str, done: int, total: int) -> None:
@@ -174,16 +172,6 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
     )
 
 
-def _host(options: MineOptions) -> str:
-    if options.host is not None:
-        return options.host.removeprefix("[").removesuffix("]")
-    return DEV_HOST if options.chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
-
-
-def _state_dir(options: MineOptions) -> Path:
-    return options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
-
-
 def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     def figure(value: float | None) -> float:
         return float("nan") if value is None else float(value)
@@ -198,25 +186,25 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
     )
 
 
-def _miner_card(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, str]:
+def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, dict[str, str]]:
+    """Return the status page's cards on this miner and its chain."""
     from storyfi_lite.chain.networks import printable
 
-    neuron = session.own_neuron
-    card = {
+    neuron, health, snapshot = session.own_neuron, session.health(), session.snapshot
+    miner = {
         "hotkey": hotkey,
         "network": f"{', '.join(map(printable, options.chain.network.split(',')))}, netuid {options.chain.netuid}",
         "version": __version__,
+        "uid": "not registered" if neuron is None else str(neuron.uid),
     }
-    if neuron is None:
-        return {**card, "uid": "not registered"}
-    axon = "not published" if neuron.axon is None else "{}:{}".format(*neuron.axon)
-    return {**card, "uid": str(neuron.uid), "endpoint": axon, "incentive": f"{neuron.incentive:.5f}"}
-
-
-def _chain_card(session: ChainSession) -> dict[str, str]:
-    health = session.health()
-    age = "unknown" if health.age_s is None else f"{health.age_s:.0f} s"
-    state = "connected" if health.connected else "not connected"
-    subnet = "unknown" if session.snapshot is None else str(session.snapshot.identity)
-    facts = {"state": state, "subnet": subnet, "height": str(health.height)}
-    return {**facts, "snapshot's age": age, "detail": health.detail}
+    if neuron is not None:
+        miner["endpoint"] = "not published" if neuron.axon is None else "{}:{}".format(*neuron.axon)
+        miner["incentive"] = f"{neuron.incentive:.5f}"
+    chain = {
+        "state": "connected" if health.connected else "not connected",
+        "subnet": "unknown" if snapshot is None else str(snapshot.identity),
+        "height": str(health.height),
+        "snapshot's age": "unknown" if health.age_s is None else f"{health.age_s:.0f} s",
+        "detail": health.detail,
+    }
+    return {"Miner": miner, "Chain": chain}

@@ -1,7 +1,7 @@
-"""From an admitted request to a response: seed, job, loader, and no request without an answer.
+"""Turns an admitted request into a response: derives the seed, gives the loader a job, and waits up to the deadline.
 
-Knows neither HTTP nor the chain. The loader writes the story on its own threads; this side only waits, up to
-the deadline, and lets go at once when the caller does."""
+It knows neither HTTP nor the chain. The loader writes the story on threads of its own; if the caller hangs up, the job is
+cancelled at once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ GRACE_S = 2.0  # a loader that keeps deadlines never needs it
 
 
 class CallerGone(Exception):
-    """The caller hung up; there is nobody to answer."""
+    """Says that the caller hung up, so there is nobody to answer."""
 
 
 @dataclass(frozen=True)
 class StoryService:
-    """`answer` is the whole of it."""
+    """Answers admitted requests with one loader."""
 
     loader: Loader
     self_hotkey_ss58: str
@@ -39,12 +39,17 @@ class StoryService:
     async def answer(
         self, admitted: Admitted, arrived_s: float, hung_up: Callable[[], Coroutine[Any, Any, None]]
     ) -> tuple[Answer, StoryResponse]:
-        """Raises what the loader raises, DeadlineExceeded, or CallerGone once `hung_up()` ends first.
+        """Answer one request. Raises what the loader raises, DeadlineExceeded, or CallerGone if `hung_up()` ends first.
 
         `arrived_s`: when the request's headers were there, on `clock`.
         """
+        request, claim = admitted.request, admitted.claim
+        sender, nonce = claim.hotkey_ss58, str(claim.nonce_ns)
+        seed = request.seed
+        if seed is None:
+            seed = challenge_seed(sender, self.self_hotkey_ss58, nonce, request.task_type, request.user_input)
         deadline_s = arrived_s + self.deadline_s
-        job = Job(admitted.request, self._seed(admitted), deadline_s, admitted.caller.stake_tao, aim_s=AIM_S)
+        job = Job(request, seed, deadline_s, admitted.caller.stake_tao, aim_s=AIM_S)
         # Cancelling the wrapper cancels the loader's Future, which frees the slot.
         pending = asyncio.wrap_future(self.loader.submit(job))
         watcher = asyncio.ensure_future(hung_up())
@@ -63,21 +68,9 @@ class StoryService:
             watcher.cancel()
             pending.cancel()
 
-    def _seed(self, admitted: Admitted) -> int:
-        request, claim = admitted.request, admitted.claim
-        if request.seed is not None:
-            return request.seed
-        return challenge_seed(
-            claim.hotkey_ss58,
-            self.self_hotkey_ss58,
-            str(claim.nonce_ns),
-            request.task_type,
-            request.user_input,
-        )
-
 
 def to_response(answer: Answer) -> StoryResponse:
-    """Raises EngineError if the loader broke its promise that the text is a JSON object."""
+    """Build the response. Raises EngineError if the loader's text is, against its promise, no JSON object."""
     try:
         data = json.loads(answer.text)
     except ValueError:

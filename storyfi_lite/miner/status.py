@@ -1,6 +1,6 @@
-"""The status page: one self-contained HTML document, written on the server, no script and no outside asset.
+"""Writes the status page: one self-contained HTML document with no script and no outside asset.
 
-Pure: figures in, text out. Everything that is not a literal here goes through `html.escape`.
+Everything that is not a literal in this module goes through `html.escape`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STYLE = Path(__file__).with_name("status.css").read_text(encoding="utf-8")
 def render(
     facts: Mapping[str, Mapping[str, str]], metrics: Metrics, loader: Loader, now_s: float, stopping: bool
 ) -> str:
-    """The page at `now_s` (time.time())."""
+    """Return the page as of `now_s` (time.time())."""
     health = loader.health()
     live = ("live", "good") if health.alive else ("down", "bad")
     state, colour = ("stopping", "warn") if stopping else live
@@ -39,7 +39,15 @@ def render(
         "being written": health.running,
         "waiting": health.queued,
     }
-    cards = {"Loader": {"state": health.detail, **_claim(loader)}, **facts}
+    claim = loader.claim
+    told = {
+        "state": health.detail,
+        "mode": claim.miner_mode,
+        "model": claim.model_name,
+        "version": claim.model_info.version,
+        "GPU memory": f"{claim.gpu_memory_gb:g} GB",
+        "multiplier": f"{claim.multiplier:g}×",
+    }
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
@@ -47,28 +55,13 @@ def render(
 <title>storyfi-lite: {escape(state)}</title><style>{_STYLE}</style></head><body><main>
 <header><h1>storyfi-lite miner</h1><span class="state {colour}">{escape(state)}</span>
 <span>version {escape(__version__)}, up {_span(now_s - metrics.started_s)}</span></header>
-<div class="tiles">{"".join(_tile(name, count) for name, count in tiles.items())}</div>
-<div class="cards">{"".join(_card(name, rows) for name, rows in cards.items())}</div>
+<div class="tiles">{"".join(f"<section><b>{count:,}</b><span>{name}</span></section>" for name, count in tiles.items())}</div>
+<div class="cards">{"".join(_card(name, rows) for name, rows in {"Loader": told, **facts}.items())}</div>
 <section><h2>Last answers</h2>{_answers(list(metrics.answers), now_s)}</section>
 <section><h2>Refusals by reason</h2>{_reasons(dict(metrics.refused_by_reason))}</section>
 <section><h2>Last refusals</h2>{_refusals(list(metrics.refusals), now_s)}</section>
 </main></body></html>
 """
-
-
-def _claim(loader: Loader) -> dict[str, str]:
-    claim = loader.claim
-    return {
-        "mode": claim.miner_mode,
-        "model": claim.model_name,
-        "version": claim.model_info.version,
-        "GPU memory": f"{claim.gpu_memory_gb:g} GB",
-        "multiplier": f"{claim.multiplier:g}×",
-    }
-
-
-def _tile(name: str, count: int) -> str:
-    return f"<section><b>{count:,}</b><span>{escape(name)}</span></section>"
 
 
 def _card(name: str, rows: Mapping[str, str]) -> str:
@@ -94,17 +87,18 @@ def _answer(event: Event, now_s: float) -> str:
     colour = "" if seconds <= FULL_MARKS_S else "warn" if seconds < 2 * FULL_MARKS_S else "bad"
     width_px = round(min(1.0, seconds / FULL_MARKS_S) * 100)
     outcome, mark = _outcome(event)
+    speed = "" if event.tokens_per_s is None else f"{event.tokens_per_s:.0f}"
     return (
         f"<tr><td>{_span(now_s - event.at_s)} ago</td><td>{escape(event.what)}</td>"
         f"<td>{escape(event.who)}</td>"
         f'<td><i class="bar {colour}" style="width:{width_px}px"></i>{seconds:.1f}</td>'
-        f"<td>{event.tokens or ''}</td><td>{_rounded(event.tokens_per_s)}</td>"
+        f"<td>{event.tokens or ''}</td><td>{speed}</td>"
         f'<td class="{mark}">{escape(outcome)}</td></tr>'
     )
 
 
 def _outcome(event: Event) -> tuple[str, str]:
-    """Validity, and the base score by this machine's clock with the parts that cost points; a CSS class."""
+    """Return the answer's validity and base score, with the parts that cost points, and a CSS class."""
     score = event.score
     if score is None:
         return event.outcome, "bad"
@@ -142,12 +136,8 @@ def _table(heads: Iterable[str], rows: list[str]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _rounded(figure: float | None) -> str:
-    return "" if figure is None else f"{figure:.0f}"
-
-
 def _span(seconds: float) -> str:
-    """A duration for people: the two largest units."""
+    """Write a duration for people."""
     if seconds < 60:
         return f"{max(0, seconds):.0f} s"
     if seconds < 3_600:

@@ -1,4 +1,4 @@
-"""Model files: the registry that lists them, the GGUF header that describes one, the store that fetches and keeps them.
+"""Lists model files (registry), reads their GGUF headers (gguf), fetches and keeps them (fetch, sources, store).
 
-Knows neither the machine nor llama.cpp: which file fits a machine is decided in placement/.
+It knows neither the machine nor llama.cpp: which file fits a machine is decided in placement/.
 """

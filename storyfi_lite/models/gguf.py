@@ -1,4 +1,4 @@
-"""The head of a GGUF file: its metadata and where its tensors lie, without the tensors. Pure Python, no llama.cpp.
+"""Reads the head of a GGUF file, its metadata and where its tensors lie, without the tensors and without llama.cpp.
 
 Reads through a `read_range(start, size) -> bytes`, so a local file and a remote one (ranged HTTP reads of the first
 megabytes) go the same way. Everything in a file is doubted: counts, lengths and offsets are bounded before they are
@@ -34,19 +34,8 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}  # gguf value type
+# GGUF value type -> struct's code
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -62,7 +51,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """`array_lengths` holds the length of every array, also of those too long to keep."""
+    """Holds a file's metadata and tensors. `array_lengths`: of every array, also of those that are too long to keep."""
 
     metadata: Mapping[str, Value]
     array_lengths: Mapping[str, int]
@@ -70,30 +59,25 @@ class Header:
 
 
 class _Reader:
-    """A cursor over read_range, a block at a time."""
+    """Reads numbers and texts in order through read_range, a block at a time."""
 
     def __init__(self, read_range: ReadRange, size_bytes: int, name: str) -> None:
         self._read_range, self._size, self.name = read_range, size_bytes, name
         self._block, self._start, self.position = b"", 0, 0
 
     def take(self, size: int) -> bytes:
-        end = self.position + size
-        if end > self._size:
-            raise BadInput(
-                f"{self.name} is cut off: its header needs more than its {self._size:,} bytes; fetch it again"
-            )
-        if end > MAX_HEADER_BYTES:
+        start = self.position
+        self.skip(size)
+        if self.position > MAX_HEADER_BYTES:
             raise BadInput(
                 f"{self.name}: its header is longer than {MAX_HEADER_BYTES >> 20} MiB; this is no usable GGUF file"
             )
-        if not self._start <= self.position <= end <= self._start + len(self._block):
-            want = min(max(size, BLOCK_BYTES), self._size - self.position)
-            self._block, self._start = self._read_range(self.position, want), self.position
+        if not self._start <= start <= self.position <= self._start + len(self._block):
+            want = min(max(size, BLOCK_BYTES), self._size - start)
+            self._block, self._start = self._read_range(start, want), start
             if len(self._block) < size:
-                raise BadInput(f"{self.name}: a read at byte {self.position:,} came back short; fetch it again")
-        data = self._block[self.position - self._start : end - self._start]
-        self.position = end
-        return data
+                raise BadInput(f"{self.name}: a read at byte {start:,} came back short; fetch it again")
+        return self._block[start - self._start : self.position - self._start]
 
     def skip(self, size: int) -> None:
         if self.position + size > self._size:
@@ -116,7 +100,7 @@ class _Reader:
 
 
 def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
-    """Raises BadInput, one line, for what is no whole GGUF file of `size_bytes`."""
+    """Read a header. Raises BadInput, one line, if this is no whole GGUF file of `size_bytes`."""
     reader = _Reader(read_range, size_bytes, name)
     if size_bytes < 24 or reader.take(4) != b"GGUF":
         raise BadInput(f"{name} is not a GGUF file; give the path of a .gguf file")
@@ -141,7 +125,7 @@ def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
 
 
 def _value(reader: _Reader, kind: int) -> tuple[Value | None, int | None]:
-    """The value, and the length if it is an array. Long arrays and arrays of text are passed over."""
+    """Read a value, and the length if it is an array. Long arrays and arrays of text are skipped."""
     if kind in _SCALARS:
         code = "<" + _SCALARS[kind]
         return struct.unpack(code, reader.take(struct.calcsize(code)))[0], None
@@ -193,7 +177,7 @@ def _check_bounds(tensors: tuple[Tensor, ...], metadata: Mapping[str, Value], re
 
 
 def read_local(path: Path) -> Header:
-    """Of a file, or of the whole split set that `path` is the first part of. Raises BadInput."""
+    """Read the header of a file, or of the split set that `path` is the first part of. Raises BadInput."""
     parts = [_read_part(part) for part in split_parts(path)]
     count = parts[0].metadata.get("split.count", 1)
     if isinstance(count, int) and count > len(parts):
@@ -202,12 +186,12 @@ def read_local(path: Path) -> Header:
 
 
 def join(parts: list[Header]) -> Header:
-    """The headers of a split set as one: the first part's metadata, everybody's tensors."""
+    """Join the headers of a split set: the first part's metadata, all parts' tensors."""
     return Header(parts[0].metadata, parts[0].array_lengths, tuple(t for part in parts for t in part.tensors))
 
 
 def split_parts(path: Path) -> list[Path]:
-    """All parts of the set that `path` begins. Raises BadInput for a missing one."""
+    """Return all parts of the set that `path` begins. Raises BadInput for a missing part."""
     match = _SPLIT.search(path.name)
     if match is None:
         return [path]
@@ -235,7 +219,7 @@ def _read_part(path: Path) -> Header:
 
 
 def architecture(header: Header, name: str) -> Architecture:
-    """The figures that planning needs. Raises BadInput, naming the key that is missing. `name` is for the message."""
+    """Return the figures that planning needs. Raises BadInput, naming the missing key. `name`: the file's, for the message."""
     kind = header.metadata.get("general.architecture")
     if not isinstance(kind, str):
         raise BadInput(f"{name} has no general.architecture: it is no language model")

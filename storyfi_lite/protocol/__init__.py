@@ -1,1 +1,1 @@
-"""What validators and miners of the network agree on: messages, the challenge seed, time limits. Knows no transport and no model."""
+"""Defines what validators and miners agree on: messages, the challenge seed, time limits. It knows no transport and no model."""

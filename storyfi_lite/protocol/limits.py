@@ -1,4 +1,4 @@
-"""The network's figures of time and form, each said once. Plain numbers; the score's other rules are in validator/."""
+"""Holds the network's time limits and the number of chapters, each once. The score's other rules are in validator/."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a validator asks and what a miner answers: protocol 3.2.0 plus this project's optional fields (3.3.0).
+"""Defines what a validator asks and what a miner answers: protocol 3.2.0 plus this project's optional fields (3.3.0).
 
-Typed and frozen; parsed once, at the edge. Knows neither transports nor loaders. A peer that speaks only 3.2.0
-sees the fields it knows: what is None is never sent, and what is not known is ignored.
+Messages are typed and frozen, and parsed once, where they arrive. This module knows neither transports nor loaders. A peer that
+speaks only 3.2.0 is understood: fields that are None are never sent, and unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _or_default(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticUseDefault from None
 
 
-# Nothing is concluded from what a miner says of itself, so that null, a missing field or one of another kind is "unknown",
-# and never a reason to refuse the story beside it.
+# Nothing is concluded from what a miner says of itself. So null, or a value of another type, becomes the default, and is
+# never a reason to refuse the story beside it.
 Claim = Annotated[T, WrapValidator(_or_default)]
 
 
@@ -43,7 +43,7 @@ class _Message(BaseModel):
 
 
 class StoryRequest(_Message):
-    """One task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (protocol/seed.py)."""
+    """Asks for one task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (protocol/seed.py)."""
 
     protocol_version: Claim[str] = PROTOCOL_VERSION
     task_type: TaskName
@@ -57,8 +57,8 @@ class StoryRequest(_Message):
 
 
 class ModelInfo(_Message):
-    """3.2.0's free-text claim about the model; what it is worth is decided by the proof. `mode`: local, api, custom or
-    unknown in 3.2.0; miners also send vllm, cloud, mock and null."""
+    """Holds 3.2.0's free-text claim about the model; only the proof decides what the claim is worth. `mode`: local, api, custom
+    or unknown in 3.2.0; miners also send vllm, cloud, mock and null."""
 
     mode: Claim[str] = UNKNOWN
     name: Claim[str] = UNKNOWN
@@ -68,7 +68,7 @@ class ModelInfo(_Message):
 
 
 class ProofHeader(_Message):
-    """All that a validator needs, beside the file and the tokens, to replay an answer (validator/proof.py, docs/proof.md)."""
+    """Holds what a validator needs, beside the file and the tokens, to replay an answer (validator/proof.py, docs/proof.md)."""
 
     sampler: str  # name and version of the sampling rule, e.g. "gumbel-softminp-dry/1"
     seed: int = Field(ge=0, lt=2**64)
@@ -88,7 +88,7 @@ class ProofHeader(_Message):
 
 
 class StoryResponse(_Message):
-    """The answer. `output_text` is the exact text generated; `tokens` its token ids without the end token."""
+    """Answers a request. `output_text` is the exact text generated; `tokens` its token ids without the end token."""
 
     output_data: dict[str, Any]
     generation_time: Claim[float] = 0.0  # seconds; the validator times the call itself
@@ -107,7 +107,7 @@ class StoryResponse(_Message):
 
 
 def parse_request(body: bytes) -> StoryRequest:
-    """Raises BadInput with the first field that is wrong; never echoes the input."""
+    """Parse a request. Raises BadInput with the first field that is wrong; the message never repeats the input."""
     if len(body) > MAX_BODY_BYTES:
         raise BadInput(f"the request has {len(body)} bytes, {MAX_BODY_BYTES} are allowed")
     try:
@@ -117,7 +117,7 @@ def parse_request(body: bytes) -> StoryRequest:
 
 
 def parse_response(body: bytes) -> StoryResponse:
-    """Raises BadInput. Bound the size of `body` before the call."""
+    """Parse a response. Raises BadInput. Bound the size of `body` before the call."""
     try:
         return StoryResponse.model_validate_json(body)
     except ValidationError as error:

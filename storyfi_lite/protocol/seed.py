@@ -1,4 +1,4 @@
-"""The challenge seed: binds an answer to one request and one miner. Pure; shared by miner and validator.
+"""Derives the challenge seed, which binds an answer to one request and one miner. Miner and validator share it.
 
 A text copied from another miner, or written before the request, fails the replay under this seed (docs/proof.md).
 """
@@ -9,8 +9,8 @@ import hashlib
 
 
 def challenge_seed(validator_hotkey: str, miner_hotkey: str, nonce: str, task: str, user_input: str) -> int:
-    """Unsigned 64-bit: the first 8 bytes, big-endian, of sha256 over the five parts as UTF-8, each with its
-    length before it (4 bytes, big-endian), so that no two different requests spell the same input."""
+    """Return an unsigned 64-bit seed: the first 8 bytes, big-endian, of sha256 over the five parts as UTF-8, each after its
+    length (4 bytes, big-endian), so that two different requests never hash the same bytes."""
     digest = hashlib.sha256()
     for part in (validator_hotkey, miner_hotkey, nonce, task, user_input):
         data = part.encode()

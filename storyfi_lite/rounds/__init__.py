@@ -1,7 +1,7 @@
-"""The validator's loop: who is asked what, over which wire, what their answers earn, and what is kept.
+"""Runs the validator's rounds: asks every miner, has the answers judged, and keeps what each miner earned.
 
     query     one signed request to one miner, over either wire, timed by us
-    draw      the next task, from real earlier answers
+    questions the next task, from real earlier answers
     audit     which answers are replayed, and their proofs
     round     one round's answers -> what each earned
     state     averages, evidence, old answers and stories, in SQLite

@@ -1,8 +1,8 @@
-"""Which answers of a round are replayed, and what the replays show. Knows no miner but by its hotkey, and no score.
+"""Draws the answers of a round that are replayed, and replays them. It knows hotkeys, and no scores.
 
-A replay costs about as much as a third of a generation, so there is a budget: answers are drawn by what a lie would gain and by
-how little is known of the miner. Nobody can tell beforehand who is drawn. Replays need the file that is claimed: those
-of the registry that are here, and any that the operator names.
+A replay costs about a third of a generation, so there is a budget: an answer's chance to be drawn grows with what a lie would
+gain and with how little is known of the miner. Nobody can foresee who is drawn. A replay needs the claimed file: one of the
+registry's that was pulled, or one that the operator names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file that replays can be made with. `sha256`: of a split file, the first part's, as a miner's header has it."""
+    """Describes a file to replay with. `sha256`: of a split file, the first part's, as a miner's header has it."""
 
     sha256: str
     path: Path
@@ -35,7 +35,7 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that can be replayed here: provable, and of a file that we have."""
+    """Holds an answer that can be replayed here: it is provable, and its file is here."""
 
     hotkey: str
     request: StoryRequest
@@ -46,7 +46,7 @@ class Candidate:
 
 
 def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) -> dict[str, KnownFile]:
-    """By sha256. A file of `paths` must be one of the registry's, byte for byte; raises BadInput if it is none."""
+    """Return the files to replay with, by sha256. Raises BadInput if a file of `paths` is not, byte for byte, the registry's."""
     from storyfi_lite.models.digest import file_sha256
 
     found = {}
@@ -72,8 +72,8 @@ def candidate(
     registry: Registry,
     files: Container[str],
 ) -> Candidate | None:
-    """None if it cannot be replayed here: no model of the registry is claimed, or the file is none of `files` (by sha256).
-    Whoever names a file that is not here must not be drawn in place of others, nor live on an old standing."""
+    """Return the answer as a Candidate; None if it claims no model of the registry, or a file that is not in `files` (sha256).
+    A miner that names a file we lack must neither use up a draw nor be paid for its old standing."""
     model = claimed_model(registry, response)
     if response.proof is None or model is None or response.proof.model_sha256 not in files:
         return None
@@ -82,6 +82,7 @@ def candidate(
 
 
 def claimed_model(registry: Registry, response: StoryResponse) -> ModelSpec | None:
+    """Return the local model of the registry that the response claims; None if it claims another or an API."""
     if response.miner_mode != "LocalModelLoader":
         return None
     try:
@@ -92,21 +93,21 @@ def claimed_model(registry: Registry, response: StoryResponse) -> ModelSpec | No
 
 
 def choose(candidates: Sequence[Candidate], budget: int, policy: RewardPolicy, dice: random.Random) -> list[Candidate]:
-    """At most `budget` of them, drawn without putting back; the chance is in proportion to `weight`."""
+    """Draw at most `budget` candidates without replacement, with chances in proportion to `weight`."""
     # Efraimidis and Spirakis (2006): the largest u^(1/w) are such a draw.
     keyed = [(dice.random() ** (1 / weight(one, policy)), at, one) for at, one in enumerate(candidates)]
     return [one for _, _, one in sorted(keyed, reverse=True)[:budget]]
 
 
 def weight(one: Candidate, policy: RewardPolicy) -> float:
-    """Above 0: a claim that gains nothing today is checked too, now and then, for it may gain tomorrow. A miner that lacks
-    proofs, or was refuted before, is looked at more often."""
+    """Weigh a candidate for the draw: higher for a miner that lacks proofs or was refuted before. Never 0, because a claim that
+    gains nothing today may gain something tomorrow."""
     missing = max(0, policy.proof.proven_needed - one.evidence.statuses.count("proven"))
     return (0.1 + one.gain) * (1 + missing + 2 * one.evidence.statuses.count("refuted"))
 
 
 class Auditor:
-    """Replays answers, one file in memory at a time. `prove` in one thread; `close` may come from another meanwhile.
+    """Replays answers, with one file in memory at a time. Call `prove` from one thread; `close` may be called from another.
 
     `open_prover` loads a file with the whole layout that this machine has for it (opening/local.py)."""
 
@@ -121,19 +122,16 @@ class Auditor:
         self._in_use = threading.Lock()  # the file's memory, which close() frees
 
     def prove(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
-        """By hotkey. An answer that could not be replayed for our own reasons is left out, and the log says why."""
-        with self._in_use:
-            return self._prove_all(chosen)
-
-    def _prove_all(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
+        """Return the verdicts by hotkey. An answer that could not be replayed for our own reasons is left out and logged."""
         found = {}
-        for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
-            if self._stopped:
-                break
-            try:
-                found[one.hotkey] = self._prove(one)
-            except LiteError as error:
-                log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
+        with self._in_use:
+            for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
+                if self._stopped:
+                    break
+                try:
+                    found[one.hotkey] = self._prove(one)
+                except LiteError as error:
+                    log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
         return found
 
     def _prove(self, one: Candidate) -> Verdict:
@@ -143,17 +141,14 @@ class Auditor:
         if file.spec.key != claimed.key:
             verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.spec.key}")
         else:
-            verdict = self._prover(file).prove(one.request, one.response, one.seed)
+            if self._open is None or self._open[0] != file.sha256:
+                self._close_file()
+                self._open = (file.sha256, self._open_prover(file))
+            verdict = self._open[1].prove(one.request, one.response, one.seed)
         return replace(verdict, model=claimed.key)
 
-    def _prover(self, file: KnownFile) -> Prover:
-        if self._open is None or self._open[0] != file.sha256:
-            self._close_file()
-            self._open = (file.sha256, self._open_prover(file))
-        return self._open[1]
-
     def close(self) -> None:
-        """The replay in hand is the last, and is waited for."""
+        """Wait for the replay in hand, start no other, and free the file's memory."""
         self._stopped = True
         with self._in_use:
             self._close_file()

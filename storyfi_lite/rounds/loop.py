@@ -1,7 +1,7 @@
-"""The validator as a process: asks every miner, has the round judged, keeps it, sets weights; until a signal.
+"""Runs the validator as a process: asks every miner, has the round judged, keeps it, sets weights; until a signal.
 
-Owns the chain session, the HTTP client and the clock. A round that a signal or an error ends is not counted for anybody; the
-state holds whole rounds only.
+It owns the chain session, the HTTP client and the clock. A round that a signal or an error ends counts for nobody: the state
+holds whole rounds only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WEIGHTS_EVERY_BLOCKS = 100  # the chain's own limit, on most subnets
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateOptions:
-    """`storyfi-lite validate`'s flags. `model_paths`: files to replay with, beside those that were pulled."""
+    """Holds the flags of `storyfi-lite validate`. `model_paths`: files to replay with, beside those that were pulled."""
 
     chain: ChainOptions
     rounds: int | None
@@ -60,7 +60,7 @@ class ValidateOptions:
 
 
 def run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
-    """Validates until the process is stopped, or for `options.rounds` rounds. Raises what the rooms raise before the first round."""
+    """Validate until the process is stopped, or for `options.rounds` rounds. Raises a LiteError if it cannot start."""
     asyncio.run(_run(options, show))
 
 
@@ -108,9 +108,8 @@ def _state(options: ValidateOptions, wallet: Wallet) -> State:
     from storyfi_lite.chain.networks import dev_directory
 
     root = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
-    subnet = (
-        "dev" if dev_directory(options.chain.network) else f"netuid-{options.chain.netuid}"
-    )  # whatever the endpoint is called
+    # by the subnet, not by the endpoint's name: the same chain is reached under several
+    subnet = "dev" if dev_directory(options.chain.network) else f"netuid-{options.chain.netuid}"
     kept = State(root / wallet.hotkey.ss58_address / subnet / "validator.sqlite")
     if not options.dry_run:
         return kept
@@ -128,28 +127,21 @@ def _say_what_is_checked(auditor: Auditor, options: ValidateOptions, session: Ch
         log.warning("this hotkey has no validator permit: miners will refuse it, and the chain its weights")
 
 
+@dataclass
 class _Loop:
-    """The rounds of one process."""
+    """Runs the rounds of one process."""
 
-    def __init__(
-        self,
-        options: ValidateOptions,
-        wallet: Wallet,
-        session: ChainSession,
-        state: State,
-        auditor: Auditor,
-        rules: Rules,
-        inputs: list[str],
-    ) -> None:
-        self._options = options
-        self._wallet = wallet
-        self._session = session
-        self._state = state
-        self._auditor = auditor
-        self._rules = rules
-        self._inputs = inputs
+    _options: ValidateOptions
+    _wallet: Wallet
+    _session: ChainSession
+    _state: State
+    _auditor: Auditor
+    _rules: Rules
+    _inputs: list[str]
+
+    def __post_init__(self) -> None:
         self._dice = random.SystemRandom()  # no miner can foresee what is asked, nor who is checked
-        self._index = CopyIndex(state.fingerprints())
+        self._index = CopyIndex(self._state.fingerprints())
 
     async def run(self, show: Callable[[Report], None]) -> None:
         done = 0
@@ -191,8 +183,8 @@ class _Loop:
         return report
 
     def _miners(self) -> dict[str, tuple[str, int]]:
-        """Whoever published an endpoint, but for this validator; on a public network only public addresses, or a miner could
-        have this machine call its own neighbours."""
+        """Return every miner with a published endpoint. On a public network only public addresses count, or a miner could make
+        this machine call its own neighbours."""
         from storyfi_lite.chain.networks import is_public
 
         snapshot = self._session.snapshot
@@ -207,15 +199,15 @@ class _Loop:
         }
 
     def _withdrawn(self, known: Iterable[str], asked: Container[str]) -> list[str]:
-        """Miners that were paid once and cannot be asked now: they get 0 like all who do not answer, or they would keep their
-        weight for ever."""
+        """Return registered miners of earlier rounds that have no endpoint now. They get 0, like all who do not answer; else they
+        would keep their weight for ever."""
         snapshot = self._session.snapshot
         registered = snapshot.by_hotkey if snapshot is not None else {}
         own = self._rules.validator_ss58
         return [hotkey for hotkey in known if hotkey in registered and hotkey not in asked and hotkey != own]
 
     async def _ask_all(self, targets: list[Target], question: Question) -> dict[str, Reply | str]:
-        """All at once, so that all have the same time; in the order in which the answers came."""
+        """Ask all miners at once, so that all have the same time. Returns the replies in order of arrival."""
         replies: dict[str, Reply | str] = {}
 
         async def one(target: Target) -> None:
@@ -231,7 +223,7 @@ class _Loop:
         return replies
 
     async def _set_weights(self) -> None:
-        """When it is time. What the chain refuses now is tried again after the next round."""
+        """Set the weights if it is time. What the chain refuses now is tried again after the next round."""
         snapshot, last = self._session.snapshot, self._state.weights_block
         if snapshot is None or (last is not None and last <= snapshot.block < last + WEIGHTS_EVERY_BLOCKS):
             return  # a height above the chain's own is another chain's, begun anew under the same name

@@ -1,10 +1,10 @@
-"""One signed request to one miner, over either wire, timed by us. Knows neither scores nor the chain.
+"""Sends one signed request to one miner, over either wire, and times it. It knows neither scores nor the chain.
 
-The response's bytes are returned as they came, bounded in size and time; believing them is validator/verify.py's matter.
-Of miners that speak only the dendrite's wire, what protocol 3.2.0 lacks is filled in from what it has.
+The response's bytes are bounded in size and time, and returned unchecked: validator/verify.py checks them. To an answer on the
+dendrite's wire, the claims that protocol 3.2.0 lacks are added from those that it has (wire/dendrite.py).
 
-A miner is asked on the wire that it answered on last. A new one is asked on the dendrite's, which nearly all speak, so that none
-logs an error over a path that it does not have; one whose answer shows protocol 3.3.0 is asked over btauth from then on.
+A miner is asked on the wire that it answered on last. A new miner is asked on the dendrite's, which nearly all speak, so that no
+miner logs an error over an unknown path; if the answer shows protocol 3.3.0, the miner is asked over btauth from then on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNKNOWN = ""  # a miner of which no answer has come yet
 
 @dataclass(frozen=True)
 class Target:
-    """A miner and where it listens. `wire`: what its last Reply says, UNKNOWN if there was none."""
+    """Names a miner and where it listens. `wire`: that of the miner's last Reply, UNKNOWN if there was none."""
 
     hotkey_ss58: str
     endpoint: tuple[str, int]
@@ -44,8 +44,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Reply:
-    """`elapsed_s`: from sending to the last byte. `nonce_ns`: the signed nonce; the challenge seed is derived from it.
-    `wire`: the one to ask this miner on next."""
+    """Holds an answer. `elapsed_s`: from sending to the last byte. `nonce_ns`: the signed nonce, from which the challenge seed
+    is derived. `wire`: the one to ask this miner on next."""
 
     body: bytes
     elapsed_s: float
@@ -61,7 +61,7 @@ def ask(
     timeout_s: float = TIMEOUT_S,
     wire: str = btauth.NAME,
 ) -> Reply:
-    """`query` for one miner, from code that is not async."""
+    """Query one miner from code that is not async."""
 
     async def once() -> Reply:
         async with client() as connection:
@@ -71,7 +71,7 @@ def ask(
 
 
 def client() -> httpx.AsyncClient:
-    """For a whole round. Follows no redirect and no proxy: the endpoint on chain is what was asked."""
+    """Make the HTTP client of a round. It follows no redirect and no proxy: only the endpoint on chain is asked."""
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,
@@ -87,9 +87,8 @@ async def query(
     request: StoryRequest,
     timeout_s: float = TIMEOUT_S,
 ) -> Reply:
-    """Signs and sends: over the miner's wire, and over the other if there is no such path. However slowly it
-    trickles, `timeout_s` is the end, and all of the time counts. Raises Unavailable (no answer, refused, too large) or Busy
-    (the miner said so)."""
+    """Ask over the target's wire, and over the other if the miner has no such path. `timeout_s` bounds all of it together.
+    Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""
     wires = [_over_dendrite, _over_btauth]
     if target.wire == btauth.NAME:
         wires.reverse()
@@ -125,7 +124,7 @@ async def _over_btauth(
 async def _over_dendrite(
     connection: httpx.AsyncClient, wallet: Wallet, target: Target, request: StoryRequest, timeout_s: float
 ) -> Reply | None:
-    """With `characters` in the form that the miner took last, and in the other if its axon calls that an error of its own."""
+    """Send `characters` in the form that the miner took last, then in the other form if the miner's axon answers 500."""
     forms = sorted((dendrite.WIRE_LIST, dendrite.WIRE), key=lambda form: form != target.wire)
     for form in forms if request.characters is not None else forms[:1]:
         headers, body, nonce_ns = dendrite.sign_request(
@@ -141,7 +140,7 @@ async def _over_dendrite(
 
 
 def _accepted(status: int, received: bytes) -> bytes | None:
-    """The answer's bytes; None if there is no such path."""
+    """Return the answer's bytes, None if there is no such path. Raises Busy or Unavailable for other statuses."""
     if status == 404:
         return None
     if status == 503:

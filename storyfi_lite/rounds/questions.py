@@ -1,6 +1,6 @@
-"""What the next round asks: a task by the network's shares, a user's input, and the earlier stages that the task needs.
+"""Chooses what the next round asks: a task by the network's shares, a user's input, the earlier stages that the task needs.
 
-Earlier stages are real: the best answers of earlier rounds, kept as stories. Pure; the dice are the caller's.
+Earlier stages are real: the best answers of earlier rounds, kept as stories. All chance comes from the caller's `dice`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _ZH = (
 
 @dataclass(frozen=True)
 class Story:
-    """A user's input and the stages that were answered so far. `id` is the database's; None before it is kept."""
+    """Holds a user's input and the stages answered so far. `id`: the database's; None for a story that is not stored yet."""
 
     user_input: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     id: int | None = None
 
     def lacks(self, task: TaskName) -> bool:
-        """This task could be asked next: all before it is there, it is not. Chapters may be asked again and again."""
+        """Return whether `task` comes next: all stages before it are answered and it is not."""
         done = list(self.stages)
         return done == list(STAGES[: STAGES.index(task)])
 
@@ -65,8 +65,8 @@ class Question:
 
 
 def draw(dice: random.Random, stories: Sequence[Story], inputs: Sequence[str] = ()) -> Question:
-    """`inputs`: what users may ask; without them made-up ones, half of them Chinese. While no story is far enough for the
-    task that was drawn, the stage before it is asked."""
+    """Draw the next question. `inputs`: users' inputs to draw from; if empty, they are made up, half of them Chinese. If no story
+    is ready for the task that was drawn, an earlier stage is asked instead."""
     at = STAGES.index(dice.choices(list(SHARES), list(SHARES.values()))[0])
     for task in reversed(STAGES[1 : at + 1]):
         ready = [story for story in stories if story.lacks(task)]
@@ -77,7 +77,7 @@ def draw(dice: random.Random, stories: Sequence[Story], inputs: Sequence[str] = 
 
 
 def made_up(dice: random.Random) -> str:
-    """In English or in Chinese."""
+    """Make up a user's input, in English or in Chinese."""
     words, space = dice.choice(((_EN, " "), (_ZH, "")))
     return space.join(dice.choice(part.split("|")) for part in words)
 

@@ -1,7 +1,7 @@
-"""One round: the answers that came, judged. Pure but for the replays, which the caller hands in as a function.
+"""Judges the answers of one round; the caller hands in the function that replays them.
 
-verify -> draw and replay -> compare with each other and with old answers -> score -> reward -> average. Who was asked and
-did not answer gets 0 for the round.
+verify -> draw and replay -> compare with each other and with old answers -> score -> reward -> average. A miner that was asked
+and did not answer gets 0 for the round.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Prove = Callable[[Sequence[Candidate]], Mapping[str, Verdict]]
 
 @dataclass(frozen=True)
 class Row:
-    """What one miner did in one round. `problem`: why there is nothing to pay, or what was wrong; "" if nothing was."""
+    """Reports what one miner did in one round. `problem`: why nothing is paid, or what was wrong; "" if nothing was."""
 
     hotkey: str
     wire: str
@@ -76,8 +76,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Rules:
-    """What does not change from round to round. `proofs`: replays a round at most. `files`: sha256 of those that can be
-    replayed with. `validator_ss58`: who asks."""
+    """Holds what stays the same from round to round. `proofs`: the most replays in a round. `files`: sha256 of the files to
+    replay with. `validator_ss58`: this validator's hotkey."""
 
     registry: Registry
     policy: RewardPolicy
@@ -88,7 +88,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One answer, on its way through the round."""
+    """Holds one answer on its way through the round."""
 
     reply: Reply
     answer: Verification
@@ -106,7 +106,7 @@ def judge_round(
     prove: Prove,
     dice: random.Random,
 ) -> tuple[Report, Outcome]:
-    """`replies`: of every miner that was asked, in order of arrival; a text says why there is none. `index` is read only."""
+    """Judge one round. `replies`: every asked miner's, in order of arrival; a str says why there is none. `index` is only read."""
     seen = {
         hotkey: _look(hotkey, question, reply, standings.get(hotkey, Standing()), rules)
         for hotkey, reply in replies.items()
@@ -146,7 +146,7 @@ def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules
 def _scores(
     question: Question, seen: Mapping[str, _Seen], verdicts: Mapping[str, Verdict], index: CopyIndex
 ) -> dict[str, Score]:
-    """Those who came first are the originals, unless a proof says who wrote it."""
+    """Score each answer. Of answers that are alike the proven one is the original, else the first to arrive."""
     proven = {hotkey for hotkey, one in verdicts.items() if one.status == "proven"}
     arrivals = {hotkey: at for at, hotkey in enumerate(seen)}
     prints = {hotkey: one.print for hotkey, one in seen.items() if one.print is not None}
@@ -179,7 +179,7 @@ def _pay(
         response.model_name[:60] if response else "",
         response.miner_mode if response else "",
         base.total,
-        _proof_word(one, verdict),
+        verdict.status if verdict is not None else "no proof" if one.candidate is None else "not drawn",
         paid.multiplier,
         paid.final,
         0.0,
@@ -189,8 +189,8 @@ def _pay(
 
 
 def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> Verdict | None:
-    """What speaks for this answer: the miner's standing, if the answer could be replayed at all, and no replay of it failed.
-    Else a miner with a good standing would write the rest by any means."""
+    """Return the miner's standing; a proven one counts only for an answer that could be replayed and was not found wrong. Else a
+    miner with a good standing could write its other answers with any model."""
     assert one.answer.response is not None
     model = claimed_model(rules.registry, one.answer.response)
     if model is None:
@@ -202,14 +202,8 @@ def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: Ru
     return pooled
 
 
-def _proof_word(one: _Seen, verdict: Verdict | None) -> str:
-    if verdict is not None:
-        return verdict.status
-    return "no proof" if one.candidate is None else "not drawn"
-
-
 def _next_story(question: Question, seen: Mapping[str, _Seen], scores: Mapping[str, Score]) -> Story | None:
-    """The story with its next stage: the best valid answer's. None after chapters, which no later task needs."""
+    """Return the story with the best valid answer as its next stage. None after chapters, which no later task needs."""
     task = question.request.task_type
     valid = [hotkey for hotkey in seen if seen[hotkey].answer.valid and not scores[hotkey].zeroed]
     if task == "chapters" or not valid:

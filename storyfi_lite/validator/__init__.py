@@ -1,5 +1,5 @@
-"""The validator's side, for any validator in a few lines. Pure functions, frozen results; no chain, no HTTP, and no
-llama.cpp unless a proof is asked for.
+"""Verifies, scores and rewards answers, for any validator in a few lines. It uses no chain and no HTTP, and llama.cpp only
+if a proof is asked for.
 
     verify(request, response) -> Verification    is it a valid answer?
     score(response, context, history) -> Score   0 to 100, each part with what it saw

@@ -1,4 +1,4 @@
-"""Near-copies: of another miner's answer in the same round, and of old answers. An index, not all pairs. Pure numpy.
+"""Finds near-copies of another answer in the same round and of old answers, by an index rather than pair by pair.
 
     Two rules, each exact, both on folded text (text.py), so that the order of fields and items, case, accents,
     look-alike letters, invisible characters, punctuation and spacing change nothing:
@@ -48,7 +48,7 @@ Uint32s = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What the index keeps of an answer: about 4 kB for a blueprint. `keys` ascending, `counts` their repeats."""
+    """Holds what the index keeps of an answer, about 4 kB for a blueprint. `keys`: bigrams, ascending; `counts`: their repeats."""
 
     task: str
     hotkey: str
@@ -65,7 +65,7 @@ class Fingerprint:
         return np.bincount(self.keys % _BINS, weights=self.counts, minlength=_BINS).astype(np.int32)
 
     def to_bytes(self) -> bytes:
-        """For the validator's database; `from_bytes` reads it back."""
+        """Pack the fingerprint for the validator's database; `from_bytes` reads it back."""
         sizes = np.array([len(self.keys), len(self.passages)], np.uint32)
         return b"".join(part.tobytes() for part in (sizes, self.keys, self.passages, self.counts))
 
@@ -79,8 +79,8 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Entry:
-    """One answer of a round. `received_s`: when its last byte came, on one clock for the whole round. `proven`: the
-    replay showed that it was written under its own challenge seed."""
+    """Holds one answer of a round. `received_s`: when its last byte came, by the validator's clock. `proven`: a replay showed
+    that the answer was written under its own challenge seed."""
 
     fingerprint: Fingerprint
     received_s: float
@@ -89,7 +89,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Likeness:
-    """What an answer is like. `copy_of`: the hotkey whose answer it copies, None if it is no copy. `shared`: the
+    """Says what an answer is like. `copy_of`: the hotkey whose answer it copies, None if it is no copy. `shared`: the
     largest share of its passages that stands in one other answer, 0 to 1."""
 
     copy_of: str | None
@@ -101,7 +101,7 @@ UNCOMPARED = Likeness(None, 0.0, "compared with no other answer")
 
 
 def fingerprint(request: StoryRequest, data: dict[str, Any], hotkey: str) -> Fingerprint:
-    """Of an answer's strings, whatever its shape; what stands in the request is no passage of the answer's own."""
+    """Fingerprint an answer's strings, whatever its shape. Passages of the request are not counted as the answer's own."""
     folded = fold(SEPARATOR.join(strings(data, MAX_TEXT_CHARS)))
     keys, counts = np.unique(bigrams(folded), return_counts=True)
     given = [request.user_input, *strings([request.blueprint, request.characters, request.story_arc], MAX_TEXT_CHARS)]
@@ -115,7 +115,7 @@ def _sampled(folded: str) -> Uint32s:
 
 
 def jaccard(one: Fingerprint, other: Fingerprint) -> float:
-    """Of the two answers' bigrams with their repeats, 0 to 1."""
+    """Compute the Jaccard index of two answers' bigrams, repeats counted, 0 to 1."""
     at = np.minimum(np.searchsorted(other.keys, one.keys), max(0, len(other.keys) - 1))
     if not len(one.keys) or not len(other.keys):
         return 0.0
@@ -125,59 +125,57 @@ def jaccard(one: Fingerprint, other: Fingerprint) -> float:
 
 
 class CopyIndex:
-    """The newest `max_answers` old answers. `compare` a round first, then `add` it."""
+    """Compares a round with the newest `max_answers` old answers. `compare` a round first, then `add` it."""
 
     def __init__(self, old: Iterable[Fingerprint] = (), max_answers: int = 100_000) -> None:
         self._max_answers = max_answers
         self._settled: list[Fingerprint] = []
         self._recent: list[Fingerprint] = list(old)
-        self._shelves: tuple[dict[str, _Shelf], ...] = ()
+        self._old: tuple[dict[str, _TaskIndex], ...] = ()
         self._settle()
 
     def __len__(self) -> int:
         return len(self._settled) + len(self._recent)
 
     def add(self, answers: Iterable[Fingerprint]) -> None:
-        """The round becomes history. What is over `max_answers` is forgotten, oldest first."""
+        """Make a round's answers old ones. What is over `max_answers` is forgotten, oldest first."""
         self._recent += answers
         if len(self._recent) * 8 > self._max_answers:
             self._settle()
         else:
-            self._shelves = (self._shelves[0], _shelves(self._recent))
+            self._old = (self._old[0], _by_task(self._recent))
 
     def _settle(self) -> None:
-        """Sorts everything anew, about 4 s for 100,000 answers; once in many rounds."""
+        """Sort all old answers anew: about 4 s for 100,000 answers, once in many rounds."""
         self._settled = (self._settled + self._recent)[-self._max_answers :]
         self._recent = []
-        self._shelves = (_shelves(self._settled),)
+        self._old = (_by_task(self._settled),)
 
     def compare(self, entries: Sequence[Entry]) -> tuple[Likeness, ...]:
-        """What each answer of one round is like, in the order given."""
+        """Say what each answer of one round is like, in the order given."""
         order = sorted(
             range(len(entries)),
             key=lambda at: (not entries[at].proven, entries[at].received_s, entries[at].fingerprint.hotkey),
         )
         in_order = [entries[at].fingerprint for at in order]
-        round_shelves = _shelves(in_order)
+        this_round = _by_task(in_order)
         found: list[Likeness] = [UNCOMPARED] * len(entries)
         for rank, at in enumerate(order):
             one = in_order[rank]
-            catalog = round_shelves[one.task]
-            likenesses = [catalog.nearest(one, ROUND_JACCARD, "of this round", before=rank)]
-            likenesses += [
-                s[one.task].nearest(one, HISTORY_JACCARD, "given before") for s in self._shelves if one.task in s
-            ]
+            likenesses = [this_round[one.task].nearest(one, ROUND_JACCARD, "of this round", before=rank)]
+            old = (by_task[one.task] for by_task in self._old if one.task in by_task)
+            likenesses += [index.nearest(one, HISTORY_JACCARD, "given before") for index in old]
             found[at] = max(likenesses, key=lambda like: (like.copy_of is not None, like.shared))
         return tuple(found)
 
 
-def _shelves(answers: Sequence[Fingerprint]) -> dict[str, _Shelf]:
+def _by_task(answers: Sequence[Fingerprint]) -> dict[str, _TaskIndex]:
     tasks = dict.fromkeys(one.task for one in answers)
-    return {task: _Shelf([(rank, one) for rank, one in enumerate(answers) if one.task == task]) for task in tasks}
+    return {task: _TaskIndex([(rank, one) for rank, one in enumerate(answers) if one.task == task]) for task in tasks}
 
 
-class _Shelf:
-    """Answers to one task, each with its rank, laid out for `nearest`: by size for bigrams, inverted for passages."""
+class _TaskIndex:
+    """Indexes the answers to one task, each with its rank: by size for bigrams, inverted for passages."""
 
     def __init__(self, ranked: Sequence[tuple[int, Fingerprint]]) -> None:
         ranked = sorted(ranked, key=lambda pair: pair[1].total)
@@ -192,7 +190,7 @@ class _Shelf:
         self._hashes, self._owners = hashes[order], owners[order]
 
     def nearest(self, one: Fingerprint, threshold: float, where: str, before: int | None = None) -> Likeness:
-        """Among the answers whose rank is below `before`; among all if None, which is history."""
+        """Find the answer most like `one` among those ranked below `before`; None: among all, which are old answers."""
         owner, shared = self._most_shared(one, before)
         if owner is not None and shared >= PASSAGE_SHARE:
             name = self._answers[owner].hotkey
@@ -222,7 +220,7 @@ class _Shelf:
         return int(names[best]), float(shares[best]) / len(one.passages)
 
     def _alike(self, one: Fingerprint, threshold: float, before: int | None) -> list[int]:
-        """Those that may be over the threshold, nearest first."""
+        """Return the answers that may be over the threshold, nearest first."""
         low = int(np.searchsorted(self._totals, one.total * threshold))
         high = int(np.searchsorted(self._totals, one.total / threshold, "right"))
         furthest = (1 - threshold) / (1 + threshold)  # of the two totals together
@@ -239,5 +237,5 @@ class _Shelf:
 
 
 def _coarse(bins: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Every two bins as one: enough to turn most answers away."""
+    """Add up pairs of bins; fewer bins already rule most answers out."""
     return np.ascontiguousarray((bins[..., ::2] + bins[..., 1::2]).T)

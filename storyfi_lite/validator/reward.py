@@ -1,4 +1,4 @@
-"""From score to reward: what a claim is worth, pooled evidence, moving averages, weights. Pure; the policy is a file.
+"""Turns scores into rewards: what a claim is worth, pooled evidence, moving averages, weights. The policy is a file.
 
     mission   0.5 for an API; else the registry's figure, 1.0 for a model that it does not know; times 1.1 with 80 GB of
               GPU memory or more. Believes every claim.
@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry
+from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry, read_yaml
 from storyfi_lite.validator.proof import Status, Verdict
 from storyfi_lite.validator.score import Score
 
@@ -29,7 +28,7 @@ DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
 
 
 class ClaimedModel(Protocol):
-    """What a response says of its model; a StoryResponse is one."""
+    """Lists what a response claims of its model; a StoryResponse has these fields."""
 
     @property
     def miner_mode(self) -> str: ...
@@ -41,7 +40,7 @@ class ClaimedModel(Protocol):
 
 @dataclass(frozen=True)
 class Reward:
-    """`final` = `base` times `multiplier`; `reason` says what the multiplier rests on."""
+    """Holds what one answer earned: `final` = `base` × `multiplier`. `reason` says what the multiplier rests on."""
 
     base: float
     multiplier: float
@@ -49,7 +48,7 @@ class Reward:
     reason: str
 
     def log_line(self, hotkey: str) -> str:
-        """The mission's one line.
+        """Write the one log line that the network asks for.
 
         >>> Reward(81.2, 1.32, 81.2 * 1.32, "").log_line("5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX")
         'Miner 5F3sa2TJ: Base=81.2, Multiplier=1.32x, Final=107.2'
@@ -79,7 +78,7 @@ class ProofPolicy(_Section):
 
 
 class RewardPolicy(_Section):
-    """reward_policy.yaml, which says what each key means."""
+    """Holds reward_policy.yaml; comments in that file say what each key means."""
 
     rule: Literal["proof", "mission"]
     api_multiplier: float = Field(ge=0)
@@ -90,25 +89,10 @@ class RewardPolicy(_Section):
     models: dict[str, float]
 
 
-class _StrictLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for index, (key, _) in enumerate(node.value):
-            if key.value in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_policy(path: Path = DEFAULT_POLICY, registry: Registry | None = None) -> RewardPolicy:
-    """Raises BadInput with the file, the key and what is wrong; a key or model that does not exist is refused."""
+    """Read a policy. Raises BadInput with the file, the key and what is wrong, also for a key or model that does not exist."""
     try:
-        policy = RewardPolicy.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader))
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+        policy = RewardPolicy.model_validate(read_yaml(path)[1])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"
@@ -141,8 +125,8 @@ def reward(
     policy: RewardPolicy | None = None,
     registry: Registry | None = None,
 ) -> Reward:
-    """What one answer earns. `proof`: of this answer, or the miner's `standing`; None if nothing was replayed. Without
-    a policy and a registry, the packaged ones hold.
+    """Compute what one answer earns. `proof`: of this answer, or the miner's `standing`; None if nothing was replayed. The
+    policy and registry default to the packaged ones.
 
     >>> from types import SimpleNamespace
     >>> claim = SimpleNamespace(miner_mode="LocalModelLoader", model_name="yi-34b", gpu_memory_gb=80.0)
@@ -204,15 +188,15 @@ def _is_large(claim: ClaimedModel, policy: RewardPolicy) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The newest verdicts of one miner's replays that decided anything, oldest first, and the model that they were about."""
+    """Holds one miner's newest verdicts, oldest first and without inconclusive ones, and the model that they are about."""
 
     model: str = ""
     statuses: tuple[Status, ...] = ()
 
 
 def pool(evidence: Evidence, proof: Verdict, policy: RewardPolicy) -> Evidence:
-    """With one more verdict. When the model changes, what spoke for the old one is void; what was refuted stays, or a
-    new name would wash a miner clean. What decides nothing is not kept: it would push out what does."""
+    """Add one verdict to the evidence. When the model changes, proofs of the old one are dropped; refutations stay, or a miner
+    could clear its record by claiming another model. An inconclusive verdict is not kept: it would push out the others."""
     if proof.status == "inconclusive":
         return evidence
     kept = tuple(one for one in evidence.statuses if proof.model == evidence.model or one == "refuted")
@@ -220,8 +204,8 @@ def pool(evidence: Evidence, proof: Verdict, policy: RewardPolicy) -> Evidence:
 
 
 def standing(evidence: Evidence, model: str, policy: RewardPolicy) -> Verdict:
-    """What the pooled verdicts say of a miner that now claims `model` (a registry key). Several are needed either way;
-    refutations outweigh proofs; proofs of another model prove nothing, and are no lie either."""
+    """Judge a miner that now claims `model` (a registry key) by its pooled verdicts. Several are needed either way;
+    refutations outweigh proofs; proofs of another model count as nothing."""
     if evidence.statuses.count("refuted") >= policy.proof.refuted_needed:
         return Verdict("refuted", model=model)
     proven = evidence.statuses.count("proven") >= policy.proof.proven_needed
@@ -229,13 +213,13 @@ def standing(evidence: Evidence, model: str, policy: RewardPolicy) -> Verdict:
 
 
 def moving_average(average: float, final: float, policy: RewardPolicy) -> float:
-    """After one more round. A miner that did not answer has `final` 0; a new one starts from `average` 0, so that a
-    fresh hotkey gains nothing."""
+    """Return the average after one more round. A miner that did not answer has `final` 0; a new miner starts from `average` 0,
+    so that a fresh hotkey gains nothing."""
     return average + policy.average_alpha * (final - average)
 
 
 def weights(averages: Mapping[int, float]) -> dict[int, float]:
-    """uid -> share of 1; uids without a share are left out. Empty if nobody earned anything: then set no weights.
+    """Return each uid's share of 1, without uids that earned nothing; empty if nobody earned anything: then set no weights.
     Raises BadInput for a number that is negative or not finite."""
     for uid, average in averages.items():
         if not math.isfinite(average) or average < 0:

@@ -1,9 +1,9 @@
-"""Verification: is this response a valid answer to that request? Pure; no llama.cpp. Bounded on any input.
+"""Checks whether a response is a valid answer to a request, without llama.cpp, in bounded time for any input.
 
-Trusts no field that it can derive: the answer is read from its own bytes, the grammar's hash and the prompt's version are
-computed here, `generation_time` is never read (whoever made the call times it), and nothing is concluded from
-`miner_mode`, `model_name` or `gpu_memory_gb`, which are claims. Whether the claimed model wrote the answer, and whether the
-tokens spell the text, is for the proof: that needs the model's file.
+It trusts no field that it can derive: the answer is read from its own bytes, the grammar's hash and the prompt's version are
+computed here, `generation_time` is never read (the caller times the call), and nothing is concluded from the claims
+`miner_mode`, `model_name` and `gpu_memory_gb`. Whether the claimed model wrote the answer, and whether the tokens spell the
+text, needs the model's file: proof.py.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ RULES = ("schema", "rules", "visible")
 
 @dataclass(frozen=True)
 class Verification:
-    """`canonical`: these are bytes that the grammar writes. `data`: the parsed answer, None if it cannot be read.
-    `response`: what the bytes held, where bytes were given and could be read."""
+    """Holds the checks of one answer. `canonical`: its bytes are those that the grammar writes. `data`: the parsed answer, None
+    if it cannot be read. `response`: the typed response; None for a bare story and for bytes that cannot be read."""
 
     valid: bool
     canonical: bool
@@ -50,12 +50,12 @@ class Verification:
 
     @property
     def readable(self) -> bool:
-        """One JSON object that says one thing. Without it there is nothing to score."""
+        """Return whether the answer is one JSON object that can be scored, valid or not."""
         return self.data is not None and all(check.ok for check in self.checks if check.name not in REMARKS + RULES)
 
     @property
     def provable(self) -> bool:
-        """Nothing stands in the way of a replay: canonical, with tokens and a header that fits the request."""
+        """Return whether the answer can be replayed: it is canonical, with tokens and a header that fits the request."""
         return self.canonical and any(check.name == "proof" and check.ok for check in self.checks)
 
     @property
@@ -64,8 +64,8 @@ class Verification:
 
 
 def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification:
-    """A response, as the bytes that came or typed, against the request that it answers. Never raises for the answer's sake;
-    BadInput if the request itself lacks what its task needs."""
+    """Check a response, bytes or typed, against its request. A bad answer never raises; BadInput means that the request itself
+    lacks what its task needs."""
     constraint = tasks.get(request.task_type).constraint(request)
     if isinstance(answer, bytes):
         try:
@@ -76,14 +76,14 @@ def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification
 
 
 def read_response(raw: bytes) -> StoryResponse:
-    """Strict JSON of a bounded size; raises BadInput."""
+    """Parse a response from strict JSON of a bounded size. Raises BadInput."""
     _parse(raw)
     return parse_response(raw)
 
 
 def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Verification:
-    """A story's JSON or a whole response's, without its request; the task is told from the fields where it is not given.
-    With `strict`, the bounds are those that this project writes, not those that a validator accepts."""
+    """Check a story's JSON, or a whole response's, without its request. If no task is given, it is told from the fields. With
+    `strict`, the bounds are those that this project writes, not the wider ones that a validator accepts."""
     try:
         data = _parse(raw)
         response = parse_response(raw) if "output_data" in data else None
@@ -102,7 +102,7 @@ def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Ve
 
 
 def task_of(data: dict[str, Any]) -> str | None:
-    """Which task's answer this looks like, by the fields that only that task has."""
+    """Tell which task this answers by the fields that only that task has; None if by none."""
     if "setting" in data or "core_conflict" in data:
         return "blueprint"
     if "arcs" in data or "hooks" in data:
@@ -122,7 +122,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 
 def _request_for(task: str, story: dict[str, Any]) -> StoryRequest:
-    """A request that such an answer would answer; chapters are checked for the ids that the answer itself names."""
+    """Make up a request for a story without one; chapters are checked for the ids that the story itself names."""
     chapters = story.get("chapters")
     named = (
         [chapter.get("id") for chapter in chapters if isinstance(chapter, dict)] if isinstance(chapters, list) else []
@@ -135,13 +135,12 @@ def _request_for(task: str, story: dict[str, Any]) -> StoryRequest:
 def _verify_response(
     request: StoryRequest, constraint: Constraint, response: StoryResponse, strict: bool = False
 ) -> Verification:
-    """`output_text` is checked where it is there, else the canonical spelling of `output_data`."""
-    text = response.output_text
-    data = response.output_data
+    """Check `output_text` if there is one, else the canonical spelling of `output_data`."""
+    text, data = response.output_text, response.output_data
     report = constraint.check_data(data, strict) if text is None else constraint.check(text, strict)
     checks = [*report.checks]
     if text is not None and report.data is not None:
-        checks.append(_same(report.data, response.output_data))
+        checks.append(_same(report.data, data))
     if report.data is not None:
         checks += [_size(request, report.data), _visible(report.data)]
     if response.tokens is not None:
@@ -152,7 +151,7 @@ def _verify_response(
 
 
 def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
-    """Compared as JSON, because to Python true is 1."""
+    """Compare two objects as JSON texts, because to Python true equals 1."""
     try:
         same = json.dumps(said, sort_keys=True) == json.dumps(given, sort_keys=True)
     except (ValueError, TypeError, RecursionError):
@@ -161,38 +160,36 @@ def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
 
 
 def _size(request: StoryRequest, data: dict[str, Any]) -> Check:
-    """Who may send any amount may hide a copy behind it, and fill the validator's database."""
+    """Bound the text: a miner could hide a copy in endless text, and fill the validator's database."""
     size, most = sum(map(len, strings(data, MAX_RESPONSE_BYTES))), max_text_chars(request)
-    return Check(
-        "size", size <= most, f"{size:,} characters of text{'' if size <= most else f'; at most {most:,} are read'}"
-    )
+    over = "" if size <= most else f"; at most {most:,} are read"
+    return Check("size", not over, f"{size:,} characters of text{over}")
 
 
 def max_text_chars(request: StoryRequest) -> int:
-    """The most text that an answer may hold, in all its strings together."""
+    """Return how many characters all strings of an answer may hold together."""
     return max(MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER * len(request.chapter_ids or ()))
 
 
 def _visible(data: dict[str, Any]) -> Check:
-    """Lengths are in characters, so characters that nobody sees are a cheap way to reach them."""
+    """Bound the share of invisible characters: they would be a cheap way to reach the asked lengths."""
     text = "\0".join(strings(data, MAX_RESPONSE_BYTES))
     share = 1 - len(visible(text)) / len(text) if text else 0.0
     return Check("visible", share <= MAX_HIDDEN_SHARE, f"{share:.0%} of the text is invisible or repeated white space")
 
 
 def _tokens(tokens: list[int], text: str | None) -> Check:
-    """Every token spells at least one byte. Whether they spell the text is for the proof."""
+    """Check the token ids' number and range: each spells at least one byte. Only the proof can check that they spell the text."""
     most = len((text or "").encode(errors="replace"))
     if text is None:
         return Check("tokens", False, "token ids without the text that they spell")
     ok = 0 < len(tokens) <= most and min(tokens) >= 0 and max(tokens) <= _MAX_TOKEN_ID
-    return Check(
-        "tokens", ok, f"{len(tokens):,} token ids{'' if ok else f' out of range, or more than {most:,} bytes need'}"
-    )
+    wrong = "" if ok else f" out of range, or more than {most:,} bytes need"
+    return Check("tokens", ok, f"{len(tokens):,} token ids{wrong}")
 
 
 def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) -> Check:
-    """The header's shape, and all of it that follows from the request and the answer."""
+    """Check the header's shape, and each of its fields that follows from the request and the answer."""
     task = tasks.get(request.task_type)
     count = len(response.tokens or ())
     most = MAX_REPLAY_TOKENS * max(1, len(request.chapter_ids or ()))
@@ -213,7 +210,7 @@ def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) 
 
 
 def sampling(numbers: ProofHeader | SamplingParams) -> tuple[float, ...]:
-    """Whoever may choose these may make an unlikely token look likely: a proof is for the published ones only."""
+    """Return the sampling parameters. A miner that chose its own could make unlikely tokens likely: only the published are proven."""
     return (
         numbers.temperature,
         numbers.min_p,
@@ -224,7 +221,7 @@ def sampling(numbers: ProofHeader | SamplingParams) -> tuple[float, ...]:
 
 
 def same_answer(response: StoryResponse) -> bool:
-    """`output_text`, read as JSON, is `output_data`."""
+    """Return whether `output_text`, read as JSON, equals `output_data`."""
     try:
         said = parse_json((response.output_text or "").encode())
     except (BadInput, UnicodeEncodeError):

@@ -1,7 +1,7 @@
-"""The main wire: `POST /story`, JSON signed with bittensor 11's `btauth/1`, bound to this miner's hotkey.
+"""Implements the main wire: `POST /story`, JSON signed with bittensor 11's `btauth/1` for one miner's hotkey.
 
-Thin over `bittensor.http_auth`, which does the cryptography; this module only orders its checks so that a
-stranger costs nothing, and turns its errors into Refused. It is no server and knows no permit or stake."""
+`bittensor.http_auth` does the cryptography. This module puts the cheap checks first, so that a stranger's request costs almost
+nothing, and turns the library's errors into Refused. It is no server and knows no permit or stake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SIGNED = (
 
 @dataclass(frozen=True)
 class BtAuth:
-    """The transport for one receiving hotkey."""
+    """Reads and answers btauth requests that are addressed to one hotkey."""
 
     self_hotkey_ss58: str
     name: str = NAME
@@ -56,7 +56,7 @@ class BtAuth:
         return SignedCaller(fields[http_auth.HEADER_HOTKEY], nonce_ns, fields)
 
     def verify_headers(self, claim: SignedCaller) -> None:
-        """Nothing: this signature covers the body."""
+        """Do nothing: this signature covers the body, which has not come yet."""
 
     def verify_body(self, claim: SignedCaller, body: bytes, now_ns: int, nonces: NonceStore) -> None:
         try:
@@ -83,7 +83,7 @@ class BtAuth:
 
 
 def sign_request(wallet: Wallet, receiver_ss58: str, body: bytes) -> tuple[dict[str, str], int]:
-    """The asking side: headers, and the nonce in them."""
+    """Sign a request of ours. Returns the headers, and the nonce in them."""
     nonce_ns = time.time_ns()
     signed = http_auth.sign(wallet, method="POST", path=PATH, body=body, receiver_ss58=receiver_ss58, nonce_ns=nonce_ns)
     return {**signed, "content-type": "application/json"}, nonce_ns

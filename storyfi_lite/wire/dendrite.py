@@ -1,7 +1,7 @@
-"""Today's validators' wire, both ends of bittensor 9/10's dendrite and axon at `POST /StoryGenerationSynapse`.
+"""Implements the wire of today's validators: bittensor 9/10's dendrite (client) and axon (server) at `POST /StoryGenerationSynapse`.
 
-Pure functions over headers and bytes; the real client and the real server (bittensor==10.5.0) are
-the judges in tests/test_dendrite.py. What this wire cannot do, and btauth can: upstream's StoryGenerationSynapse (3.0.0 to
+Pure functions over headers and bytes; tests/test_dendrite.py runs them against the real client and server (bittensor==10.5.0).
+This wire protects less than btauth does: upstream's StoryGenerationSynapse (3.0.0 to
 3.2.1) declares no `required_hash_fields`, so its signature covers no byte of the body. A body changed on the
 way is seen only where the client's class declares HASH_FIELDS. `version` and `timeout` are not signed either,
 so nothing here reads them. Answers are not signed: the client does not look, and a miner should sign nothing
@@ -55,19 +55,19 @@ EMPTY_BODY_HASH = _sha3("")
 
 
 def body_hash(fields: Mapping[str, Any], names: tuple[str, ...] = HASH_FIELDS) -> str:
-    """Synapse.body_hash of bittensor 10: sha3-256 over the joined sha3-256 of str() of each field's value."""
+    """Compute Synapse.body_hash of bittensor 10: sha3-256 over the joined sha3-256 of str() of each field's value."""
     return _sha3("".join(_sha3(str(fields.get(name))) for name in names))
 
 
 def signed_message(claim: SignedCaller, receiver_ss58: str) -> bytes:
-    """What the dendrite signs: nonce, sender, receiver, its own uuid and the body hash, joined by dots."""
+    """Return what the dendrite signs: nonce, sender, receiver, the dendrite's uuid and the body hash, joined by dots."""
     uuid = claim.fields["bt_header_dendrite_uuid"]
     return f"{claim.nonce_ns}.{claim.hotkey_ss58}.{receiver_ss58}.{uuid}.{claim.fields[_BODY_HASH]}".encode()
 
 
 @dataclass(frozen=True)
 class Dendrite:
-    """The transport for one receiving hotkey."""
+    """Reads and answers dendrite requests that are addressed to one hotkey."""
 
     self_hotkey_ss58: str
     name: str = WIRE
@@ -108,8 +108,7 @@ class Dendrite:
         return parse_request(body)
 
     def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
-        """The client overwrites every field of its synapse with the body's, so what it sent goes back as it
-        came."""
+        """Write the answer together with the request's own fields: the client overwrites its whole synapse with the answer's body."""
         sent = {key: value for key, value in _load(body).items() if key not in ("axon", "dendrite")}
         fields = {**sent, **json.loads(response.to_json_bytes())}
         fields["protocol_version"] = sent.get("protocol_version", OLD_PROTOCOL_VERSION)
@@ -141,8 +140,8 @@ def sign_request(
     timeout_s: float,
     wire: str = WIRE,
 ) -> tuple[dict[str, str], bytes, int]:
-    """Headers and body as the dendrite sends them for a synapse without `required_hash_fields`, which upstream's is; and
-    the nonce in them. The signature covers no byte of the body: what miners of this wire expect."""
+    """Return headers, body and nonce as the dendrite sends them for upstream's synapse, which has no `required_hash_fields`:
+    the signature covers no byte of the body, as miners on this wire expect."""
     fields = request.model_dump()
     if wire == WIRE_LIST and request.characters is not None:
         fields["characters"] = request.characters.get("characters", [])
@@ -170,8 +169,8 @@ EMBEDDED_INFO = "_model_info"  # where miners of 3.2.1 repeat it, because their 
 
 
 def complete_response(body: bytes) -> bytes:
-    """An answer of protocol 3.2.0 with what 3.3.0 asks for beside it, read from `model_info`: a claim for a claim. Bytes
-    that are no JSON object stay as they are, for the validator to say what is wrong with them."""
+    """Add to a protocol 3.2.0 answer the claims that 3.3.0 asks for, taken from its `model_info`. Bytes that are no JSON object
+    are returned as they are: the validator says what is wrong with them."""
     try:
         fields = parse_json(body)
     except BadInput:

@@ -1,8 +1,8 @@
-"""One table from what went wrong to what a stranger may read: an HTTP status and a fixed, short text.
+"""Maps each error to what a stranger may read of it: an HTTP status and a fixed, short text.
 
-Pure. The operator's side of a refusal (reason, detail) is logged by miner/admission; nothing of it goes out
-here. Both transports use this table, so the numbers are those that today's validators know: 401 not verified,
-403 forbidden, 408 timed out (bittensor 10's `failed_verification`, `is_blacklist`, `is_timeout`)."""
+A refusal's reason and detail are for the operator: miner/metrics.py counts and logs them, and neither is ever sent. Both
+transports use this table, with the numbers that today's validators know: 401 not verified, 403 forbidden, 408 timed out
+(bittensor 10's `failed_verification`, `is_blacklist`, `is_timeout`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PUBLIC_TEXT = {
 
 
 class Refused(LiteError):
-    """A request that gets no answer. `reason` is a key of STATUS_BY_REASON; `detail` is for the operator."""
+    """Says why a request gets no answer. `reason` is a key of STATUS_BY_REASON; `detail` is for the operator."""
 
     exit_code = BadInput.exit_code
 
@@ -69,17 +69,14 @@ STATUS_BY_ERROR: dict[type[BaseException], int] = {
 
 
 def status_of(error: BaseException) -> int:
-    """The status for the most specific type that the table knows; 500 for everything else."""
+    """Return the status of the error's most specific type in the table; 500 for every other error."""
     if isinstance(error, Refused):
         return error.status
-    for kind in type(error).__mro__:
-        if kind in STATUS_BY_ERROR:
-            return STATUS_BY_ERROR[kind]
-    return 500
+    return next((STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR), 500)
 
 
 def retry_after_header(error: BaseException, status: int) -> dict[str, str]:
-    """`Retry-After` in whole seconds, for 429 and 503 only."""
+    """Return the `Retry-After` header in whole seconds for 429 and 503, no header for other statuses."""
     if status not in (429, 503):
         return {}
     wait_s = getattr(error, "retry_after_s", None)
@@ -87,5 +84,5 @@ def retry_after_header(error: BaseException, status: int) -> dict[str, str]:
 
 
 def public_body(status: int) -> bytes:
-    """`{"message": ...}`: the key is the one that the dendrite of bittensor 10 reads."""
+    """Return the error's body, `{"message": ...}`: bittensor 10's dendrite reads this key."""
     return json.dumps({"message": PUBLIC_TEXT[status]}).encode()

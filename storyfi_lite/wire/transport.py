@@ -1,6 +1,6 @@
-"""What a request's headers claim before anything is proven, and the shape of a transport.
+"""Defines what a transport does, with the checks of headers that both transports share.
 
-A transport knows headers and bytes. It knows no HTTP server, no chain and no loader.
+A transport reads and writes headers and bytes. It knows no HTTP server, no chain and no loader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_HEADER_VALUE_CHARS = 256  # the longest that either wire signs is a 130-char
 
 @dataclass(frozen=True)
 class SignedCaller:
-    """Who says to have sent this, when (the signed nonce, nanoseconds since 1970), and the signed fields."""
+    """Holds what a request claims of its sender: hotkey, time of signing (nonce: nanoseconds since 1970), signed fields."""
 
     hotkey_ss58: str
     nonce_ns: int
@@ -25,7 +25,7 @@ class SignedCaller:
 
 
 class NonceStore(Protocol):
-    """bittensor.http_auth's seam, with `retention` declared: seconds for which a nonce is remembered."""
+    """Remembers nonces, as bittensor.http_auth asks for. `retention`: for how many seconds a nonce is remembered."""
 
     retention: float
 
@@ -33,8 +33,7 @@ class NonceStore(Protocol):
 
 
 class Transport(Protocol):
-    """One way to ask for a story. Every method raises Refused; none of them changes anything but the nonce
-    store."""
+    """Reads and answers story requests over one wire. Every method may raise Refused; only the nonce store is ever changed."""
 
     @property
     def name(self) -> str: ...
@@ -42,30 +41,30 @@ class Transport(Protocol):
     def path(self) -> str: ...
     @property
     def window_s(self) -> float:
-        """How long a signature can be accepted: the greatest age plus the clock skew."""
+        """Return for how long a signature is accepted: the greatest age plus the clock skew."""
         ...
 
     def read_claim(self, headers: Mapping[str, str], now_ns: int) -> SignedCaller:
-        """From the headers alone: shape, receiver, age. Nothing is verified yet."""
+        """Check the headers' shape, receiver and age. The signature is not verified yet."""
 
     def verify_headers(self, claim: SignedCaller) -> None:
-        """The signature, where it does not need the body; else nothing."""
+        """Verify the signature if it does not cover the body; else do nothing."""
 
     def verify_body(self, claim: SignedCaller, body: bytes, now_ns: int, nonces: NonceStore) -> None:
-        """The signature or body hash, then the nonce: remembered only after everything else held."""
+        """Verify the signature or the body's hash, then store the nonce. A nonce is stored only after all other checks."""
 
     def parse(self, body: bytes) -> StoryRequest:
-        """Raises BadInput."""
+        """Read the body. Raises BadInput."""
 
     def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
-        """Headers and body of the answer to the request that came as `body`."""
+        """Return headers and body of the answer to the request that came as `body`."""
 
     def error_headers(self, status: int) -> dict[str, str]:
-        """Headers beside the fixed text of an error."""
+        """Return the headers that go with an error's fixed text."""
 
 
 def header(headers: Mapping[str, str], name: str) -> str:
-    """The header's value; Refused if it is missing or longer than any honest one."""
+    """Return the header's value. Raises Refused if the header is missing or longer than any honest one."""
     value = headers.get(name)
     if not value:
         raise Refused("malformed_headers", f"{name} is missing")
@@ -75,16 +74,14 @@ def header(headers: Mapping[str, str], name: str) -> str:
 
 
 def check_age(nonce_ns: int, now_ns: int, max_age_s: float, skew_s: float) -> None:
-    """Refused("stale") unless now - max_age_s <= nonce <= now + skew_s. The clock is ours, the nonce is
-    signed."""
+    """Raise Refused("stale") unless now - max_age_s <= nonce <= now + skew_s. `now` is by our own clock."""
     age_s = (now_ns - nonce_ns) / 1e9
     if age_s > max_age_s or age_s < -skew_s:
         raise Refused("stale", f"signed {age_s:.1f} s ago; allowed are {max_age_s:g} s, and {skew_s:g} s ahead")
 
 
 def parse_nonce(value: str, name: str) -> int:
-    """Decimal nanoseconds that fit 63 bits. `int` alone would take signs, underscores and other scripts'
-    digits."""
+    """Parse decimal nanoseconds that fit 63 bits; `int` alone accepts signs, underscores and other scripts' digits."""
     if not (value.isascii() and value.isdigit() and len(value) <= 19 and int(value) < 2**63):
         raise Refused("malformed_headers", f"{name} is not a nonce")
     return int(value)
