@@ -1,4 +1,4 @@
-"""The program `storyfi-lite`, also as `python -m storyfi_lite`. Signals are heeded before the command line is imported."""
+"""Starts the program `storyfi-lite`, also as `python -m storyfi_lite`. Signals are handled before the slow imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from storyfi_lite import stopping
 
 
 def main() -> None:
-    """Raises SystemExit with the command's exit code."""
+    """Run the command line. Raises SystemExit with the command's exit code."""
     stopping.install()
     from storyfi_lite import cli
 

@@ -1,4 +1,4 @@
-"""How fast a loaded engine writes: the measures that `storyfi-lite bench` and scripts/bench_engine.py share.
+"""Measures how fast a loaded engine writes, for `storyfi-lite bench` and scripts/bench_engine.py.
 
 Every request is a blueprint, the commonest task. Loads no model, prints nothing. Figures are of the moment: other programs
 on the machine make them worse.
@@ -34,8 +34,9 @@ CONSTRAINT = TASK.constraint(StoryRequest(task_type="blueprint", user_input=USER
 
 @dataclass(frozen=True)
 class Together:
-    """`slots` blueprints written at once. `tokens_per_s`: of all together, while all write. `blueprint_s`: the slowest one's,
-    from request to answer. `time_points`: what the network's score gives for that, of 10; the way there and back is not in it."""
+    """Holds what was measured with `slots` blueprints at once. `tokens_per_s`: of all together, while all write. `blueprint_s`:
+    the slowest one's time from request to answer. `time_points`: the network's points, of 10, for that time without the network's
+    own delay."""
 
     slots: int
     tokens_per_s: float
@@ -44,7 +45,7 @@ class Together:
 
 
 def slot_counts(n_slots: int) -> list[int]:
-    """1, 2, 4, … and the engine's own number of slots."""
+    """Return 1, 2, 4, … and the engine's own number of slots."""
     return sorted({2**power for power in range(n_slots.bit_length())} | {n_slots})
 
 
@@ -54,7 +55,7 @@ def job(seed: int, user_input: str = USER_INPUT, constraint: Constraint = CONSTR
 
 
 def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
-    """Tokens a second of llama.cpp alone, one sequence, without a grammar: its own sampler, no line of ours between."""
+    """Measure llama.cpp alone, with one sequence, its own sampler and no grammar, in tokens a second."""
     with engine.borrowed() as context, _own_sampler() as sampler:
         prompt = engine.prompt_tokens(job(0).messages)
         context.decode([Feed(0, 0, prompt, [len(prompt) - 1])])
@@ -67,7 +68,7 @@ def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
 
 @contextmanager
 def _own_sampler() -> Iterator[llama_cpp.llama_sampler_p]:
-    """llama.cpp's, with the same temperature and min-p."""
+    """Make llama.cpp's own sampler, with our temperature and min-p."""
     params = SamplingParams(seed=1)
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     try:
@@ -81,7 +82,7 @@ def _own_sampler() -> Iterator[llama_cpp.llama_sampler_p]:
 
 @contextmanager
 def writing(engine: Engine, n_slots: int, seed: int) -> Iterator[list[Future[Generation]]]:
-    """So many blueprints, from the time that all of them write. On leaving, those that still do are cancelled."""
+    """Start `n_slots` blueprints, and yield once all of them write. On leaving, the unfinished ones are cancelled."""
     before = engine.health().tokens_written
     futures = [engine.submit(job(seed + slot)) for slot in range(n_slots)]
     try:
@@ -96,7 +97,7 @@ def writing(engine: Engine, n_slots: int, seed: int) -> Iterator[list[Future[Gen
 def speed(
     engine: Engine, futures: list[Future[Generation]], n_tokens: int = SPEED_TOKENS, clock: Clock = time.perf_counter
 ) -> float:
-    """Tokens a second of those that write, over the next `n_tokens` of each."""
+    """Measure, over the next `n_tokens` of each answer, how many tokens a second all write together."""
     start, before = clock(), engine.health().tokens_written
     wait_until(lambda: written(engine, before) >= n_tokens * len(futures) or _ended(futures))
     return written(engine, before) / (clock() - start)
@@ -105,7 +106,7 @@ def speed(
 def together(
     engine: Engine, n_slots: int, seed: int = 0, progress: Callable[[int], None] = lambda tokens: None
 ) -> Together:
-    """Whole blueprints, `n_slots` at once. `progress` hears how many tokens are written."""
+    """Time whole blueprints, `n_slots` at once. `progress` is told how many tokens are written."""
     before = engine.health().tokens_written
     with writing(engine, n_slots, seed) as futures:
         tokens_per_s = speed(engine, futures)

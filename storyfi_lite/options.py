@@ -1,7 +1,7 @@
-"""What a user wants, as one frozen object a subject: which model (`ModelOptions`), through which API, on which chain.
+"""Holds what a user wants: which model (`ModelOptions`), through which API (`ApiOptions`), on which chain (`ChainOptions`).
 
-The command line, the environment and code fill the same objects; each checks itself once, when it is made. None of a field
-leaves the decision to the machine. Plain values: nothing here knows a registry, a device or a network.
+The command line, the environment and code fill the same objects; each checks itself once, when it is made. A field that is None
+leaves the decision to the program. Nothing here knows a registry, a device or a network.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MIN_QUANT = "Q3_K_M"
 
 @dataclass(frozen=True, kw_only=True)
 class ApiOptions:
-    """How the APIs may be used. `fallback`: the API that answers when no local model can. `model`: of its models, or, without
-    `fallback`, the model that answers. `daily_*`: caps on what they may
-    cost. `prices`: (model, prompt, completion), in US dollars for a million tokens."""
+    """Says how APIs may be used. `fallback`: the API that answers if no local model can. `model`: an API's model, which answers
+    alone if there is no `fallback`. `daily_*`: caps on the cost. `prices`: (model, prompt, completion), in US dollars for a
+    million tokens."""
 
     fallback: Provider | None = None
     model: str | None = None
@@ -50,7 +50,7 @@ class ApiOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
+    """Says which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
     which must hold keys and values as the answer's claim says."""
 
     name: str | None = None
@@ -75,8 +75,8 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """Which subnet, and who signs. `network`: a name, an endpoint, several with commas, or dev. `known_subnet`: the name of a
-    subnet that is not called StoryFi and is meant all the same."""
+    """Says which subnet, and whose wallet signs. `network`: a name, an endpoint, several with commas, or dev. `known_subnet`: the
+    name of the subnet that the user means, if that is not StoryFi's."""
 
     netuid: int
     network: str

@@ -1,6 +1,7 @@
-"""The command line: one module a command, imported only when that command runs. A command reads options, calls the rooms and prints.
+"""Runs the command line: one module a command, which is imported only when that command runs.
 
-`main` is the entry point; it turns a LiteError into one clear message on stderr and its exit code.
+`main` is the entry point; it turns a LiteError into one clear message on stderr and its exit code. A command's module reads its
+options and prints; what several commands or a program of yours could need belongs in the other packages.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TAKE_A_TEXT = ("generate", "story")
 
 
 class LazyGroup(click.Group):
-    """Lists COMMANDS and imports a module only when it is asked for."""
+    """Lists the commands of COMMANDS and imports a command's module only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,7 +41,7 @@ class LazyGroup(click.Group):
         return importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command if cmd_name in COMMANDS else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Takes `help`, `help COMMAND` and `version` for the options that other tools spell so."""
+        """Accept `help`, `help COMMAND` and `version` as well as the options `--help` and `--version`."""
         if args[:1] == ["help"]:
             args = [*args[1:2], "--help"]
         elif args == ["version"]:
@@ -81,8 +82,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Exit codes: see storyfi_lite/errors.py; 130 after Ctrl-C and 143 after SIGTERM (storyfi_lite/stopping.py),
-    141 when nobody reads on. 1 and 3 are commands' answers, so what nobody foresaw is 70."""
+    """Run a command and exit with its code: storyfi_lite/errors.py lists them; 130 after Ctrl-C and 143 after SIGTERM
+    (storyfi_lite/stopping.py), 141 if the reader of stdout went away. 1 and 3 are commands' answers, so a bug exits with 70."""
     stopping.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code, after one clear message for what went wrong."""
+    """Run a command. Returns its exit code, after one clear message for what went wrong."""
     try:
         return cli.main(standalone_mode=False) or 0
     except click.exceptions.Abort:
@@ -113,9 +114,7 @@ def _run() -> int:
         refusal = files.unwritable(error.filename or "the output", error, "another file or HOME")
         return _failed(str(refusal), refusal.exit_code)
     except Exception as error:
-        if str(error).startswith(
-            "Failed to load shared library"
-        ):  # llama_cpp's, where a library of its build is missing
+        if str(error).startswith("Failed to load shared library"):  # llama_cpp's; its build lacks a library
             return _failed(f"{error}; build it again:\n  {rebuild_command()}", ConfigError.exit_code)
         return _failed_unforeseen()
 

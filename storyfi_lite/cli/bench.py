@@ -1,10 +1,9 @@
-"""`storyfi-lite bench`: how fast this machine writes with the model that `mine` would load. The table on stdout, progress on stderr."""
+"""`storyfi-lite bench` measures how fast this machine writes with the model that `mine` would load."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,7 +50,7 @@ def command(model: ModelOptions, as_json: bool) -> None:
 
 
 def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) -> None:
-    """Fills `found` as it goes; a stop shows what is there."""
+    """Measure, and fill `found` step by step; a stop shows what was found so far."""
     from rich.console import Console
 
     from storyfi_lite import bench
@@ -68,14 +67,14 @@ def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) ->
             found["free_tokens_per_s"] = bench.free_speed(engine)
             console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
             for count in bench.slot_counts(engine.settings.n_slots):
-                row = bench.together(engine, count, progress=partial(_tell, status, count))
+                row = bench.together(
+                    engine,
+                    count,
+                    progress=lambda tokens, count=count: status.update(f"{count} at once: {tokens} tokens"),
+                )
                 found["together"].append(vars(row))
                 console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
             found["complete"] = True
-
-
-def _tell(status: Any, count: int, tokens: int) -> None:
-    status.update(f"{count} at once: {tokens} tokens")
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`storyfi-lite completion`: the shell's completion script."""
+"""`storyfi-lite completion` prints the shell's completion script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`storyfi-lite doctor`: prints what storyfi_lite.doctor finds. No check lives here."""
+"""`storyfi-lite doctor` prints what storyfi_lite.doctor finds. The checks are there, none is here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`storyfi-lite grammar`: a task's grammar for other tools."""
+"""`storyfi-lite grammar` prints a task's grammar for other tools."""
 
 from __future__ import annotations
 

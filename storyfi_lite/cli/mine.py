@@ -1,4 +1,4 @@
-"""`storyfi-lite mine`: answer validators until Ctrl-C."""
+"""`storyfi-lite mine` answers validators until Ctrl-C."""
 
 from __future__ import annotations
 

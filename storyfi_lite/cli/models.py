@@ -1,4 +1,4 @@
-"""`storyfi-lite models`: the registry as a table, with what each model would do on this machine."""
+"""`storyfi-lite models` prints the registry as a table, with how each model would run on this machine."""
 
 from __future__ import annotations
 

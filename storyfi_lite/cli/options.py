@@ -1,4 +1,4 @@
-"""Options that several commands share, handed to them as the objects of options.py. No heavy import."""
+"""Defines options that several commands share, and hands them over as the objects of storyfi_lite/options.py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ chapter_ids_option = click.option(
 
 
 class Number(click.FloatRange):
-    """click's own takes "nan", which is in every range."""
+    """Accepts finite numbers of a range; click's own FloatRange accepts "nan" in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
@@ -94,8 +94,8 @@ hardware_option = click.option(
 
 
 def chain_options(wallet: str) -> Callable[[Any], Any]:
-    """Which subnet and which wallet, in the mission's dotted names and btcli's, as `chain: ChainOptions`. `wallet`: the
-    default's name."""
+    """Add the options for subnet and wallet, under dotted names and btcli's, as `chain: ChainOptions`. `wallet`: the default
+    wallet's name."""
     return _as_object(
         "chain",
         _chain,
@@ -134,7 +134,7 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
 
 
 def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[Any], Any]:
-    """Which model, as `model: ModelOptions`; `more`: `placement_options`, `api_options`. Without `path`, for plans only."""
+    """Add the options for the model, as `model: ModelOptions`; `more`: `placement_options`, `api_options`. `path` false: no file."""
     named = click.option(
         "--model.name",
         "model_name",
@@ -174,7 +174,7 @@ def _chain(**fields: Any) -> Any:
 
 
 def _model(**fields: Any) -> Any:
-    """`api_…` fields are those of ApiOptions."""
+    """Make ModelOptions; `api_…` fields go to ApiOptions."""
     from storyfi_lite.options import ApiOptions, ModelOptions
 
     api = {name: fields.pop(name) for name in list(fields) if name.startswith("api_")}
@@ -182,7 +182,7 @@ def _model(**fields: Any) -> Any:
 
 
 def _as_object(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The options, whose values reach the command as one object, made of the parameters that begin with its name."""
+    """Add options whose values reach the command as one object, made from the parameters that begin with its name."""
 
     def decorate(command: Any) -> Any:
         @functools.wraps(command)

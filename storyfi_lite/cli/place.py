@@ -1,4 +1,4 @@
-"""`storyfi-lite place`: what `mine` would load here, or on a machine that is described in a file, and why."""
+"""`storyfi-lite place` says what `mine` would load here, or on a machine that a file describes, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`storyfi-lite probe`: what this machine has, and whether llama.cpp can use it."""
+"""`storyfi-lite probe` shows what this machine has, and whether llama.cpp can use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a download on stderr: a bar on a terminal, a line every ten percent elsewhere."""
+"""Shows a download's progress on stderr: a bar on a terminal, a line every ten percent elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storyfi_lite import stopping
 
 
 class DownloadProgress:
-    """`update` and `note` are the callbacks that Store.pull wants."""
+    """Shows progress. `update` and `note` are the callbacks that Store.pull wants."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)

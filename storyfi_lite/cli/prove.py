@@ -1,4 +1,4 @@
-"""`storyfi-lite prove`: did this file write that answer?"""
+"""`storyfi-lite prove` says whether a model file wrote an answer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def command(
 
 
 def _verdict(request: StoryRequest, answer: StoryResponse, seed: int | None, model: ModelOptions) -> Verdict:
-    """By the file that the options name, else by the one that the answer claims."""
+    """Replay with the file that the options name, else with the one that the answer claims."""
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.loader import open_prover

@@ -1,4 +1,4 @@
-"""`storyfi-lite pull`: fetches a model's file, so that mining needs no network later."""
+"""`storyfi-lite pull` fetches a model's file, so that mining needs no network later."""
 
 from __future__ import annotations
 

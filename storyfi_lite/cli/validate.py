@@ -1,4 +1,4 @@
-"""`storyfi-lite validate`: ask miners, check, prove, score, pay, until Ctrl-C."""
+"""`storyfi-lite validate` asks miners, checks, replays and scores answers, and sets weights, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ def command(log_format: Any, as_json: bool, **flags: Any) -> None:
     logs.setup(log_format)
     if flags["dry_run"] and flags["rounds"] is None:
         flags["rounds"] = 1
-    run(ValidateOptions(**flags), _print_json if as_json else _print_table)
-
-
-def _print_json(report: Report) -> None:
-    click.echo(report.to_json())
+    run(ValidateOptions(**flags), (lambda report: click.echo(report.to_json())) if as_json else _print_table)
 
 
 def _print_table(report: Report) -> None:

@@ -1,11 +1,11 @@
-"""`storyfi-lite verify`: what holds of a story, and what does not. Works without llama.cpp."""
+"""`storyfi-lite verify` says what is right and wrong with a story. It works without llama.cpp."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -43,23 +43,20 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
 
     result = verify_text(_read(file), task, strict)
     if as_json:
-        click.echo(json.dumps(_as_dict(result), ensure_ascii=False))
+        checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks]
+        facts = {"valid": result.valid, "canonical": result.canonical, "task": result.task, "checks": checks}
+        click.echo(json.dumps(facts, ensure_ascii=False))
     else:
         _print(result)
     sys.exit(0 if result.valid else 1)
 
 
 def _read(file: Path) -> bytes:
-    """One byte more than is allowed at most: enough to be refused for its size."""
+    """Read at most one byte more than is allowed, which is enough to be refused for its size."""
     from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
 
     with click.open_file(str(file), "rb") as stream:
         return stream.read(MAX_RESPONSE_BYTES + 1)
-
-
-def _as_dict(result: Verification) -> dict[str, Any]:
-    checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks]
-    return {"valid": result.valid, "canonical": result.canonical, "task": result.task, "checks": checks}
 
 
 def _print(result: Verification) -> None:

@@ -1,4 +1,4 @@
-"""From what the user wants (options.py) to something that runs it. The only way to open a model, for every command.
+"""Opens what the user wants (options.py): a model on this machine or an API. Every command opens its models here.
 
 loader    who writes: a local model, an API, or one behind the other
 local     a model file on this machine: placement -> file -> loader or prover

@@ -1,8 +1,8 @@
-"""Opens the API loaders: alone, or behind a local model that cannot run or dies. Knows no vendor."""
+"""Opens API loaders: alone, or behind a local model in case that cannot run or dies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -20,14 +20,13 @@ Opened = tuple[Loader, Mapping[str, str]]
 
 
 def open_api(model: ApiModel, options: ApiOptions, registry: Registry) -> Opened:
-    """This model; the other provider's default where its key is there, once the first cannot be opened or is gone. Raises
-    ConfigError."""
+    """Open this API model, with the other provider's default behind it if there is a key for that. Raises ConfigError."""
     loader = FallbackLoader(_choices(model, options, registry))
     return loader, _facts(loader)
 
 
 def open_with_fallback(model: ApiModel, options: ApiOptions, registry: Registry, local: Callable[[], Opened]) -> Opened:
-    """The local model; the API when that cannot run or dies. Raises ConfigError with every reason if none opens."""
+    """Open the local model, with the API behind it in case it cannot run or dies. Raises ConfigError if nothing opens."""
     local_facts: dict[str, str] = {}
 
     def open_local() -> Loader:
@@ -40,8 +39,8 @@ def open_with_fallback(model: ApiModel, options: ApiOptions, registry: Registry,
 
 
 def wanted_model(provider: Provider | None, options: ApiOptions, registry: Registry) -> ApiModel:
-    """The model of `--api.model`, listed or not; without one the provider's default. A name that is not listed is Google's
-    if it is spelled as theirs are, else that of OpenAI or of a server like it. Raises BadInput."""
+    """Return the model of `--api.model`, or the provider's default without it. A name that models.yaml does not list is taken
+    for Google's if it begins like Google's names, else for OpenAI's or a similar server's. Raises BadInput."""
     name = options.model
     if name is None:
         assert provider is not None
@@ -59,22 +58,17 @@ def _choices(model: ApiModel, options: ApiOptions, registry: Registry) -> list[C
         raise BadInput(f"--api.base-url is for servers that speak OpenAI's API, and {model.key} is Google's")
     others = [provider for provider in API_KEYS if provider != model.provider]
     models = [model, *map(registry.default_api, others)]
-    prices = _prices(options, [*registry.api, *models])
+    known = {one.key for one in (*registry.api, *models)}
+    for name, _, _ in options.prices:
+        if name not in known:
+            raise BadInput(f"{name} is no API model, it has no price; API models: {', '.join(sorted(known))}")
+    prices = {name: Prices(prompt_usd, completion_usd) for name, prompt_usd, completion_usd in options.prices}
     settings = [
         ApiSettings(one, options.base_url if one.provider == "openai" else None, prices.get(one.key)) for one in models
     ]
     usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
     caps = Caps(options.daily_tokens, options.daily_usd)
     return api_choices(settings, Meter(usage, caps), options.key_file)
-
-
-def _prices(options: ApiOptions, models: Sequence[ApiModel]) -> dict[str, Prices]:
-    """By API model. Raises BadInput for a name that is none."""
-    known = {model.key for model in models}
-    for name, _, _ in options.prices:
-        if name not in known:
-            raise BadInput(f"{name} is no API model, it has no price; API models: {', '.join(sorted(known))}")
-    return {name: Prices(prompt_usd, completion_usd) for name, prompt_usd, completion_usd in options.prices}
 
 
 def _facts(loader: Loader) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Decides who writes: a local model, an API, or one behind the other. The only place that opens a loader.
+"""Decides what writes the stories, a local model, an API, or one behind the other, and opens it.
 
 A GPU that llama.cpp can use: a local model. None, and an API key: that API, at half the reward. Neither: the small CPU
 model, if it is fast enough. Else a refusal with the three ways out.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) -> tuple[Loader, Mapping[str, str]]:
-    """A loader that is ready to answer, and what an operator wants to read about it. Fetches the file if it is missing.
-    With `warm_up` its first real answer is as fast as the later ones.
+    """Open a loader that is ready to answer; returns it with facts for the operator. Fetches the file if it is missing. With
+    `warm_up` its first real answer is as fast as the later ones.
 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
@@ -60,18 +60,18 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
 
 
 def open_local(options: ModelOptions, notices: Notices) -> tuple[LocalModelLoader, Mapping[str, str]]:
-    """The same, warmed up, of a model on this machine and never an API. Raises BadInput for an API model."""
+    """Open a loader of a local model, never of an API, and warm it up. Raises BadInput for an API model."""
     return LocalOpener(notices).loader(options, warm_up=True)
 
 
 def open_prover(options: ModelOptions, notices: Notices) -> Prover:
-    """The model file that the options ask for, loaded for replays with the layout that a miner here would have."""
+    """Load the model file that the options ask for, for replays, with the layout that a miner here would have."""
     return LocalOpener(notices).prover(options)
 
 
 def api_without_gpu(hardware: Hardware, options: ModelOptions) -> Provider | None:
-    """The API to use where there is no GPU, None if a local model it shall be. Raises ConfigError for a GPU that lies
-    idle because of llama.cpp's build: half the reward should be nobody's surprise."""
+    """Choose an API if this machine has no usable GPU and there is a key; None means a local model. Raises ConfigError for a
+    GPU that lies idle because of llama.cpp's build: half the reward should be nobody's surprise."""
     if hardware.fault:
         raise ConfigError(f"{hardware.fault}\n  or say what to run: --model.name, --model.path, --model.fallback_api")
     if hardware.usable_gpus:

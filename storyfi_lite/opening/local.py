@@ -1,4 +1,4 @@
-"""Opens a model file on this machine: options -> placement -> file -> whatever loads it, with the whole layout.
+"""Opens a model file on this machine: options -> placement -> file -> loader or prover, with the whole layout.
 
 A loader that answers and a prover that replays are opened alike, so that both run the layout that was planned. Calls no API.
 """
@@ -41,7 +41,7 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Notices:
-    """Where progress and remarks go: the command line shows them, the miner logs them."""
+    """Receives progress and remarks: the command line shows them, the miner logs them."""
 
     progress: Callable[[str, int, int], None]
     note: Callable[[str], None]
@@ -52,14 +52,14 @@ SILENT = Notices(lambda name, done, total: None, lambda note: None)
 
 @dataclass(frozen=True)
 class PlacedFile:
-    """A model file that is on disk, and the layout it is to be loaded with."""
+    """Pairs a model file on disk with the layout to load it with."""
 
     placement: Placement
     path: Path
 
 
 class LocalOpener:
-    """Opens model files. One object knows the registry, the machine and the store, so that each is asked once."""
+    """Opens model files. It keeps the registry, the machine's description and the store, so that each is read once."""
 
     def __init__(self, notices: Notices, registry: Registry | None = None, hardware: Hardware | None = None) -> None:
         self.registry = registry or load_registry()
@@ -73,7 +73,7 @@ class LocalOpener:
         return self._given_hardware or probe()
 
     def loader(self, options: ModelOptions, warm_up: bool) -> tuple[LocalModelLoader, Mapping[str, str]]:
-        """A loader that is ready to answer, and what an operator wants to read about it. With `warm_up` its first real answer
+        """Open a loader that is ready to answer; returns it with facts for the operator. With `warm_up` its first real answer
         is as fast as the later ones. Raises BadInput, Unavailable, DoesNotFit or EngineError."""
         from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
@@ -99,12 +99,12 @@ class LocalOpener:
         return loader, _facts(placed)
 
     def prover(self, options: ModelOptions) -> Prover:
-        """The file that the options name, loaded for replays. Raises what `loader` raises."""
+        """Load the file that the options name, for replays. Raises what `loader` raises."""
         wanted = replace(options, kv_type=options.kv_type or "f16")
         return self._prover(self.find(wanted), wanted)
 
     def prover_of(self, spec: ModelSpec, file: GGUFFile, path: Path, n_threads: int | None = None) -> Prover:
-        """The same for a file that the caller knows to be that one."""
+        """Load a file for replays that the caller knows to be `file` of `spec`. Raises what `loader` raises."""
         options = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
         header = read_local(path) if len(file.parts) == 1 else None
         return self._prover(PlacedFile(place_file(spec, file, self.hardware, options, header), path), options)
@@ -122,8 +122,10 @@ class LocalOpener:
     # --- which file -------------------------------------------------------------------------------------------------
 
     def find(self, options: ModelOptions) -> PlacedFile:
-        """The file that the options ask for, fetched if it is missing and placed by its own header."""
-        self._check_quant(options)
+        """Find the file that the options ask for, fetch it if it is missing, and place it by its own header."""
+        known = {file.quant for spec in self.registry.local for file in spec.files}
+        if options.quant and not options.name and options.quant.upper() not in {quant.upper() for quant in known}:
+            raise BadInput(f"no file has the quantization {options.quant!r}; there are {', '.join(sorted(known))}")
         if options.path:
             return PlacedFile(self._place_path(options.path, options), options.path)
         placement = self._place(options)
@@ -140,12 +142,6 @@ class LocalOpener:
         exact = replace(options, name=placement.spec.key, quant=placement.file.quant)
         return PlacedFile(replace(self._place(exact), reasons=placement.reasons), path)
 
-    def _check_quant(self, options: ModelOptions) -> None:
-        if options.quant and not options.name:
-            known = {file.quant for spec in self.registry.local for file in spec.files}
-            if options.quant.upper() not in {quant.upper() for quant in known}:
-                raise BadInput(f"no file has the quantization {options.quant!r}; there are {', '.join(sorted(known))}")
-
     def _place(self, options: ModelOptions, registry: Registry | None = None) -> Placement:
         try:
             return place(registry or self.registry, self.hardware, options, self._catalog)
@@ -153,7 +149,7 @@ class LocalOpener:
             raise error if options.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
 
     def _best_here(self, options: ModelOptions) -> Placement | None:
-        """Of the files that are on disk, of the named model if one is named; None without any."""
+        """Choose among the files on disk, of the named model only if one is named; None if there are none."""
         wanted = [self.registry.find(options.name)] if options.name else self.registry.local
         whole = [(spec, tuple(file for file in spec.files if self._store.is_complete(spec, file)))
                  for spec in wanted if isinstance(spec, ModelSpec)]  # fmt: skip
@@ -165,7 +161,7 @@ class LocalOpener:
         return self._place(options, Registry(local=tuple(here), api=self.registry.api))
 
     def _place_path(self, path: Path, options: ModelOptions) -> Placement:
-        """A file that the user points at. If it is one of the registry's, byte for byte, it is that model."""
+        """Place a file that the user points at. A file that is, byte for byte, one of the registry's counts as that model."""
         if not path.is_file():
             raise BadInput(f"there is no file {path}")
         header = read_local(path)
@@ -176,7 +172,7 @@ class LocalOpener:
         return place_file(spec, file, self.hardware, options, header)
 
     def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
-        """A file that no registry lists, under its own name: one that is merely called like a listed model is not that one."""
+        """Describe a file that the registry does not list, under its own name; if a listed model has that name, under another."""
         key = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).strip("._-") or UNLISTED
         try:
             self.registry.find(key)
@@ -200,8 +196,8 @@ class LocalOpener:
     # --- loading ----------------------------------------------------------------------------------------------------
 
     def load(self, placed: PlacedFile, options: ModelOptions, make: Callable[[PlacedFile], T]) -> tuple[PlacedFile, T]:
-        """What `make` makes of the file; a layout that by llama.cpp's own figures does not fit, or runs out of memory, gives way
-        to the next smaller one. Raises what `make` raises when there is no smaller one left."""
+        """Load the file with `make`. If a layout does not fit by llama.cpp's own figures, or runs out of memory, the next smaller
+        one is tried. Raises what `make` raises when there is no smaller one left."""
         from storyfi_lite.engine.dry_run import measure
 
         while True:
@@ -221,7 +217,7 @@ class LocalOpener:
 
 
 def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
-    """All memory of the GPUs that hold a layer, in GB as NVIDIA counts them; 0 on the CPU."""
+    """Add up the total memory of the GPUs that are used, in GiB, which NVIDIA calls GB; 0 on the CPU."""
     if not placement.settings.n_gpu_layers:
         return 0.0
     used = zip(hardware.usable_gpus, placement.demands[:-1], strict=True)
@@ -229,7 +225,7 @@ def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
 
 
 def file_to_pull(registry: Registry, store: Store, options: ModelOptions) -> tuple[ModelSpec, GGUFFile]:
-    """The file to fetch. A model and a quantization that are both named are not argued with.
+    """Choose the file to fetch. If model and quantization are both named, that file is fetched whether it fits or not.
 
     Raises BadInput for an API model or an unknown name, DoesNotFit with every model's reason."""
     if options.name and options.quant:

@@ -1,4 +1,4 @@
-"""Which model file fits this machine, how it is loaded, and what that will take.
+"""Plans which model file to run on a machine, with which settings, and how much memory and time that will take.
 
     weights   bytes of a file by layer, from its header or from models.yaml
     memory    a formula for what llama.cpp takes on each device for given settings
@@ -7,5 +7,5 @@
     plan      the choice among all files, and its reasons
     step_down the next smaller thing to try when a load fails all the same
 
-Pure arithmetic but for calibrate: loads no model, makes no network call.
+It loads no model. Only calibrate runs code to measure, and only catalog reads files and the hub.
 """

@@ -1,4 +1,4 @@
-"""What is known of the model files: their headers, and what of them is still to be fetched."""
+"""Looks up what is known of model files: their headers, and how much of each is still to be fetched."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TIMEOUT_S = 20.0
 
 class Catalog(Protocol):
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
-        """None where it is not known: then the registry's figures must do."""
+        """Return the file's header; None if it is not known: then the registry's figures are used."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int: ...
 
 
 class EmptyCatalog:
-    """For planning a machine that is not this one."""
+    """Knows no file: for planning a machine that is only described."""
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
         return None
@@ -37,7 +37,7 @@ class EmptyCatalog:
 
 
 class StoreCatalog:
-    """This machine's files, each header read once. `remote` holds headers read from the hub."""
+    """Reads the headers of this machine's files, each once. `remote` holds headers that were read from the hub."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -45,7 +45,7 @@ class StoreCatalog:
         self.remote: dict[tuple[str, str], Header] = {}
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
-        """Raises BadInput for a file that is here and damaged."""
+        """Return the file's header if it is known. Raises BadInput for a file that is here and damaged."""
         if self._store.is_complete(spec, file):
             return self._local(self._store.path(spec, file))
         return self.remote.get((spec.key, file.quant))
@@ -54,7 +54,7 @@ class StoreCatalog:
         return self._store.missing_bytes(spec, file)
 
     def ask_hub(self, spec: ModelSpec, file: GGUFFile) -> bool:
-        """Reads the header of a file that is not here, by ranges. False, and a log line, if the hub cannot be asked."""
+        """Read the header of a missing file from the hub, by ranges. Returns False, and logs it, if the hub cannot be asked."""
         if file.hub is None or self.header(spec, file) is not None:
             return False
         try:
@@ -66,7 +66,7 @@ class StoreCatalog:
 
 
 def remote_header(file: GGUFFile) -> Header:
-    """The first megabytes of each part, through the hub's own addresses. Raises Unavailable or BadInput."""
+    """Read the header from the first megabytes of each part on the hub. Raises Unavailable or BadInput."""
     if file.hub is None:
         raise Unavailable(f"{file.parts[0].path} is in no hub repository")
     parts = []

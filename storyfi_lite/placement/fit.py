@@ -1,4 +1,4 @@
-"""One model file on one machine: the settings under which it fits, best first.
+"""Finds the best settings under which one model file fits one machine.
 
 Order: all on the GPU with f16 keys and values, then with quantized ones; a mixture's experts to RAM, as few as need be;
 then fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all.
@@ -23,13 +23,13 @@ _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made:
 
 
 def kv_types(arch: Architecture) -> tuple[KVType, ...]:
-    """What keys and values can be stored as, the finest first. ggml quantizes a head's numbers in blocks of 32; llama.cpp makes no
-    context for others."""
+    """Return the types that keys and values can be stored as, the finest first. ggml quantizes in blocks of 32, so llama.cpp
+    refuses quantized types for heads of other sizes."""
     return KV_TYPES if arch.key_length % 32 == arch.value_length % 32 == 0 else ("f16",)
 
 
 def room_bytes(hardware: Hardware) -> list[int]:
-    """What may be taken of each usable GPU's free memory, and last of the RAM."""
+    """Return how many bytes may be taken of each usable GPU's free memory and, last, of the RAM."""
     gpus = [max(gpu.free_bytes - GPU_MARGIN_BYTES, 0) for gpu in hardware.usable_gpus]
     return [*gpus, hardware.ram_available_bytes - RAM_MARGIN_BYTES]
 
@@ -48,13 +48,14 @@ class Fitter:
         self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
     def check(self, settings: EngineSettings) -> EngineSettings | None:
+        """Return the settings if they fit, else None."""
         demands = demand(self.arch, self.weights, settings, len(self._gpus))
         rooms = [*self.gpu_room, self.host_room]
         fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))
         return settings if fits else None
 
     def best(self, base: EngineSettings) -> EngineSettings | None:
-        """None: it does not fit at all."""
+        """Return the best settings that fit; None if none do."""
         layers = self.arch.block_count
         if not self._gpus:
             return self._first(replace(base, kv_type=kv) for kv in self._kv_types)
@@ -68,8 +69,8 @@ class Fitter:
         return next((fit for settings in tries if (fit := self.check(settings))), None)
 
     def _whole(self, base: EngineSettings) -> EngineSettings | None:
-        """All on the GPUs. More slots are tried on the same ones, since a slower one more would slow every answer, and only with f16:
-        where smaller keys and values are needed no second slot fits."""
+        """Put all layers on the GPUs. More slots are tried on the same GPUs only, since one slower GPU more would slow every answer,
+        and only with f16: if keys and values must be quantized to fit, no second slot fits."""
         for kv in self._kv_types:
             fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
             if fit:
@@ -78,7 +79,7 @@ class Fitter:
         return None
 
     def _with_layers(self, settings: EngineSettings, n_gpu_layers: int) -> EngineSettings | None:
-        """These many layers on the GPUs, by whichever split holds them."""
+        """Put `n_gpu_layers` layers on the GPUs, by the first split that fits."""
         settings = replace(settings, n_gpu_layers=n_gpu_layers)
         if len(self._gpus) < 2:
             return self.check(replace(settings, tensor_split=()))
@@ -89,7 +90,7 @@ class Fitter:
         return fit or self._first(replace(settings, tensor_split=self._split(settings, fill)) for fill in _FILL)
 
     def _split(self, settings: EngineSettings, fill: float) -> tuple[float, ...]:
-        """Whole layers a GPU, each filled to `fill` of its room in turn; what is left over goes to the last."""
+        """Share out whole layers: fill each GPU in turn to `fill` of its room; the rest goes to the last."""
         count = settings.n_gpu_layers
         layers = self.weights.layers
         sizes = [

@@ -1,4 +1,4 @@
-"""How many bytes llama.cpp will take on each device, by a formula: for planning, before a file or even a machine is there.
+"""Estimates how many bytes llama.cpp will take on each device, for planning before the file or the machine is there.
 
 Weights and KV cache follow llama.cpp's rules (llama-model.cpp load_tensors, llama-kv-cache.cpp) and are exact:
   - `n_gpu_layers` counts from the end and the output layer first: 1 is the output layer alone
@@ -20,9 +20,8 @@ from storyfi_lite.placement.weights import Weights
 
 # bytes a KV value: f16, and ggml's blocks of 32
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-PIPELINE_COPIES = (
-    4  # of what crosses devices, where several GPUs work on several batches at once (GGML_SCHED_MAX_COPIES)
-)
+# of what crosses devices, where several GPUs work on several batches at once (GGML_SCHED_MAX_COPIES)
+PIPELINE_COPIES = 4
 SLACK_BYTES = 4 << 20  # a device: positions, row numbers, alignment
 # the driver's context, cuBLAS and kernels, a device: 300-600 MB seen; llama.cpp does not report it
 CUDA_CONTEXT_BYTES = 500 << 20
@@ -30,7 +29,7 @@ PROCESS_BYTES = 150 << 20  # Python and the libraries
 
 
 def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_gpus: int) -> list[int]:
-    """The device of each layer and, last, of the output layer: -1 is the CPU. llama.cpp's own rule, float and all."""
+    """Return the device of each layer and, last, of the output layer, by llama.cpp's own rule; -1 is the CPU."""
     count = min(n_gpu_layers, n_layers + 1) if n_gpus else 0
     start = n_layers + 1 - count
     shares = split if split and any(split) else (1.0,) * n_gpus
@@ -42,19 +41,20 @@ def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_
 
 
 def cells_per_slot(settings: EngineSettings) -> int:
+    """Return the cells of the KV cache, one a token, that llama.cpp makes for each slot."""
     cells = -(-settings.n_ctx * settings.n_slots // 256) * 256
     return -(-cells // settings.n_slots // 256) * 256
 
 
 def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int | None = None) -> int:
-    """Keys and values of one layer, all slots; of the largest layer if none is named."""
+    """Return the bytes of one layer's keys and values for all slots; of the largest layer if `layer` is None."""
     heads = arch.attention_head_count_kv if layer is None else arch.kv_heads(layer)
     values = heads * (arch.key_length + arch.value_length)
     return int(values * KV_BYTES[settings.kv_type]) * cells_per_slot(settings) * settings.n_slots
 
 
 def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
-    """For each GPU in llama.cpp's order, and last for the host."""
+    """Estimate the demand on each GPU, in llama.cpp's order, and last on the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     weight, kv = [0] * (n_gpus + 1), [0] * (n_gpus + 1)
     for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
@@ -69,7 +69,7 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
 
 
 def with_context(buffers: Iterable[Demand], settings: EngineSettings) -> list[Demand]:
-    """llama.cpp's buffers, each GPU's and the host's, with what the driver and Python take beside them."""
+    """Add to llama.cpp's buffers, each GPU's and the host's, what the driver and Python take."""
     *gpus, host = buffers
     used = settings.used_gpus(len(gpus))
     beside = [Demand(context_bytes=CUDA_CONTEXT_BYTES if number in used else 0) for number in range(len(gpus))]
@@ -79,10 +79,10 @@ def with_context(buffers: Iterable[Demand], settings: EngineSettings) -> list[De
 def _compute_bytes(
     arch: Architecture, weights: Weights, settings: EngineSettings, devices: list[int], device: int
 ) -> int:
-    """A bound for llama.cpp's worst case: a full batch of prompt, logits for each of its tokens.
+    """Bound llama.cpp's working memory on one device in the worst case: a full batch of prompt, with logits for each token.
 
-    What lasts (masks, activations that go from device to device) and the larger of two: what one layer holds at once, or the
-    logits. The first GPU computes with layers in RAM as well: it holds copies of a matrix and of a layer's keys and values.
+    It is the sum of what lasts (masks, activations that go from device to device) and the larger of what one layer holds at once
+    and the logits. The first GPU also computes layers that lie in RAM: it holds copies of a matrix and of a layer's keys and values.
     """
     used = sorted(set(devices) - {-1})
     if device >= 0 and device not in used:
@@ -106,7 +106,7 @@ def _compute_bytes(
 
 
 def _mask_bytes(arch: Architecture, settings: EngineSettings) -> int:
-    """Which cells a token may look at; without flash attention also where its values go, one by one. Twice with windows."""
+    """Return the bytes of the attention mask; without flash attention also of the values' cell numbers. Twice with windows."""
     tokens = min(settings.n_ubatch, settings.n_batch)
     mask = 2 * cells_per_slot(settings) * tokens
     if not settings.flash_attn:
@@ -115,7 +115,7 @@ def _mask_bytes(arch: Architecture, settings: EngineSettings) -> int:
 
 
 def _layer_bytes(arch: Architecture, settings: EngineSettings, on_gpu: bool) -> int:
-    """The most that one layer's operations hold at once, beside its input: attention or feed-forward."""
+    """Return the most bytes that one layer's operations hold at once, beside its input: attention or feed-forward."""
     row = 4 * min(settings.n_ubatch, settings.n_batch)
     heads, kv_heads = arch.attention_head_count, arch.attention_head_count_kv
     query, key, value = heads * arch.key_length, kv_heads * arch.key_length, kv_heads * arch.value_length

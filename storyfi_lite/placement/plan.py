@@ -1,4 +1,4 @@
-"""Which model file this machine should run, and how; with the reasons in words. Reads headers it is given, loads nothing."""
+"""Chooses which model file a machine should run, and how, with the reasons in words. It loads nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Placement:
-    """`demands`: each usable GPU's bytes in llama.cpp's order, the host's last. `arch` and `loads` are the header's where there
-    is one, else from models.yaml."""
+    """Holds a model file and the layout to run it with. `demands`: each usable GPU's bytes in llama.cpp's order, the host's last.
+    `arch` and `loads` come from the file's header if it is known, else from models.yaml."""
 
     spec: ModelSpec
     file: GGUFFile
@@ -40,14 +40,14 @@ class Placement:
     reasons: tuple[str, ...] = ()
 
     def at(self, settings: EngineSettings, hardware: Hardware) -> Placement:
-        """The same file with other settings, and what these take and how fast they are."""
+        """Return a placement of the same file with other settings; demands and speed are predicted anew."""
         demands = tuple(memory.demand(self.arch, self.loads, settings, len(hardware.usable_gpus)))
         predicted = speed.predict(self.arch, self.loads, settings, hardware)
         return replace(self, settings=settings, demands=demands, speed=predicted)
 
     def measured(self, buffers: tuple[Demand, ...] | None, hardware: Hardware) -> Placement:
-        """The same with what llama.cpp says it will take (engine/dry_run.py) in place of the prediction; None: it does not
-        say. Raises DoesNotFit if that is more than is free."""
+        """Return this placement with the buffers that llama.cpp says it will take (engine/dry_run.py) in place of the prediction;
+        unchanged if that is None. Raises DoesNotFit if the buffers are larger than what is free."""
         if buffers is None or len(buffers) != len(self.demands):
             return self
         demands = tuple(memory.with_context(buffers, self.settings))
@@ -60,7 +60,7 @@ class Placement:
 
     @property
     def n_layers(self) -> int:
-        """All that can go to a GPU, the output layer included."""
+        """Count the layers that can go to a GPU, the output layer included."""
         return self.arch.block_count + 1
 
     @property
@@ -69,7 +69,7 @@ class Placement:
 
     @property
     def is_whole(self) -> bool:
-        """All on the GPU, experts too."""
+        """Return whether all layers, with their experts, are on the GPU."""
         return self.n_on_gpu == self.n_layers and not self.settings.experts_in_ram
 
     @property
@@ -94,7 +94,7 @@ class Placement:
 def place_file(
     spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, header: Header | None
 ) -> Placement:
-    """The best way to run one file; without its header, by the registry's figures. Raises DoesNotFit."""
+    """Find the best way to run one file, by its header or else by the registry's figures. Raises DoesNotFit."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     if options.n_ctx and options.n_ctx > arch.context_length:
         raise DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
@@ -115,7 +115,7 @@ def place_file(
 
 
 def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    """The best way to run one model: the finest file that is inside the window, else the fastest. Raises DoesNotFit."""
+    """Find the best way to run one model: its finest file that is fast enough, else its fastest. Raises DoesNotFit."""
     if options.quant and options.name:
         files = [spec.file(options.quant)]
     elif options.quant:
@@ -147,7 +147,7 @@ def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalo
 
 
 def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    """The named model, or the best of all by the policy, with the reasons. Raises DoesNotFit with every model's reason, or
+    """Place the named model, or the best of all by the policy, and say why. Raises DoesNotFit with every model's reason, or
     BadInput for an unknown or API model."""
     if options.name:
         return _place_named(registry, hardware, options, catalog)
@@ -159,9 +159,7 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
         except DoesNotFit as error:
             refused[spec.key] = str(error)
     best_s = min((one.speed.blueprint_s for one in found), default=0.0)
-    allowed_s = (
-        AIM_S if best_s <= AIM_S else FULL_MARKS_S
-    )  # if nothing is surely in time, what will be if all goes well
+    allowed_s = AIM_S if best_s <= AIM_S else FULL_MARKS_S  # without a reserve if no model leaves one
     for one in found:
         if one.speed.blueprint_s > allowed_s:
             refused[one.spec.key] = (
@@ -194,21 +192,21 @@ def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, 
 
 
 def finer_than(minimum: str, file: GGUFFile) -> bool:
-    """Whether the file is at least as fine as that quantization. Raises BadInput for one that is not known."""
+    """Return whether the file is at least as fine as the quantization `minimum`. Raises BadInput if that is not known."""
     if minimum.upper() not in QUANT_BITS:
         raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
     return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
 
 
 def _at_hand(one: Placement, catalog: Catalog) -> int:
-    """What the operator has pulled is what they want to run; then what can be had without the hub."""
+    """Rank a file by how near it is: 2 on disk (the operator pulled it), 1 in a package, 0 on the hub only."""
     if not catalog.missing_bytes(one.spec, one.file):
         return 2
     return 1 if one.file.package else 0
 
 
 def _reward(one: Placement, catalog: Catalog) -> tuple[float, ...]:
-    """Ranks by what is paid; then by what is here, the finest quantization, the speed."""
+    """Rank by multiplier, then by nearness, fineness and speed."""
     return one.spec.multiplier, _at_hand(one, catalog), QUANT_BITS.get(one.file.quant, 0.0), one.speed.tokens_per_s
 
 

@@ -1,7 +1,7 @@
-"""How fast an answer will be written: bytes that a token reads over the speed of reading them, device by device.
+"""Predicts how fast an answer will be written: the bytes that a token reads, over the speed of reading them, by device.
 
-A prediction, not a promise. The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept
-per machine), for each type of weights, and for attention, which is arithmetic there; a GPU's from its memory's clock and width, or the table of machine/hardware.py.
+The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept per machine) for each type of
+weights and for attention; a GPU's from its memory's clock and width, or from the table of machine/hardware.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Speed:
 
 
 def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware) -> Speed:
-    """Of a mixture's experts only the active ones are read."""
+    """Predict tokens a second. Of a mixture's experts only the active ones are read."""
     gpus = hardware.usable_gpus
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, len(gpus))
     active = arch.expert_used_count / arch.expert_count if arch.expert_count else 0.0
@@ -58,7 +58,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
 def _cpu(
     arch: Architecture, weights: Weights, settings: EngineSettings, hardware: Hardware, read: float, devices: list[int]
 ) -> tuple[float, list[str]]:
-    """Seconds a token, in words too. By one figure for a machine that is described, else as measured here."""
+    """Return the CPU's seconds a token, and the reason in words: by the bandwidth that a description gives, else as measured."""
     if read < 1e6:
         return 0.0, []
     layers = devices[:-1].count(-1)
@@ -85,7 +85,7 @@ def _cpu(
 
 
 def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int], device: int) -> float:
-    """What a token reads of the keys and values on one device."""
+    """Return how many bytes of keys and values a token reads on one device."""
     on_it = (number for number, where in enumerate(devices[:-1]) if where == device)
     whole = sum(kv_layer_bytes(arch, settings, number) for number in on_it)
     return whole / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)

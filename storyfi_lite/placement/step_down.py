@@ -1,6 +1,6 @@
-"""The next smaller thing to try when a load fails for memory although it should have fitted: another program was faster.
+"""Chooses the next smaller layout after a load ran out of memory, because another program took it or the plan was wrong.
 
-One rung at a time: one slot, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
+One step at a time: one slot, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
 (never below what the tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
 """
 
@@ -23,7 +23,7 @@ LAYERS_A_STEP = 0.1  # of all layers
 def step_down(
     placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
 ) -> tuple[Placement, str] | None:
-    """The next rung and what changed, in words; None at the bottom."""
+    """Return the next smaller placement and, in words, what changed; None if there is none."""
     changed = _next(placement, options)
     if changed is None:
         return None if options.quant or options.path else _coarser(placement, options, hardware, catalog)

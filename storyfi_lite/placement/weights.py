@@ -1,7 +1,7 @@
-"""A model file's weights as placement sees them: bytes a layer, experts apart, embedding and output apart.
+"""Adds up a model file's weights for placement: bytes by layer, with experts, embedding and output counted apart.
 
-From the file's header, to the byte; before any of the file is there, from the registry's figures: then the sizes are
-those of models.yaml, shared out by the shapes of the architecture.
+The sizes come from the file's header, to the byte. Before the file is there, the size in models.yaml is shared out by the shapes
+of the architecture.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """`output_bytes` include the output norm. `tied_bytes`: of the embedding, where it is the output matrix too; a GPU makes a
-    second copy."""
+    """Holds a file's sizes. `output_bytes` include the output norm. `tied_bytes`: of the embedding if it is the output matrix too;
+    a GPU makes a second copy."""
 
     layers: tuple[Layer, ...]
     embedding_bytes: int
