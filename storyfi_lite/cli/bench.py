@@ -67,11 +67,11 @@ def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) ->
             found["free_tokens_per_s"] = bench.free_speed(engine)
             console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
             for count in bench.slot_counts(engine.settings.n_slots):
-                row = bench.together(
-                    engine,
-                    count,
-                    progress=lambda tokens, count=count: status.update(f"{count} at once: {tokens} tokens"),
-                )
+
+                def tell(tokens: int, count: int = count) -> None:
+                    status.update(f"{count} at once: {tokens} tokens")
+
+                row = bench.together(engine, count, progress=tell)
                 found["together"].append(vars(row))
                 console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
             found["complete"] = True
