@@ -58,14 +58,6 @@ class Timing:
     republish_s: float = 600.0  # between attempts; the chain's own limit is 50 blocks
 
 
-@dataclass(frozen=True)
-class _Published:
-    """Holds what the chain shall say about our endpoint. `address` as external_ip takes it."""
-
-    address: str | None
-    port: int
-
-
 async def connect(
     network: str | Sequence[str],
     wallet: Wallet | None,
@@ -127,7 +119,7 @@ class ChainSession:
         self._odd_since_s: float | None = None  # since when every height told is impossible
         self._problem = "not connected yet"
         self._error: Exception | None = None  # what the last refresh ran into
-        self._published: _Published | None = None
+        self._published: tuple[str | None, int] | None = None  # our endpoint, address as external_ip takes it
         self._publish_problem = ""
         self._publish_after_s = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -149,6 +141,12 @@ class ChainSession:
         if self._snapshot is None or self._key is None:
             return None
         return self._snapshot.by_hotkey.get(self._key.ss58_address)
+
+    def lookup(self, hotkey_ss58: str) -> Neuron | None:
+        """Return the hotkey's neuron in the snapshot, None if it is not registered. Raises Unavailable without a snapshot."""
+        if self._snapshot is None:
+            raise Unavailable(f"nothing is known of the chain: {self.health().detail}")
+        return self._snapshot.by_hotkey.get(hotkey_ss58)
 
     def check_subnet(self) -> None:
         """Raise ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
@@ -214,7 +212,7 @@ class ChainSession:
                 failed_wait_s = await self._refresh_once()
                 wait_s = self._timing.refresh_s if failed_wait_s is None else failed_wait_s
                 if failed_wait_s is None and self._published and self._now_s() >= self._publish_after_s:
-                    await self._ensure_published(self._published)
+                    await self._ensure_published(*self._published)
             except LiteError as error:
                 log.warning("chain: %s", error)  # publishing: health() tells of it too
             except Exception:  # this task must outlive every surprise, and tell of it
@@ -316,32 +314,32 @@ class ChainSession:
         tried again. Raises ConfigError if the address cannot be reached from outside or the hotkey is not
         registered.
         """
-        self._published = _Published(address, port)
+        self._published = address, port
         try:
-            return await self._ensure_published(self._published)
+            return await self._ensure_published(address, port)
         except Unavailable as error:
             log.warning("chain: %s", error)
             return False
 
-    async def _ensure_published(self, wanted: _Published) -> bool:
+    async def _ensure_published(self, address: str | None, port: int) -> bool:
         from bittensor import ServeAxon
 
         self._publish_problem = "the endpoint is not published"
         dev = networks.dev_directory(self._name) is not None
-        ip = await external_ip(wanted.address, public=networks.is_public(self._name), dev=dev)
+        ip = await external_ip(address, public=networks.is_public(self._name), dev=dev)
         self.check_registered()
         neuron = self.own_neuron
-        if neuron is not None and neuron.axon == (ip, wanted.port):
+        if neuron is not None and neuron.axon == (ip, port):
             self._publish_problem = ""
             return False
-        result = await self._write(ServeAxon(netuid=self._netuid, ip=ip, port=wanted.port))
+        result = await self._write(ServeAxon(netuid=self._netuid, ip=ip, port=port))
         if result.code != "unavailable":
             self._publish_after_s = self._now_s() + self._timing.republish_s
         if not result:
-            self._publish_problem = f"the endpoint {ip}:{wanted.port} is not published: {result.message}"
+            self._publish_problem = f"the endpoint {ip}:{port} is not published: {result.message}"
             refused = result.code in ("not_registered", "invalid_argument")
             raise (ConfigError if refused else Unavailable)(self._publish_problem)
-        log.info("chain: endpoint %s:%d published", ip, wanted.port)
+        log.info("chain: endpoint %s:%d published", ip, port)
         self._publish_problem = ""
         await self._refresh_once()  # so that the snapshot shows it
         return True

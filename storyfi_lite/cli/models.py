@@ -12,7 +12,7 @@ from storyfi_lite.cli.options import hardware_option, json_option
 
 if TYPE_CHECKING:
     from storyfi_lite.machine.hardware import Hardware
-    from storyfi_lite.models.registry import ModelSpec
+    from storyfi_lite.models.registry import ApiModel, ModelSpec
     from storyfi_lite.placement.catalog import Catalog
 
 
@@ -34,17 +34,23 @@ def command(hardware: Path | None, as_json: bool) -> None:
     registry = load_registry()
     machine = from_json(hardware) if hardware else probe()
     catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    rows = [_local(spec, machine, catalog) for spec in registry.local]
+    rows = [_row(spec) | _fit(spec, machine, catalog) for spec in registry.local]
     for model in registry.api:
         ends = f", ends {model.ends}" if model.ends else ""
-        rows.append(_row(model.key, model.tier, model.multiplier, fits=f"{model.provider} API{ends}"))
+        rows.append(_row(model) | {"fits": f"{model.provider} API{ends}"})
     if as_json:
         click.echo(json.dumps(rows))
     else:
         _print(rows)
 
 
-def _local(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]:
+def _row(model: ModelSpec | ApiModel) -> dict[str, Any]:
+    facts = {"model": model.key, "tier": model.tier, "multiplier": model.multiplier, "quant": None, "fits": ""}
+    return facts | {"blueprint_s": None, "here": [], "reason": None}
+
+
+def _fit(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]:
+    """Say how one model fits the machine."""
     from storyfi_lite.errors import DoesNotFit
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import place_one
@@ -53,21 +59,9 @@ def _local(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, An
     try:
         found = place_one(spec, machine, ModelOptions(), catalog)
     except DoesNotFit as error:
-        return _row(spec.key, spec.tier, spec.multiplier, fits="does not fit", reason=str(error), here=here)
-    return _row(
-        spec.key,
-        spec.tier,
-        spec.multiplier,
-        fits="fits fully" if found.is_whole else found.where,
-        quant=found.file.quant,
-        blueprint_s=round(found.speed.blueprint_s, 1),
-        here=here,
-    )
-
-
-def _row(key: str, tier: int | str, multiplier: float, fits: str, **more: Any) -> dict[str, Any]:
-    row = {"model": key, "tier": tier, "multiplier": multiplier, "quant": None, "fits": fits, "blueprint_s": None}
-    return row | {"here": [], "reason": None} | more
+        return {"fits": "does not fit", "reason": str(error), "here": here}
+    fits, seconds = "fits fully" if found.is_whole else found.where, round(found.speed.blueprint_s, 1)
+    return {"fits": fits, "quant": found.file.quant, "blueprint_s": seconds, "here": here}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

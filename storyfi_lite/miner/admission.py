@@ -12,11 +12,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from storyfi_lite.protocol.messages import MAX_BODY_BYTES, StoryRequest
 from storyfi_lite.wire.http_status import Refused
 from storyfi_lite.wire.transport import NonceStore, SignedCaller, Transport
+
+if TYPE_CHECKING:
+    from storyfi_lite.chain import Neuron
 
 MAX_HEADERS = 64
 BODY_TIMEOUT_S = 10.0
@@ -26,19 +29,8 @@ RATE_PER_MINUTE = 30.0  # upstream's validators ask every 12 s; six times that
 MAX_BUCKETS = 4_096
 
 
-class Neuron(Protocol):
-    """Lists the fields that admission reads of a registered hotkey; chain.Neuron has them."""
-
-    @property
-    def uid(self) -> int: ...
-    @property
-    def stake_tao(self) -> float: ...
-    @property
-    def validator_permit(self) -> bool: ...
-
-
 class Directory(Protocol):
-    """Looks up registered hotkeys. Never blocks; raises Unavailable while nothing is known of the chain."""
+    """Looks up registered hotkeys, as ChainSession does. Never blocks; raises Unavailable while nothing is known of the chain."""
 
     def lookup(self, hotkey_ss58: str) -> Neuron | None: ...
 

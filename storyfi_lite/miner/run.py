@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import platformdirs
 
 from storyfi_lite import __version__
-from storyfi_lite.errors import BadInput, Unavailable
+from storyfi_lite.errors import BadInput
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.gpus import watch_gpus
@@ -34,7 +34,7 @@ from storyfi_lite.wire.dendrite import Dendrite
 from storyfi_lite.wire.transport import Transport
 
 if TYPE_CHECKING:
-    from storyfi_lite.chain import ChainSession, Neuron
+    from storyfi_lite.chain import ChainSession
 
 T = TypeVar("T")
 
@@ -62,19 +62,6 @@ class MineOptions:
     deny: tuple[str, ...]
     open_pages: bool
     state_dir: Path | None
-
-
-@dataclass(frozen=True)
-class ChainDirectory:
-    """Looks hotkeys up in the chain session's last snapshot."""
-
-    session: ChainSession
-
-    def lookup(self, hotkey_ss58: str) -> Neuron | None:
-        snapshot = self.session.snapshot
-        if snapshot is None:
-            raise Unavailable(f"nothing is known of the chain: {self.session.health().detail}")
-        return snapshot.by_hotkey.get(hotkey_ss58)
 
 
 def run(options: MineOptions) -> None:
@@ -111,7 +98,7 @@ async def _run(options: MineOptions) -> None:
         watch_gpus(metrics.registry)
         miner = Miner(
             loader,
-            Gate(ChainDirectory(session), nonces, policy),
+            Gate(session, nonces, policy),
             StoryService(loader, hotkey),
             metrics,
             transports,

@@ -84,7 +84,12 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
         session = await connect(chain.network, wallet, chain.netuid, known_subnet=chain.known_subnet)
         try:
             await session.start()
-            _say_what_is_checked(auditor, options, session)
+            names = sorted(f"{file.spec.key} {file.file.quant}" for file in files.values())
+            log.info("replays at most %d answers a round, of: %s", options.proofs, ", ".join(names) or "nothing")
+            if not names:
+                log.warning("no model file is here, so no claim can be proven\n  storyfi-lite pull MODEL --quant QUANT")
+            if session.own_neuron is not None and not session.own_neuron.validator_permit:
+                log.warning("this hotkey has no validator permit: miners will refuse it, and the chain its weights")
             loop = _Loop(options, wallet, session, state, auditor, rules, inputs)
             await loop.run(show)
         finally:
@@ -115,16 +120,6 @@ def _state(options: ValidateOptions, wallet: Wallet) -> State:
         return kept
     with contextlib.closing(kept):
         return kept.copy()
-
-
-def _say_what_is_checked(auditor: Auditor, options: ValidateOptions, session: ChainSession) -> None:
-    names = sorted(f"{file.spec.key} {file.file.quant}" for file in auditor.files.values())
-    log.info("replays at most %d answers a round, of: %s", options.proofs, ", ".join(names) or "nothing")
-    if not names:
-        log.warning("no model file is here, so no claim can be proven\n  storyfi-lite pull MODEL --quant QUANT")
-    neuron = session.own_neuron
-    if neuron is not None and not neuron.validator_permit:
-        log.warning("this hotkey has no validator permit: miners will refuse it, and the chain its weights")
 
 
 @dataclass
