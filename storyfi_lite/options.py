@@ -36,7 +36,7 @@ class ApiOptions:
     daily_usd: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises BadInput."""
+        """Check the fields. Raises BadInput."""
         if self.daily_usd is not None and not self.prices:
             raise BadInput(
                 "--api.daily-usd needs the vendor's prices, in US dollars for a million tokens\n"
@@ -64,7 +64,7 @@ class ModelOptions:
     api: ApiOptions = field(default_factory=ApiOptions)
 
     def __post_init__(self) -> None:
-        """Raises BadInput."""
+        """Check the fields. Raises BadInput."""
         if self.path and (self.name or self.quant):
             raise BadInput("--model.path names one file: --model.name and --quant do not go with it")
 

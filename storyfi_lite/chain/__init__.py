@@ -1,4 +1,4 @@
-"""The chain: who is registered with what stake, where miners listen, which weights are set.
+"""Reads the chain (who is registered with what stake, where miners listen) and writes endpoints and weights to it.
 
 The miner and the validator use these names; every other name in this package is an implementation detail:
 

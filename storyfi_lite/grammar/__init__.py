@@ -1,8 +1,8 @@
-"""From a task's schema: the engine's constraint, GBNF for stock tools, JSON Schema, and the validator's check.
+"""Derives from a task's schema the engine's grammar, GBNF for stock tools, JSON Schema, and the validator's check.
 
-schema.py   the node types: the one source of truth
+schema.py   the node types, from which all else is derived
 export.py   -> Lark (llguidance), GBNF (llama.cpp), JSON Schema
-cursor.py   a byte-driven walk over the canonical form: closing rule, canonical check
+cursor.py   walks over the canonical form byte by byte: for the closing rule and the canonical check
 check.py    untrusted text -> Report
 """
 
@@ -23,8 +23,8 @@ __all__ = ["TEXT_SLICES", "Check", "Constraint", "Cursor", "Report", "validate_g
 
 
 def validate_grammars(constraints: Iterable[Constraint]) -> None:
-    """Compiles each with llguidance; raises GrammarError on the first that does not. Run it before a port opens:
-    a matcher made from a bad grammar raises nothing and calls itself both stopped and in error."""
+    """Compile each grammar with llguidance. Raises GrammarError on the first that does not compile. Call this before a port
+    opens: a matcher made from a bad grammar raises nothing and calls itself both stopped and in error."""
     from llguidance import LLMatcher
 
     for constraint in constraints:
@@ -34,7 +34,7 @@ def validate_grammars(constraints: Iterable[Constraint]) -> None:
 
 
 class Constraint:
-    """One schema and all that is derived from it, each made once. Two equal schemas give the same `sha256`."""
+    """Holds a schema and all that is derived from it, each made once. Two equal schemas give the same `sha256`."""
 
     def __init__(self, schema: Object, rules: Callable[[Any], Iterable[str]] = lambda data: ()) -> None:
         self.schema = schema
@@ -54,17 +54,17 @@ class Constraint:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the Lark text, UTF-8: the name of this grammar in a proof's header."""
+        """Hash the Lark text (UTF-8); this names the grammar in a proof's header."""
         return hashlib.sha256(self.lark.encode()).hexdigest()
 
     @property
     def min_tokens_bound(self) -> int:
-        """The smallest budget at which an answer surely closes."""
+        """Return the smallest token budget with which any answer can be closed."""
         return self.cursor().need_tokens
 
     @property
     def max_tokens_bound(self) -> int:
-        """No answer is longer than this."""
+        """Return a number of tokens that no answer exceeds."""
         return self.cursor().max_tokens_bound
 
     def cursor(self) -> Cursor:
@@ -77,10 +77,10 @@ class Constraint:
         return schema
 
     def check(self, text: str | bytes, strict: bool = False) -> Report:
-        """What holds of this text and what does not; never raises on bad input. With `strict`, against what the grammar
-        writes, else against all that is accepted."""
+        """Check a text; never raises on bad input. With `strict`, against what the grammar writes, else against all that is
+        accepted."""
         return check_text(self._written if strict else self.schema, self._rules, text)
 
     def check_data(self, data: Any, strict: bool = False) -> Report:
-        """The same for an object that was parsed elsewhere; its canonical spelling is checked."""
+        """Check an object that was parsed elsewhere, by its canonical spelling. `strict` as in `check`."""
         return check_data(self._written if strict else self.schema, self._rules, data)

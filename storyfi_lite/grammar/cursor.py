@@ -1,4 +1,4 @@
-"""A walk over the one canonical form of an answer, byte by byte: where it stands, and what it takes to finish.
+"""Walks over the canonical form of an answer, byte by byte: says where it stands, and how many tokens are needed to finish.
 
 The engine's closing rule asks `need_tokens`; the check asks whether bytes are exactly what the grammar writes. It is
 plain Python over the schema, independent of llguidance and of llama.cpp's grammars, so each can be tested on the other.
@@ -21,7 +21,7 @@ _PLAIN = re.compile(rb"[ !#-\[\]-~\x80-\xff]+")  # bytes that stand for themselv
 
 @dataclass(frozen=True)
 class _Step:
-    """One stretch of the answer. `literal` or `text`, then on to `next`; a step with neither is a fork: a comma goes on
+    """Describes one stretch of the answer: `literal` or `text`, then the step `next`. A step with neither is a fork: a comma leads
     to `more`, anything else to `next`. `need_tokens` counts from this step's start to the answer's end."""
 
     literal: bytes
@@ -34,7 +34,7 @@ class _Step:
 
 @cache
 def _program(schema: Node) -> tuple[_Step, ...]:
-    """Steps in reverse order of writing, so that a step's successors are there before it; the last is the start."""
+    """List the steps in reverse order of writing, so that a step's successors exist before it; the last is the start."""
     steps = [_Step(b"", None, None, 0, 0, 0)]  # the end
 
     def add(literal: bytes = b"", text: Text | None = None, more: int | None = None, then: int = 0) -> int:
@@ -72,7 +72,7 @@ def _program(schema: Node) -> tuple[_Step, ...]:
 
 
 class Cursor:
-    """Feed it bytes with `advance`; it raises GrammarError on the first byte that the grammar would not write."""
+    """Follows an answer. `advance` takes bytes, and raises GrammarError on the first that the grammar would not write."""
 
     __slots__ = ("_chars", "_escape", "_inside", "_offset", "_partial", "_program", "_step")
 
@@ -97,13 +97,13 @@ class Cursor:
 
     @property
     def in_text(self) -> bool:
-        """Between a text's quotes, on a character's edge."""
+        """Return whether the answer stands between a text's quotes, on a character's edge."""
         return self._inside and not self._partial and not self._escape
 
     @property
     def need_tokens(self) -> int:
-        """Tokens that surely suffice to finish: each missing byte of structure is one at most, each character still
-        required is one at most (a letter), a character begun is its missing bytes."""
+        """Return how many tokens surely suffice to finish: one for each missing byte of structure, one for each character still
+        required (a letter), and one for each missing byte of a character that has begun."""
         step = self._program[self._step]
         if not self._inside:
             return step.need_tokens - self._offset
@@ -114,12 +114,12 @@ class Cursor:
 
     @property
     def max_tokens_bound(self) -> int:
-        """The longest answer from the start of this step, one token a byte and four bytes a character."""
+        """Return the tokens of the longest answer from the start of this step: one a byte, four bytes a character."""
         return self._program[self._step].bound_tokens
 
     @property
     def text_room_chars(self) -> tuple[int, int]:
-        """In a text: characters still required, characters still allowed."""
+        """Return, in a text, the characters still required and those still allowed."""
         text = self._program[self._step].text
         assert text is not None
         return max(0, text.min_chars - self._chars), text.max_chars - self._chars
@@ -170,7 +170,7 @@ class Cursor:
         return self._advance_run(text, data, at, plain[0])
 
     def _advance_run(self, text: Text, data: bytes, at: int, run: bytes) -> int:
-        """Whole characters at once; one that is cut off by the end of the data is begun."""
+        """Read whole characters at once; a character that the end of the data cuts off is kept as begun."""
         try:
             chars, length = codecs.utf_8_decode(run, "strict", False)
         except UnicodeDecodeError:
@@ -206,7 +206,7 @@ class Cursor:
 
 
 def _missing_bytes(partial: bytes) -> int:
-    """How many bytes complete this beginning of a UTF-8 character; -1 if none can (RFC 3629, table 3-7 of Unicode)."""
+    """Return how many bytes complete this beginning of a UTF-8 character; -1 if none can (RFC 3629, table 3-7 of Unicode)."""
     lead = partial[0]
     length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 0
     if not length or any(not 0x80 <= byte <= 0xBF for byte in partial[1:]):

@@ -1,8 +1,8 @@
-"""The one source of truth for an answer's form: six node types, from which every grammar here is derived.
+"""Defines the form of an answer by six node types, from which every grammar and check is derived.
 
 An answer is compact JSON with fixed key order, so it has exactly one spelling for each value. Each node says two things:
 what the grammar *writes* (narrow, where the network pays most) and, in `accept` and its like, what the check *accepts* from
-any miner (all that was asked for, up to a generous cap). `as_written` makes the second as narrow as the first.
+any miner (all that was asked for, up to a generous cap). `as_written` makes the check as narrow as the grammar.
 Nothing here knows a model, a tokenizer or a task.
 """
 
@@ -24,9 +24,9 @@ MAX_ACCEPTED_ITEMS = 20
 
 @dataclass(frozen=True)
 class Text:
-    """A string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
-    With `newlines`, the escape for a line feed may stand in it. The check takes any text that is not blank and has from
-    the first to the second number of characters in `accept`."""
+    """Describes a string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
+    With `newlines` it may hold the escape for a line feed. The check accepts any text that is not blank and has from the first
+    to the second number of characters in `accept`."""
 
     min_chars: int
     max_chars: int
@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Const:
-    """A value that the grammar fixes: an id, a number, a list of ids. With `accept`, the check takes any number from
+    """Fixes a value: an id, a number, a list of ids. With `accept`, the check accepts any number from
     the first to the second, because the protocol does; the grammar still writes `value`."""
 
     value: str | int | float | tuple[int, ...]
@@ -49,7 +49,7 @@ class Const:
 
 @dataclass(frozen=True)
 class Array:
-    """`min_items` to `max_items` of one node; at least one. The check takes the numbers in `accept`."""
+    """Repeats one node `min_items` to `max_items` times, at least once. `accept`: the bounds of the check."""
 
     item: Node
     min_items: int
@@ -59,8 +59,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Tuple:
-    """A fixed list of nodes, in order. With `accept`, the check takes from the first to the second number of items,
-    those beyond the last being like the last. With `any_order`, it takes objects of these `id`s in any order."""
+    """Lists nodes in order. With `accept`, the check accepts from the first to the second number of items; items beyond the last
+    node must fit the last node. With `any_order`, the check accepts objects with these `id`s in any order."""
 
     items: tuple[Node, ...]
     accept: tuple[int, int] | None = None
@@ -69,8 +69,8 @@ class Tuple:
 
 @dataclass(frozen=True)
 class Object:
-    """All of these keys, in this order. The check takes any order, misses no key of `optional`, and accepts those of
-    them that are not among `fields`, which other miners of the network write, with any value."""
+    """Holds keys in a fixed order. The check accepts any order. Keys of `optional` may be missing; those of them that are not
+    among `fields` may have any value, because other miners of the network write them."""
 
     fields: tuple[tuple[str, Node], ...]
     optional: tuple[str, ...] = ()
@@ -78,8 +78,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Open:
-    """What the grammar writes is `written`; the check accepts any object of at least `min_entries` non-empty values,
-    with keys among `keys` if given."""
+    """Makes the grammar write `written`, while the check accepts any object of at least `min_entries` non-empty values, with keys
+    among `keys` if given."""
 
     written: Object
     min_entries: int = 1
@@ -90,7 +90,7 @@ Node: TypeAlias = "Text | Const | Array | Tuple | Object | Open"
 
 
 def as_written(node: Node) -> Node:
-    """The same node, with a check that accepts no more than the grammar writes, but for white space and key order."""
+    """Return the node with a check that accepts only what the grammar writes, in any key order and white space."""
     if isinstance(node, Text):
         return replace(node, accept=(node.min_chars, node.max_chars))
     if isinstance(node, Const):
@@ -108,7 +108,7 @@ BRIEF_CHARS = 40  # room above a text's minimum, enough to end a sentence in mos
 
 
 def as_brief(node: Node) -> Node:
-    """The same node with each text near its shortest and each list at its shortest. What it writes, `node` writes too."""
+    """Return the node with each text near its shortest and each list at its shortest: a part of what `node` writes."""
     if isinstance(node, Text):
         room = max(BRIEF_CHARS, node.min_chars // 8)
         return replace(node, max_chars=min(node.max_chars, node.min_chars + room))
@@ -126,12 +126,12 @@ def as_brief(node: Node) -> Node:
 
 
 def dump(value: object) -> str:
-    """The one spelling of a JSON value: compact, raw UTF-8."""
+    """Write a JSON value in its canonical spelling: compact, raw UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def pieces(node: Node) -> list[str | Text | Array]:
-    """The node as a row of literals, texts and arrays; adjacent literals are joined."""
+    """Flatten the node into a row of literals, texts and arrays; adjacent literals are joined."""
     row: list[str | Text | Array] = []
     for part in _pieces(node):
         if isinstance(part, str) and row and isinstance(row[-1], str):

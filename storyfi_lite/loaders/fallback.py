@@ -83,7 +83,7 @@ class FallbackLoader:
     dead gives way to the next one that lives."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
-        """Raises ConfigError with every choice's reason if none opens, or a single choice's own error."""
+        """Open all choices. Raises ConfigError with every choice's reason if none opens, or a single choice's own error."""
         self._lock = threading.Lock()
         self._loaders: list[tuple[str, Loader]] = []
         refusals: list[tuple[str, LiteError]] = []

@@ -172,9 +172,13 @@ class Registry(_Entry):
         found: dict[str, ModelSpec | ApiModel] = {model.key.casefold(): model for model in self.api}
         return found | {name.casefold(): spec for spec in self.local for name in _names(spec)}
 
+    def get(self, name: str) -> ModelSpec | ApiModel | None:
+        """Find a model by key, alias or repository, in any case; None if there is no such model."""
+        return self._by_name.get(name.casefold())
+
     def find(self, name: str) -> ModelSpec | ApiModel:
-        """Find a model by key, alias or repository, in any case. Raises BadInput with the nearest names."""
-        model = self._by_name.get(name.casefold())
+        """Find a model as `get` does. Raises BadInput with the nearest names if there is no such model."""
+        model = self.get(name)
         if model is None:
             near = difflib.get_close_matches(name.casefold(), self._by_name, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.keys)}"

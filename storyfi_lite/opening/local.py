@@ -174,11 +174,8 @@ class LocalOpener:
     def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
         """Describe a file that the registry does not list, under its own name; if a listed model has that name, under another."""
         key = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).strip("._-") or UNLISTED
-        try:
-            self.registry.find(key)
+        if self.registry.get(key) is not None:
             key = f"{UNLISTED}-{key}"
-        except BadInput:
-            pass
         part = Part(path=f"{path.stem}.gguf", size_bytes=path.stat().st_size, exact=True)
         file = GGUFFile(quant="unknown", parts=(part,), hub=None)
         spec = ModelSpec(

@@ -83,12 +83,7 @@ def candidate(
 
 def claimed_model(registry: Registry, response: StoryResponse) -> ModelSpec | None:
     """Return the local model of the registry that the response claims; None if it claims another or an API."""
-    if response.miner_mode != "LocalModelLoader":
-        return None
-    try:
-        model = registry.find(response.model_name[:200])
-    except BadInput:
-        return None
+    model = registry.get(response.model_name) if response.miner_mode == "LocalModelLoader" else None
     return model if isinstance(model, ModelSpec) else None
 
 

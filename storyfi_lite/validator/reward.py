@@ -136,17 +136,17 @@ def reward(
     Reward(base=80.0, multiplier=1.2, final=96.0, reason='yi-34b is proven')
     """
     policy, registry = policy or _default_policy(), registry or _default_registry()
-    rule = _by_mission if policy.rule == "mission" else _by_proof
-    multiplier, reason = rule(claim, proof, policy, registry)
+    if claim.miner_mode != "LocalModelLoader":
+        multiplier, reason = policy.api_multiplier, "API mode"
+    elif policy.rule == "mission":
+        multiplier, reason = _by_mission(claim, policy, registry)
+    else:
+        multiplier, reason = _by_proof(claim, proof, policy, registry)
     return Reward(score.total, multiplier, score.total * multiplier, reason)
 
 
-def _by_mission(
-    claim: ClaimedModel, proof: Verdict | None, policy: RewardPolicy, registry: Registry
-) -> tuple[float, str]:
-    if claim.miner_mode != "LocalModelLoader":
-        return policy.api_multiplier, "API mode"
-    model = _find(registry, claim.model_name)
+def _by_mission(claim: ClaimedModel, policy: RewardPolicy, registry: Registry) -> tuple[float, str]:
+    model = registry.get(claim.model_name)
     figure = policy.unknown_model_multiplier if model is None else policy.models.get(model.key, model.multiplier)
     name = f"{claim.model_name:.60} claimed{'' if model else ', not in the registry'}"
     if isinstance(model, ApiModel) or not _is_large(claim, policy):
@@ -157,26 +157,17 @@ def _by_mission(
 def _by_proof(
     claim: ClaimedModel, proof: Verdict | None, policy: RewardPolicy, registry: Registry
 ) -> tuple[float, str]:
-    if claim.miner_mode != "LocalModelLoader":
-        return policy.api_multiplier, "API mode"
-    model, name = _find(registry, claim.model_name), f"{claim.model_name:.60}"
+    model, name = registry.get(claim.model_name), f"{claim.model_name:.60}"
     if proof is not None and proof.status == "refuted":
         return policy.proof.refuted_multiplier, f"{name} is refuted"
     if proof is None or proof.status == "inconclusive" or not isinstance(model, ModelSpec):
         return policy.proof.unproven_multiplier, f"{name} is not proven"
-    if _find(registry, proof.model) is not model:
+    if registry.get(proof.model) is not model:
         return policy.proof.refuted_multiplier, f"{name} is claimed, the replay proves {proof.model:.60}"
     figure = policy.models.get(model.key, model.multiplier)
     if policy.proof.pay_large_gpu and _is_large(claim, policy):
         return figure * policy.large_gpu.factor, f"{name} is proven; {claim.gpu_memory_gb:g} GB are believed"
     return figure, f"{name} is proven"
-
-
-def _find(registry: Registry, name: str) -> ModelSpec | ApiModel | None:
-    try:
-        return registry.find(name[:200])
-    except BadInput:
-        return None
 
 
 def _is_large(claim: ClaimedModel, policy: RewardPolicy) -> bool:
