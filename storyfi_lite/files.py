@@ -41,7 +41,7 @@ def writing(path: Path, moved_by: str) -> Iterator[None]:
     """Translates what goes wrong inside, where something is written at `path` or below. Raises as `unwritable` says."""
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.OperationalError) as error:  # a statement that SQLite refuses is a fault of ours
         raise unwritable(getattr(error, "filename", None) or path, error, moved_by) from None
 
 
