@@ -274,10 +274,12 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("injection", INJECTIONS)
 def test_what_a_story_says_of_its_score_adds_nothing(injection: str) -> None:
-    weak = {**ENGLISH, "setting": (ENGLISH["setting"][:200] + " The lamp burns on." * 20)[:400]}
-    plain = scored(weak)
-    asking = scored({**weak, "setting": (f"{ENGLISH['setting'][:200]} {injection}" + " The lamp burns on." * 20)[:400]})
-    assert asking.total <= plain.total + 2  # other words in its place make it a little less of a loop
+    def asking(words: str) -> float:
+        lamp = f"{ENGLISH['setting'][:200]} {words}" + " The lamp burns on." * 20
+        return scored({**ENGLISH, "setting": lamp[:400]}).total
+
+    plain = "Nobody on the mainland had ever asked her what the gulls wanted."[: len(injection)]
+    assert asking(injection) <= asking(plain) + 2  # other words in its place do the same
 
 
 def test_the_score_is_the_same_in_every_process() -> None:

@@ -11,7 +11,7 @@ more or less above the gates says nothing of quality.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,18 +21,18 @@ import numpy.typing as npt
 from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.copies import MAX_TEXT_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
+from storyfi_lite.validator.readable import Reading
 from storyfi_lite.validator.structure import Part, prose, score_structure
 from storyfi_lite.validator.text import (
     PASSAGE_SYMBOLS,
     SEPARATOR,
+    falling,
     fold,
     passages,
-    repeated_share,
     same_language_share,
     sentence_lengths,
     strings,
     terms,
-    variety,
 )
 from storyfi_lite.validator.verify import RULES, Verification, verify
 
@@ -92,7 +92,7 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
 
 def time_points(elapsed_s: float) -> float:
     """Of 10, for a valid answer that took so long: all up to FULL_MARKS_S, none from NO_MARKS_S on, a line between."""
-    return 10 * _falling(elapsed_s, FULL_MARKS_S, NO_MARKS_S)
+    return 10 * falling(elapsed_s, FULL_MARKS_S, NO_MARKS_S)
 
 
 # --- technical ---------------------------------------------------------------------------------------------------
@@ -115,13 +115,14 @@ def _technical(seen: Verification, elapsed_s: float, structure: float) -> tuple[
 
 
 def _content(request: StoryRequest, data: dict[str, Any], history: Likeness) -> tuple[Part, ...]:
+    """Noise earns nothing by naming the topic, by its script or by being unlike others: each part counts as far as the text
+    is prose."""
     folded = fold(SEPARATOR.join(strings(data, MAX_TEXT_CHARS)))
-    texts = prose(request.task_type, data, MAX_TEXT_CHARS)
-    return (
-        _relevance(request, folded),
-        *_fluency(request, texts, fold(SEPARATOR.join(texts))),
-        _originality(folded, history),
-    )
+    reading = Reading(prose(request.task_type, data, MAX_TEXT_CHARS))
+    kept, faults = reading.worth()
+    parts = (_relevance(request, folded), *_fluency(request, reading), _originality(folded, history))
+    saw = f"; as prose worth {kept:.0%}: {faults}" if faults else ""
+    return tuple(replace(part, points=kept * part.points, saw=part.saw + saw) for part in parts)
 
 
 def _relevance(request: StoryRequest, folded: str) -> Part:
@@ -138,7 +139,7 @@ def _relevance(request: StoryRequest, folded: str) -> Part:
         marks.append(_clamp(named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
         saw.append(f"{named} of {len(asked)} terms of {name}")
     echo = _echo(folded, list(sources.values()))
-    points = 15 * sum(marks) / len(marks) * _falling(echo, _ECHO_FREE, _ECHO_ALL)
+    points = 15 * sum(marks) / len(marks) * falling(echo, _ECHO_FREE, _ECHO_ALL)
     return Part("relevance", points if own else 0.0, 15, f"{', '.join(saw)}; {echo:.0%} stands in the request")
 
 
@@ -162,16 +163,16 @@ def _echo(folded: str, sources: Sequence[_Source]) -> float:
     return float(np.isin(hashes, given).mean()) if len(hashes) else 0.0
 
 
-def _fluency(request: StoryRequest, texts: Sequence[str], folded: str) -> tuple[Part, ...]:
+def _fluency(request: StoryRequest, reading: Reading) -> tuple[Part, ...]:
     """Sentences of a sane length 3, no loops 4, the language of the request 3; nothing for an answer without prose."""
-    if not passages(folded).size:
+    if not reading.hashes.size:
         return (Part("fluency", 0.0, 10, "no prose"),)
-    lengths = [pair for text in texts for pair in sentence_lengths(text)]
+    lengths = [pair for text in reading.texts for pair in sentence_lengths(text)]
     sane = sum(length for length, most in lengths if length <= most) / max(1, sum(length for length, _ in lengths))
-    repeated, varied = repeated_share(folded), variety(folded)
-    loops = min(_falling(repeated, _REPEAT_FREE, _REPEAT_ALL), 1 - _falling(varied, _VARIETY_NONE, _VARIETY_FULL))
-    share, language = same_language_share(request.user_input, "\n".join(texts))
-    spoken = 1 - _falling(share, _LANGUAGE_NONE, _LANGUAGE_FULL)
+    repeated, varied = reading.repeated, reading.varied
+    loops = min(falling(repeated, _REPEAT_FREE, _REPEAT_ALL), falling(varied, _VARIETY_FULL, _VARIETY_NONE))
+    share, language = same_language_share(request.user_input, "\n".join(reading.texts))
+    spoken = falling(share, _LANGUAGE_FULL, _LANGUAGE_NONE)
     return (
         Part("sentences", 3 * sane, 3, f"{sane:.0%} of the prose in sentences of a readable length"),
         Part("repetition", 4 * loops, 4, f"{repeated:.0%} said before; {varied:.0%} different words in a hundred"),
@@ -180,14 +181,9 @@ def _fluency(request: StoryRequest, texts: Sequence[str], folded: str) -> tuple[
 
 
 def _originality(folded: str, history: Likeness) -> Part:
-    points = 5 * _falling(history.shared, _SHARED_FREE, PASSAGE_SHARE) if folded.strip(SEPARATOR + " ") else 0.0
+    points = 5 * falling(history.shared, _SHARED_FREE, PASSAGE_SHARE) if folded.strip(SEPARATOR + " ") else 0.0
     return Part("originality", 0.0 if history.copy_of else points, 5, history.saw)
 
 
 def _clamp(value: float) -> float:
     return min(1.0, max(0.0, value))
-
-
-def _falling(value: float, full: float, none: float) -> float:
-    """1 up to `full`, 0 from `none` on, a line between."""
-    return _clamp((none - value) / (none - full))

@@ -33,6 +33,8 @@ _WHITE_SPACE = re.compile(r"\s+")
 _UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED_GAP = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+KANA = re.compile("[\u3041-\u30ff]")
 _SPACES = re.compile(" +")
 # Of a folded text: marks beyond 30 in a row, as in Unicode's Stream-Safe Text Format (UAX 15). To put marks in order takes
 # the square of their number.
@@ -42,6 +44,7 @@ _MARKS_TOO_MANY = re.compile(r"([^\w \0]{30})[^\w \0]+")
 _STRAY_MARKS = re.compile(r"(^|[^\u0590-\u1cff\ua800-\uabff])[^\w \0]+")
 _SMALL_CAPITAL = "LATIN LETTER SMALL CAPITAL "
 _SENTENCE_END = re.compile(r"[.!?。！？…।؟۔։።\n\0]+")
+_LAST_SENTENCE_END = re.compile(r"[.!?。！？…।؟۔։።][\s\"'”’»」』)）\]】》〉]*\Z")
 
 # Letters that look like another, as they are after case folding: a small part of Unicode's confusables.txt.
 _LOOK_ALIKES = {
@@ -156,9 +159,8 @@ def passages(folded: str) -> npt.NDArray[np.uint64]:
     return _mix(hashes[whole])
 
 
-def repeated_share(folded: str) -> float:
-    """0 to 1: how much of the text stands in passages that stood in it before. Prose is near 0."""
-    hashes = passages(folded)
+def repeated_share(hashes: npt.NDArray[np.uint64]) -> float:
+    """0 to 1: how much of a text, given by its passages, stands in passages that stood in it before. Prose is near 0."""
     return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
@@ -235,6 +237,12 @@ def sentence_lengths(text: str) -> list[tuple[int, int]]:
     return found
 
 
+def ends_a_sentence(text: str) -> bool:
+    """Whether the text, not folded, stops where a sentence does. Scripts that end it with a space always do."""
+    last = text.rstrip()[-1:]
+    return "\u0e00" <= last <= "\u17ff" or bool(_LAST_SENTENCE_END.search(text))
+
+
 # --- scripts -----------------------------------------------------------------------------------------------------
 
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "kana", "KATAKANA": "kana", "HALFWIDTH": "kana"}
@@ -277,3 +285,11 @@ def same_language_share(asked: str, answer: str) -> tuple[float, str]:
 def _main(shares: dict[str, float]) -> str:
     """The leading script; Latin names in a Han text do not make it Latin, because a word takes many letters."""
     return "Han" if shares.get("Han", 0) >= 0.2 else next(iter(shares))
+
+
+# --- from measures to marks --------------------------------------------------------------------------------------
+
+
+def falling(value: float, full: float, none: float) -> float:
+    """1 at `full` and beyond, 0 at `none` and beyond, a line between; `none` may be the higher or the lower."""
+    return min(1.0, max(0.0, (none - value) / (none - full)))
