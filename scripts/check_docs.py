@@ -72,7 +72,8 @@ SEED = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-
 def cards() -> str:
     """What `place` says of well-known cards: all of a card's memory but 300 MiB free, 64 GB of RAM read at 40 GB/s."""
     from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.machine.gpus import Gpu, bandwidth_of
+    from storyfi_lite.machine.cards import bandwidth_of
+    from storyfi_lite.machine.gpus import Gpu
     from storyfi_lite.machine.hardware import Hardware
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.options import ModelOptions
@@ -93,7 +94,8 @@ def cards() -> str:
     for size, names in CARDS.items():
         gb = int(size.split()[-1])
         gpus = tuple(
-            Gpu(name, gb << 30, (gb << 30) - (300 << 20), bandwidth_of(name), index=at) for at, name in enumerate(names)
+            Gpu(name, gb << 30, (gb << 30) - (300 << 20), bandwidth_of(name, gb << 30), index=at)
+            for at, name in enumerate(names)
         )
         machine = Hardware(gpus, 64 << 30, 62 << 30, 8, 10**12, cpu_bandwidth_gb_s=40.0)
         seed = next(model for least, model in SEED if gb * len(names) >= least)

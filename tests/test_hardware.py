@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.machine import devices, gpus, hardware
+from storyfi_lite.machine import cards, devices, gpus, hardware
 from storyfi_lite.machine.build import rebuild_command
 
 GIB = 2**30
@@ -92,13 +92,31 @@ def test_what_the_driver_says_and_who_else_is_there() -> None:
     ("name", "gb_s"),
     [
         ("NVIDIA GeForce RTX 3090", 936), ("NVIDIA GeForce RTX 3090 Ti", 1008), ("NVIDIA RTX A4000", 448), ("NVIDIA A40", 696),
-        ("NVIDIA RTX A1000", None), ("Quadro P1000", None), ("NVIDIA T400", None), ("Tesla T4", 320), ("NVIDIA L40S", 864),
-        ("NVIDIA A100-SXM4-80GB", 2039), ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3350),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 2080 with Max-Q Design", None), ("GPU", None),
+        ("NVIDIA RTX A1000", 192), ("Quadro P1000", None), ("NVIDIA T400", None), ("Tesla T4", 320), ("NVIDIA L40S", 864),
+        ("NVIDIA A100-SXM4-80GB", 2039), ("NVIDIA A100 80GB PCIe", 1935), ("NVIDIA A100-PCIE-40GB", 1555),
+        ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3350), ("GPU", None),
+        ("NVIDIA GeForce RTX 4060", 272), ("NVIDIA GeForce RTX 4060 Ti", 288), ("NVIDIA GeForce RTX 4060 Laptop GPU", 256),
+        ("NVIDIA GeForce RTX 2080 SUPER", 496), ("RTX 3080 12GB", 912), ("NVIDIA GeForce RTX 4090 Laptop GPU", 576),
+        ("NVIDIA GeForce RTX 2080 with Max-Q Design", None), ("NVIDIA RTX A4000 Laptop GPU", None),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 1792), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1597),
+        ("NVIDIA RTX 4000 SFF Ada Generation", 280), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 960), ("AMD Radeon RX 6800S", None),
+        ("Intel(R) Arc(TM) A770M Graphics", 512), ("Intel(R) Arc(TM) Pro A40 Graphics", 192), ("Apple M2", 100), ("Apple M2 Max", 400),
     ],
 )  # fmt: skip
 def test_a_card_is_known_by_whole_words_of_its_name(name: str, gb_s: float | None) -> None:
-    assert gpus.bandwidth_of(name) == gb_s
+    assert cards.bandwidth_of(name) == gb_s
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "gb_s"),
+    [
+        ("NVIDIA GeForce RTX 3060", 12, 360), ("NVIDIA GeForce RTX 3060", 8, 240), ("NVIDIA GeForce RTX 3050", 5.8, 168),
+        ("NVIDIA GeForce RTX 3080", 12, 912), ("A100", 79.3, 1935), ("Apple M4 Max", 36, 410), ("Apple M4 Max", 64, 546),
+        ("NVIDIA GeForce RTX 3060", 24, 360),
+    ],
+)  # fmt: skip
+def test_its_memory_tells_cards_of_one_name_apart(name: str, gib: float, gb_s: float) -> None:
+    assert cards.bandwidth_of(name, int(gib * GIB)) == gb_s
 
 
 def test_where_the_driver_does_not_say_the_table_does() -> None:
@@ -155,6 +173,21 @@ def test_a_described_machine(tmp_path: Path) -> None:
     machine = hardware.from_json(path)
     assert machine.gpus[0].free_bytes == 24 * GIB and machine.gpus[0].bandwidth_gb_s == 936
     assert machine.usable_gpus == machine.gpus
+
+
+@pytest.mark.parametrize(("total_gb", "free_gib"), [(64, 60), (48, 48)])
+def test_a_described_macs_memory_counts_once(tmp_path: Path, total_gb: int, free_gib: int) -> None:
+    path = described(tmp_path, {"gpus": [{"name": "Apple M2 Max", "total_gb": total_gb}], "ram_gb": 64})
+    machine = hardware.from_json(path)
+    assert (machine.gpus[0].free_bytes, machine.ram_available_bytes) == (free_gib * GIB, 4 * GIB)
+
+
+def test_this_macs_memory_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = gpus.Gpu("Apple M2 Max", 48 * GIB, 48 * GIB)
+    monkeypatch.setattr(hardware, "read_llama", lambda _: hardware.LlamaBuild(True, (metal,)))
+    monkeypatch.setattr(hardware.limits, "memory_bytes", lambda: (64 * GIB, 40 * GIB))
+    machine = hardware.probe(tmp_path, FakeNvml(driver=False))
+    assert (machine.gpus[0].free_bytes, machine.ram_available_bytes) == (36 * GIB, 4 * GIB)
 
 
 @pytest.mark.parametrize(

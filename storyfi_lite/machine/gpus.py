@@ -6,26 +6,12 @@ Knows nothing of llama.cpp. CUDA_VISIBLE_DEVICES is honoured as CUDA does.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# GB/s of the memory, by words of the name, first match wins. Source: NVIDIA's product pages and data sheets. For machines that
-# are only described, and where the driver does not say.
-GPU_BANDWIDTH_GB_S: tuple[tuple[str, float], ...] = (
-    ("H200", 4800), ("H100 NVL", 3938), ("H100 PCIe", 2039), ("H100", 3350), ("GH200", 4000), ("B200", 8000),
-    ("A100-SXM4-80GB", 2039), ("A100 80GB PCIe", 1935), ("A100", 1555), ("RTX PRO 6000", 1792), ("RTX 6000 Ada", 960),
-    ("RTX 5000 Ada", 576), ("RTX 4000 Ada", 360), ("L40S", 864), ("L40", 864), ("L4", 300), ("A40", 696), ("A30", 933),
-    ("A10", 600), ("A10G", 600), ("RTX A6000", 768), ("RTX A5000", 768), ("RTX A4000", 448), ("V100", 900), ("P100", 732), ("P40", 347),
-    ("T4", 320), ("RTX 5090", 1792), ("RTX 5080", 960), ("RTX 5070 Ti", 896), ("RTX 5070", 672), ("RTX 5060", 448),
-    ("RTX 4090", 1008), ("RTX 4080 SUPER", 736), ("RTX 4080", 717), ("RTX 4070 Ti SUPER", 672), ("RTX 4070", 504),
-    ("RTX 4060", 272), ("RTX 3090 Ti", 1008), ("RTX 3090", 936), ("RTX 3080 Ti", 912), ("RTX 3080", 760),
-    ("RTX 3070 Ti", 608), ("RTX 3070", 448), ("RTX 3060 Ti", 448), ("RTX 3060", 360), ("RTX 3050", 224), ("RTX 2080 Ti", 616),
-    ("RTX 2080", 448), ("RTX 2070", 448), ("RTX 2060", 336), ("GTX 1080 Ti", 484), ("GTX 1080", 320), ("GTX 1070", 256),
-    ("GTX 1660", 192),
-)  # fmt: skip
+from storyfi_lite.machine.cards import bandwidth_of
 
 UNIFIED = "GPU and CPU share the RAM"
 # nvmlReturn_t of nvml.h
@@ -57,22 +43,14 @@ class Driver:
     fault: str = ""
 
 
-def bandwidth_of(name: str) -> float | None:
-    """GB/s, None for a GPU that the table does not know. A laptop's has a desktop card's name and half its memory's speed."""
-    if re.search(r"\b(laptop|max-q|mobile)\b", name, re.IGNORECASE):
-        return None
-    known = ((re.search(rf"\b{re.escape(part)}\b", name, re.IGNORECASE), speed) for part, speed in GPU_BANDWIDTH_GB_S)
-    return next((speed for found, speed in known if found), None)
-
-
-def _bandwidth(nvml: Any, handle: Any, name: str) -> float | None:
+def _bandwidth(nvml: Any, handle: Any, name: str, total_bytes: int) -> float | None:
     """From the memory's clock and bus, as CUDA's deviceQuery computes it: two transfers a clock."""
     try:
         bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
         mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
     except nvml.NVMLError:
         bits = mhz = 0
-    return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name)
+    return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name, total_bytes)
 
 
 def visible(setting: str | None, uuids: list[str]) -> list[int]:
@@ -142,7 +120,7 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
         capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
     except nvml.NVMLError:
         capability = ""
-    bandwidth = _bandwidth(nvml, handle, name)
+    bandwidth = _bandwidth(nvml, handle, name, total_bytes)
     return Gpu(name, total_bytes, free_bytes, bandwidth, capability, index, _holders(nvml, handle), secret)
 
 

@@ -18,7 +18,8 @@ from storyfi_lite import files
 from storyfi_lite.errors import BadInput
 from storyfi_lite.machine import limits, selftest
 from storyfi_lite.machine.build import rebuild_command
-from storyfi_lite.machine.gpus import UNIFIED, Gpu, bandwidth_of, read_driver
+from storyfi_lite.machine.cards import bandwidth_of, shares_ram
+from storyfi_lite.machine.gpus import UNIFIED, Gpu, read_driver
 
 UNIFIED_HOST_BYTES = 4 << 30  # of a RAM that a GPU shares, planned for what is not on the GPU; else it counted twice
 CONTEXT_ROOM_BYTES = 1 << 30  # a CUDA context takes a few hundred MB
@@ -84,7 +85,7 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
             free_bytes, total_bytes = told.free_bytes, told.total_bytes
         else:
             free_bytes, total_bytes = device.memory_bytes()
-        name, speed = device.description, bandwidth_of(device.description)
+        name, speed = device.description, bandwidth_of(device.description, total_bytes)
         if not (speed or told or fault):
             speed = kernels.memory_gb_s(device)
         found.append(Gpu(name, total_bytes, free_bytes, speed, index=number))
@@ -105,8 +106,8 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
     seen = llama.gpus if llama else ()
     total_bytes, available_bytes = limits.memory_bytes()
     gpus = _with_memory(driver.gpus, seen, total_bytes, available_bytes)
-    if seen and any(gpu.memory_unknown == UNIFIED for gpu in gpus):
-        available_bytes = min(available_bytes, UNIFIED_HOST_BYTES)
+    if seen:
+        gpus, available_bytes = _shared_once(gpus, available_bytes)
     return Hardware(
         gpus=gpus,
         ram_total_bytes=total_bytes,
@@ -135,6 +136,17 @@ def _with_memory(told: tuple[Gpu, ...], seen: tuple[Gpu, ...], ram_bytes: int, a
         return replace(gpu, total_bytes=total, free_bytes=max(0, free - UNIFIED_HOST_BYTES) if shared else free)
 
     return tuple(completed(at, gpu) if gpu.memory_unknown else gpu for at, gpu in enumerate(told))
+
+
+def _shared_once(gpus: tuple[Gpu, ...], ram_bytes: int) -> tuple[tuple[Gpu, ...], int]:
+    """The GPUs, and the bytes of RAM to plan with: where a GPU shares the RAM, what it may use is not planned for twice."""
+    shared = [gpu for gpu in gpus if gpu.memory_unknown == UNIFIED or shares_ram(gpu.name)]
+    if not shared:
+        return gpus, ram_bytes
+    host_bytes = min(ram_bytes, UNIFIED_HOST_BYTES)
+    most = ram_bytes - host_bytes
+    gpus = tuple(replace(gpu, free_bytes=min(gpu.free_bytes, most)) if gpu in shared else gpu for gpu in gpus)
+    return gpus, host_bytes
 
 
 def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
@@ -175,7 +187,7 @@ _KEYS = {"gpus", "ram_gb", "cores", "cpu_bandwidth_gb_s", "disk_gb"}
 
 def from_json(path: Path) -> Hardware:
     """A machine from a file such as {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}; GB as vendors
-    say it (a "24 GB" card has 24 GiB). Raises BadInput with the key that is wrong."""
+    say it (a "24 GB" card has 24 GiB). A Mac's total_gb is its ram_gb. Raises BadInput with the key that is wrong."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -186,10 +198,14 @@ def from_json(path: Path) -> Hardware:
     gpus = machine.get("gpus", [])
     if not isinstance(gpus, list) or len(gpus) > 64:
         raise BadInput(f"{path}: gpus must be a list of at most 64")
+    total_bytes = _gib(machine, "ram_gb", path)
+    described, available_bytes = _shared_once(
+        tuple(_described_gpu(gpu, i, path) for i, gpu in enumerate(gpus)), total_bytes
+    )
     return Hardware(
-        gpus=tuple(_described_gpu(gpu, i, path) for i, gpu in enumerate(gpus)),
-        ram_total_bytes=_gib(machine, "ram_gb", path),
-        ram_available_bytes=_gib(machine, "ram_gb", path),
+        gpus=described,
+        ram_total_bytes=total_bytes,
+        ram_available_bytes=available_bytes,
         physical_cores=int(_positive(machine, "cores", path, 8)),
         disk_free_bytes=_gib(machine, "disk_gb", path, 1000),
         cpu_bandwidth_gb_s=_positive(
@@ -226,6 +242,6 @@ def _described_gpu(data: Any, index: int, path: Path) -> Gpu:
     free = _gib(gpu, "free_gb", path, gpu["total_gb"])
     if free > total:
         raise BadInput(f"{path}: gpus[{index}] has more memory free than in all")
-    known = bandwidth_of(name)
+    known = bandwidth_of(name, total)
     speed = _positive(gpu, "bandwidth_gb_s", path, known) if "bandwidth_gb_s" in gpu or known else None
     return Gpu(name, total, free, speed, index=index)
