@@ -1,9 +1,9 @@
 """Knows how fast GPUs read their memory, by name: for machines that are only described, and where no driver says it.
 
-Peak figures of the makers, in GB/s: NVIDIA's GeForce, RTX and data-centre product pages and data sheets (for a laptop GPU that
-is sold with memory of several speeds: the fastest), AMD's Radeon product pages, Intel's ARK, Apple's technical
-specifications. A page that gives only bus and transfer rate gives their product: GB/s = bits / 8 × GT/s. What no page
-gives is not here. Measures nothing: see kernels.py.
+Peak figures as the makers publish them, in GB/s. Where to check a row: NVIDIA's GeForce, RTX and data-centre product pages and
+data sheets (of a laptop GPU that is sold with memory of several speeds: the fastest), AMD's Radeon product pages, Intel's ARK,
+Apple's technical specifications; a page that gives only bus and transfer rate gives their product: GB/s = bits / 8 × GT/s. Not
+every row has been compared with its page yet. Measures nothing: see kernels.py.
 """
 
 from __future__ import annotations
