@@ -178,7 +178,7 @@ class DevNetwork:
 
 
 def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state: DevState | None = None) -> DevNetwork:
-    """Hosts or joins the dev chain of `directory`; makes, registers and stakes its wallets where still to do.
+    """Host or join the dev chain of `directory`; make, register and stake those of its wallets that still need it.
 
     Wallets are bittensor wallets under directory/wallets, named miner, miner-2, …, validator, validator-2, …,
     each with the hotkey "default". `state` sets the chain's rules if this call becomes the host. May be
@@ -233,7 +233,7 @@ def _names(role: str, count: int) -> list[str]:
 
 
 def _make_wallet(directory: Path, name: str) -> Wallet:
-    """Both of its keys or, on a full disk, none: half a wallet would be taken for a whole one next time."""
+    """Make both keys of a wallet or, on a full disk, none: half a wallet would be taken for a whole one next time."""
     wallets = directory / "wallets"
     if not (wallets / name).exists():
         with tempfile.TemporaryDirectory(dir=directory) as part:

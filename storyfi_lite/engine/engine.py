@@ -1,10 +1,10 @@
-"""The engine: many requests, one llama context, one thread that owns it.
+"""Writes the answers to many requests at once with one llama context, on one thread that owns it.
 
     submit(job) -> Future      any thread; bounded queue, Busy at once when a job cannot be queued or be in time
     the engine's thread        each step: admit jobs to free slots, fill one batch (a token or more for each running
                                slot, prompt chunks in what room is left), decode, choose, finish
 
-Knows prompts, grammars and deadlines; nothing of HTTP, hotkeys, tasks or the chain.
+It knows prompts (tasks.base.Messages), grammars and deadlines; nothing of HTTP, hotkeys, the chain, or what the single tasks ask.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Predicts how fast an answer will be written: the bytes that a token reads, over the speed of reading them, by device.
 
 The CPU's speed comes from a two-second measurement with ggml's own kernels (calibrate.py, kept per machine) for each type of
-weights and for attention; a GPU's from its memory's clock and width, or from the table of machine/hardware.py.
+weights and for attention; a GPU's from its memory's clock and width, or from the table of machine/gpus.py.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Story:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     id: int | None = None
 
-    def lacks(self, task: TaskName) -> bool:
+    def is_ready_for(self, task: TaskName) -> bool:
         """Return whether `task` comes next: all stages before it are answered and it is not."""
         done = list(self.stages)
         return done == list(STAGES[: STAGES.index(task)])
@@ -69,7 +69,7 @@ def draw(dice: random.Random, stories: Sequence[Story], inputs: Sequence[str] = 
     is ready for the task that was drawn, an earlier stage is asked instead."""
     at = STAGES.index(dice.choices(list(SHARES), list(SHARES.values()))[0])
     for task in reversed(STAGES[1 : at + 1]):
-        ready = [story for story in stories if story.lacks(task)]
+        ready = [story for story in stories if story.is_ready_for(task)]
         if ready:
             return _question(dice, task, dice.choice(ready))
     text = dice.choice(inputs) if inputs else made_up(dice)

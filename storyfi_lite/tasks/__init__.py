@@ -1,6 +1,6 @@
-"""The four tasks, one module each: `get(name)`, `TASKS`.
+"""Defines the four tasks, one module each: the schema of an answer and the prompt that asks for it. `get(name)` finds one.
 
-Nothing outside this package knows what a blueprint is.
+How an answer is scored is not here: validator/ knows the fields of each task too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (BLUEPRINT, CHARACTERS, ST
 
 
 def get(name: str) -> Task:
-    """Raises BadInput with the known names."""
+    """Return the task of this name. Raises BadInput with the known names."""
     if name not in TASKS:
         raise BadInput(f"no task is named {name!r}; there are {', '.join(TASKS)}")
     return TASKS[name]
