@@ -328,6 +328,7 @@ def measure(chosen: list[Sample], answers: list[Path], rng: random.Random) -> li
         row = {"kind": name, "language": language, "n": len(values), "p1": low, "median": median, "p99": high}
         human = found["human prose", language]
         missed = sum(value < 28 if values is human else value > 10 for value in values) / len(values)
+        row["mean"] = round(float(np.mean(values)), 2)
         row |= {"missed": round(missed, 4), "auc": None if values is human else round(auc(human, values), 4)}
         rows.append(row)
     return rows
