@@ -187,6 +187,13 @@ def test_what_is_no_policy_is_refused(tmp_path: Path, text: str, says: str) -> N
         load_policy(path)
 
 
+def test_a_policy_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(b"rule: \xff\n")
+    with pytest.raises(BadInput, match="no text"):
+        load_policy(path)
+
+
 def test_a_key_that_is_missing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("rule: proof\n")
