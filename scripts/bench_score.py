@@ -269,6 +269,13 @@ def _instructions(sample: Sample, rng: random.Random) -> tuple[str, str]:
     return (text * 2)[: len(sample.setting)], text[-len(sample.conflict) :]
 
 
+def _list(language: str, text: str, rng: random.Random) -> str:
+    """Its longer words, each once."""
+    words = sorted(set(re.findall("[a-z]{6,}" if language == "en" else "[\u4e00-\u9fff]{2}", text)))
+    rng.shuffle(words)
+    return ", ".join(words) + "." if language == "en" else "、".join(words) + "。"
+
+
 def _cut_off(language: str, text: str, rng: random.Random) -> str:
     return text[: -rng.randint(5, 20)].rstrip(".。!?！？\"'”’ ")
 
@@ -284,6 +291,7 @@ NOISE: dict[str, Noise] = {
 MEASURED: dict[str, Noise] = {  # prose with a flaw, and what no such rule can see
     "cut off": _each(_cut_off),
     "sentences shuffled": _each(_sentences),
+    "a list of words": _each(_list),
     "pairs of words shuffled": _each(partial(_words, size=2)),
 }
 

@@ -49,7 +49,8 @@ _VARIETY = (0.5, 0.25)  # different words in a hundred
 _ORDER = (0.05, -0.15)  # mean score of a pair, in nats
 _CUT_OFF = 0.4  # what a text loses that stops inside a sentence
 _SENTENCE_CHARS = (100, 50)  # a shorter text may be a phrase; Han says the same in half
-_ENGLISH = 0.25  # of the words are among the table's: it is English
+_ENGLISH = (0.25, 0.1)  # of the words are among the table's: English has them, a list of nouns has not
+_ONLY_ENGLISH = {"the", "and", "who", "with", "that"}  # in plain ASCII letters
 _MIN_PAIRS = 20
 
 
@@ -63,24 +64,22 @@ class Reading:
         self.repeated = repeated_share(self.hashes)
         self.varied = variety(self.folded)
 
-    def worth(self) -> tuple[float, str]:
-        """0 to 1, and the faults seen."""
+    def worth(self, user_input: str) -> tuple[float, str]:
+        """0 to 1, and the faults seen, in an answer to `user_input`."""
         printed = "".join("".join(self.texts).split())
         digits = sum(map(str.isdecimal, printed)) / max(1, len(printed))
         given = _instructions()
         at = np.searchsorted(given, self.hashes).clip(max=len(given) - 1)
         copied = float((given[at] == self.hashes).mean()) if len(self.hashes) else 0.0
         cut = _cut_off_share(self.texts)
-        order = _order(self.folded)
         kept = {
             f"{copied:.0%} copied from the instructions": falling(copied, *_COPIED),
             f"{digits:.0%} digits": falling(digits, *_DIGITS),
             f"{self.repeated:.0%} said before": falling(self.repeated, *_REPEATED),
             f"{self.varied:.0%} different words in a hundred": falling(self.varied, *_VARIETY),
             f"{cut:.0%} of the texts cut off": 1 - _CUT_OFF * cut,
+            **_order(user_input, self.folded),
         }
-        if order is not None:
-            kept[f"{order:+.2f} nats a pair of neighbours"] = falling(order, *_ORDER)
         return math.prod(kept.values()), ", ".join(saw for saw, share in kept.items() if share < 1)
 
 
@@ -138,10 +137,23 @@ def units(folded: str) -> tuple[str, list[str]]:
     return ("han", han) if len(han) > len(words) else ("english", words)
 
 
-def _order(folded: str) -> float | None:
-    """The mean score of neighbours, in nats; None for too few of them, and for a language that the tables do not know."""
+def _order(user_input: str, folded: str) -> dict[str, float]:
+    """What is kept for the order of words; nothing is said of few words, or of a language that the tables do not know. An
+    English request makes English of what has no common words."""
     name, found = units(folded)
     if len(found) <= _MIN_PAIRS or len(KANA.findall(folded)) * 20 > len(found):
-        return None
+        return {}
     mean, common = _tables()[name].look(found)
-    return mean if name == "han" or common >= _ENGLISH else None
+    if name == "han" or common >= _ENGLISH[0]:
+        return {f"{mean:+.2f} nats a pair of neighbours": falling(mean, *_ORDER)}
+    return {f"{common:.0%} common words": falling(common, *_ENGLISH)} if _is_english(user_input) else {}
+
+
+def _is_english(text: str) -> bool:
+    found = units(fold(text))[1]
+    return (
+        text.isascii()
+        and len(found) > 1
+        and not _ONLY_ENGLISH.isdisjoint(text.lower().split())
+        and _tables()["english"].look(found)[1] >= _ENGLISH[0]
+    )

@@ -119,7 +119,7 @@ def _content(request: StoryRequest, data: dict[str, Any], history: Likeness) -> 
     is prose."""
     folded = fold(SEPARATOR.join(strings(data, MAX_TEXT_CHARS)))
     reading = Reading(prose(request.task_type, data, MAX_TEXT_CHARS))
-    kept, faults = reading.worth()
+    kept, faults = reading.worth(request.user_input)
     parts = (_relevance(request, folded), *_fluency(request, reading), _originality(folded, history))
     saw = f"; as prose worth {kept:.0%}: {faults}" if faults else ""
     return tuple(replace(part, points=kept * part.points, saw=part.saw + saw) for part in parts)
