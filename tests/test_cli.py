@@ -151,3 +151,19 @@ def test_the_shell_completes_values(line: str, offers: set[str]) -> None:
     environment = {"_STORYFI_LITE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     result = CliRunner().invoke(cli, env=environment, prog_name="storyfi-lite")
     assert offers <= {offer.partition(",")[2] for offer in result.output.splitlines()}
+
+
+@pytest.mark.parametrize("arguments", [["generate", "caf\udce9"], ["story", "caf\udce9"]])
+def test_text_in_another_encoding_is_named(arguments: list[str]) -> None:
+    """As Python hands over the byte E9, a Latin-1 é."""
+    done = run(*arguments)
+    assert done.returncode == 2 and "not UTF-8" in done.stderr and "surrogate" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 only")
+def test_a_model_file_may_have_any_name(tmp_path: Path, small_model_path: Path) -> None:
+    path = tmp_path / "bad\udcff.gguf"
+    path.symlink_to(small_model_path)
+    done = run("generate", "a heist", "--max-tokens", "600", "--threads", "1", "--seed", "1", "--model.path", str(path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["title"]

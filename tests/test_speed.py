@@ -76,7 +76,9 @@ def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkey
     calibrate.cpu_speed.cache_clear()
 
 
-def test_a_calibration_taken_on_a_busy_machine_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_taken_on_a_busy_machine_says_so_and_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     slower = {kind: speed / 2 for kind, speed in EVEN.items()}
     seen = iter([CpuSpeed(slower, {"f16": 0.2, "q8_0": 0.9}, 2.0), CpuSpeed(EVEN, {"f16": 0.3, "q8_0": 0.4}, 1.0)] * 2)
@@ -85,6 +87,7 @@ def test_a_calibration_taken_on_a_busy_machine_is_not_kept(tmp_path: Path, monke
     monkeypatch.setattr(calibrate, "cpu_seconds_of_others", lambda: next(used))
     calibrate.cpu_speed.cache_clear()
     assert calibrate.cpu_speed(1) == CpuSpeed(EVEN, {"f16": 0.2, "q8_0": 0.4}, 1.0)  # the best of what was seen
+    assert "while other programs had its cores" in caplog.text
     calibrate.cpu_speed.cache_clear()
     assert not (tmp_path / "storyfi-lite").exists()
 

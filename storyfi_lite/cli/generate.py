@@ -11,6 +11,7 @@ import click
 
 from storyfi_lite.cli.options import (
     TASK_NAMES,
+    UTF8,
     Number,
     api_options,
     chapter_ids_option,
@@ -25,7 +26,7 @@ TIMEOUT_S = 3600.0
 
 
 @click.command()
-@click.argument("text")
+@click.argument("text", type=UTF8)
 @click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
 @click.option(
     "--context",

@@ -33,6 +33,22 @@ def complete_networks(ctx: click.Context, param: click.Parameter, begun: str) ->
     return [name for name in ("test", "finney", "local", "dev") if name.startswith(begun)]
 
 
+class _Utf8(click.ParamType):
+    """Text for a story. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail("not UTF-8; the terminal or script that it comes from uses another encoding", param, ctx)
+        return str(value)
+
+
+UTF8 = _Utf8()
+
+
 class _Ids(click.ParamType):
     name = "ids"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, json_option, model_options
+from storyfi_lite.cli.options import TASK_NAMES, UTF8, json_option, model_options
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
@@ -22,7 +22,7 @@ EXIT_CODES = {"proven": 0, "refuted": 1, "inconclusive": 3}
 
 @click.command()
 @click.argument("response", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--text", help="The user input that was asked about.")
+@click.option("--text", type=UTF8, help="The user input that was asked about.")
 @click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
 @click.option("--request", "request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="The whole request as JSON, in place of --text and --task.")  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, api_options, model_options, placement_options
+from storyfi_lite.cli.options import TASK_NAMES, UTF8, api_options, model_options, placement_options
 from storyfi_lite.errors import BadInput, LiteError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TIMEOUT_S = 7200.0
 
 
 @click.command()
-@click.argument("text")
+@click.argument("text", type=UTF8)
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
 @click.option(
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."

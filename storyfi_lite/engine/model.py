@@ -6,6 +6,7 @@ Not thread-safe: whoever makes a Context keeps it on one thread. Knows nothing o
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Model:
         if settings.experts_in_ram:
             params.tensor_buft_overrides = self._expert_overrides(settings.experts_in_ram)
         devices.complaints.clear()
-        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise _load_error(path)
         self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))

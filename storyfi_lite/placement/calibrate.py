@@ -7,6 +7,7 @@ Types differ by a factor of five on one CPU: the simple ones are bound by memory
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 from storyfi_lite import files
 from storyfi_lite.machine import limits
+
+log = logging.getLogger(__name__)
 
 NARROW_COLUMNS = 512
 # ggml_type of ggml.h
@@ -74,6 +77,10 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
         measured = again if undisturbed else measured.best_of(again)
     if undisturbed:
         files.write_cache(path, json.dumps({**known, key: asdict(measured)}))
+    else:
+        log.warning(
+            "this CPU was measured while other programs had its cores: what is predicted is too slow, and measured again next time"
+        )
     return measured
 
 
