@@ -744,7 +744,7 @@ def test_without_a_local_model_the_chosen_api_answers_and_says_so(
     assert outcome(chain).claim.miner_mode == "APIFallbackLoader"
     loud = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert any("local can't be used: no GPU" in line for line in loud)
-    assert any("APIFallbackLoader" in line and "0.5" in line for line in loud)
+    assert any(" API, " in line and "0.5" in line for line in loud)
 
 
 def test_requests_move_to_the_api_when_the_local_engine_dies(

@@ -239,7 +239,9 @@ def test_policies_and_limits() -> None:
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
     assert placed(machine(24), policy="largest").file.size_bytes >= placed(machine(24)).file.size_bytes
     assert placed(machine(24), name="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
-    with pytest.raises(DoesNotFit, match="made for 4096"):
+    with pytest.raises(BadInput, match="no model has so many tokens of context"):
+        placed(machine(24), n_ctx=100_000)
+    with pytest.raises(DoesNotFit, match="4096 tokens that it was made for"):
         placed(machine(80), name="yi-34b", n_ctx=32_768)
     with pytest.raises(BadInput, match="API model"):
         placed(machine(24), name="gpt-4-turbo")

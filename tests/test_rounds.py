@@ -414,6 +414,14 @@ def test_the_rounds_record_is_json_with_every_miner() -> None:
     assert record == json.loads(report.to_json())
 
 
+def test_a_dry_run_with_nobody_to_ask_says_what_to_start() -> None:
+    options = validate_options(ChainOptions(netuid=108, network="dev", wallet="v", hotkey="d"), dry_run=True)
+    session: Any = SimpleNamespace(snapshot=MetagraphSnapshot(108, 1000, 0.0, ()))
+    loop = _Loop(options, WALLET, session, State(None), Auditor({}, REGISTRY, opened_never), RULES, [])
+    with pytest.raises(Unavailable, match=r"(?s)no miner on dev.*storyfi-lite mine --network dev "):
+        asyncio.run(loop.run(lambda report: None))
+
+
 def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None:
     """Also weights: a state that saw a higher block than the chain has is another chain's, and does not stop them."""
     options = validate_options(ChainOptions(netuid=92, network="dev", wallet="v", hotkey="d"))

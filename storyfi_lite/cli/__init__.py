@@ -37,6 +37,12 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List each command with its whole first sentence, which click would cut."""
+        commands = [(name, self.get_command(ctx, name)) for name in COMMANDS]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command if cmd_name in COMMANDS else None
 

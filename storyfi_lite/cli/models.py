@@ -65,12 +65,12 @@ def _fit(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from storyfi_lite.cli.table import print_table
 
-    table = Table("model", "tier", "multiplier", "file", "on this machine", "blueprint", "on disk", box=None)
+    cells = []
     for row in rows:
         seconds = "" if row["blueprint_s"] is None else f"{row['blueprint_s']:.0f} s"
-        cells = [row["model"], row["tier"], f"{row['multiplier']:g}", row["quant"] or "", row["fits"], seconds]
-        table.add_row(*map(str, cells), ", ".join(row["here"]))
-    Console(width=None if Console().is_terminal else 140).print(table)
+        facts = (row["model"], str(row["tier"]), f"{row['multiplier']:g}", row["quant"] or "", row["fits"], seconds)
+        cells.append((*facts, "\n".join(row["here"])))
+    headers = ("model", "tier", "multiplier", "file", "on this machine", "blueprint", "on disk")
+    print_table(headers, cells, wrapped="on this machine")

@@ -46,6 +46,8 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
 
 
 def _table(found: Placement, gpus: list[str]) -> str:
+    from storyfi_lite.cli.table import reflow
+
     settings = found.settings
     lines = [
         f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
@@ -55,7 +57,7 @@ def _table(found: Placement, gpus: list[str]) -> str:
     for name, need in zip([*gpus, "RAM"], found.demands, strict=True):
         if need.total_bytes:
             lines.append(f"  {name:<10} {_parts(need)}")
-    return "\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)])
+    return "\n".join(map(reflow, [*lines, *(f"  - {reason}" for reason in found.reasons)]))
 
 
 def _parts(need: Demand) -> str:

@@ -37,7 +37,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def command(log_format: Any, as_json: bool, **flags: Any) -> None:
     """Validate: ask every miner, verify, replay some, score, average, set weights; until Ctrl-C.
 
-    Claims are proven with the model files that are here: `storyfi-lite pull` those that your miners run.
+    With --json: one line of JSON a round (JSON Lines). Claims are proven with the model files that are here: `storyfi-lite pull` those that your miners run.
 
     \b
     storyfi-lite validate --network dev --dry-run       one round, a table, nothing kept
@@ -54,23 +54,21 @@ def command(log_format: Any, as_json: bool, **flags: Any) -> None:
 
 
 def _print_table(report: Report) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    title = f"round {report.number}: {report.task}, “{report.user_input[:70]}”"
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("miner", "claims", "proof"):
-        table.add_column(name, no_wrap=True)
-    for name in ("s", "base", "x", "final", "average"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in sorted(report.rows, key=lambda row: -row.final):
+    from storyfi_lite.cli.table import print_table, reflow
+
+    prompt = Text(report.user_input)
+    prompt.truncate(70, overflow="ellipsis")  # counts terminal cells
+    click.echo(reflow(f"round {report.number}: {report.task}, “{prompt.plain}”"))
+    ranked = sorted(report.rows, key=lambda row: -row.final)
+    cells = []
+    for row in ranked:
         seconds = "" if row.elapsed_s is None else f"{row.elapsed_s:.1f}"
         figures = (seconds, f"{row.base:.1f}", f"{row.multiplier:.2f}", f"{row.final:.1f}", f"{row.average:.2f}")
-        table.add_row(row.hotkey[:8], Text(row.model[:20]), row.proof, *figures)
-    console = Console(highlight=False)
-    console.print(table)
-    for row in report.rows:
-        if row.problem:
-            console.print(Text(f"  {row.hotkey[:8]}  {row.problem[:300]}"))
+        cells.append((row.hotkey[:8], row.model, row.proof, *figures))
+    figures_of = ("s", "base", "x", "final", "average")
+    print_table(("miner", "claims", "proof", *figures_of), cells, right=figures_of)
+    for row in ranked:
+        for said in filter(None, (row.paid_for, row.problem)):
+            click.echo(reflow(f"  {row.hotkey[:8]}  {said}"))

@@ -23,6 +23,11 @@ class ModelClaim:
     gpu_memory_gb: float
     multiplier: float  # what the reward table gives for this claim
 
+    @property
+    def writer(self) -> str:
+        """Say for the operator what writes: "local model", or which API."""
+        return "local model" if self.miner_mode == "LocalModelLoader" else f"{self.model_info.provider} API"
+
 
 @dataclass(frozen=True)
 class Job:

@@ -138,7 +138,7 @@ class FallbackLoader:
         name, loader = self._loaders[self._active]
         claim = loader.claim
         level = logging.INFO if claim.miner_mode == "LocalModelLoader" else logging.WARNING
-        facts = (claim.miner_mode, claim.model_name, claim.multiplier)
+        facts = (claim.writer, claim.model_name, claim.multiplier)
         logger.log(level, "%s %s: %s, %s, reward multiplier %g", words, name, *facts)
 
     def _hand_over(self, job: Job, outer: Future[Answer]) -> None:

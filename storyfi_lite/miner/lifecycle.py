@@ -158,7 +158,7 @@ async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Await
     server = StoryServer(miner)
     at, port = listener.getsockname()[:2]
     claim = miner.loader.claim
-    facts = {"hotkey": miner.service.self_hotkey_ss58, "model": claim.model_name, "mode": claim.miner_mode}
+    facts = {"hotkey": miner.service.self_hotkey_ss58, "model": claim.model_name, "writer": claim.writer}
     log.info("answering on http://%s:%d", url_host(at), port, extra={"facts": facts})
     beside = [asyncio.ensure_future(_watch(server, miner))]
     if announce is not None:

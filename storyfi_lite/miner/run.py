@@ -86,10 +86,13 @@ async def _run(options: MineOptions) -> None:
         opened.push_async_callback(session.close)
         if session.own_neuron is None:
             log.warning("%s; first the model, to say how fast this machine writes", session.health().detail)
+        log.info("choosing the model for this machine")
         loader, model = await _in_thread(
             lambda: open_loader(options.model, Notices(_log_progress(), log.info), warm_up=True)
         )
         opened.callback(loader.close)
+        for name, fact in model.items():
+            log.info("%s: %s", name, fact)
         session.check_registered()  # after the speed was told: a registration costs money
         transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
         require_retention(nonces.retention, [transport.window_s for transport in transports])

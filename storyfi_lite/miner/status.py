@@ -42,7 +42,7 @@ def render(
     claim = loader.claim
     told = {
         "state": health.detail,
-        "mode": claim.miner_mode,
+        "writer": claim.writer,
         "model": claim.model_name,
         "version": claim.model_info.version,
         "GPU memory": f"{claim.gpu_memory_gb:g} GB",

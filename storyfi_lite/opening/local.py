@@ -93,8 +93,12 @@ class LocalOpener:
             )
             return LocalModelLoader(model, placed.placement.settings, gpu_memory_gb(placed.placement, self.hardware))
 
-        placed, loader = self.load(self.find(options), options, make)
+        placed = self.find(options)
         if warm_up:
+            self._notices.note(f"loading {placed.path.name}, {placed.placement.where}")
+        placed, loader = self.load(placed, options, make)
+        if warm_up:
+            self._notices.note("measuring how fast it writes here")
             loader.warm_up()
         return loader, _facts(placed)
 
@@ -146,7 +150,8 @@ class LocalOpener:
         try:
             return place(registry or self.registry, self.hardware, options, self._catalog)
         except DoesNotFit as error:
-            raise error if options.name else DoesNotFit(f"{error}\n{WAYS_OUT}") from None
+            ways_out = "leave out --ctx: every task has room without it" if options.n_ctx else WAYS_OUT
+            raise error if options.name else DoesNotFit(f"{error}\n{ways_out}") from None
 
     def _best_here(self, options: ModelOptions) -> Placement | None:
         """Choose among the files on disk, of the named model only if one is named; None if there are none."""

@@ -15,7 +15,7 @@ from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions, PlacementPolicy
 from storyfi_lite.placement import memory, speed, weights
 from storyfi_lite.placement.catalog import Catalog
-from storyfi_lite.placement.fit import Fitter, room_bytes
+from storyfi_lite.placement.fit import Fitter, kv_types, room_bytes
 from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
 
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
@@ -97,17 +97,20 @@ def place_file(
     """Find the best way to run one file, by its header or else by the registry's figures. Raises DoesNotFit."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     if options.n_ctx and options.n_ctx > arch.context_length:
-        raise DoesNotFit(f"{options.n_ctx} tokens of context are asked for, it was made for {arch.context_length}")
+        raise DoesNotFit(f"--ctx {options.n_ctx} is more than the {arch.context_length} tokens that it was made for")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
     settings = Fitter(arch, loads, hardware, options.kv_type).best(base)
     if settings is None:
-        gpus = hardware.usable_gpus
-        vram = f" and {sum(gpu.free_bytes for gpu in gpus) / GIB:.1f} GiB of GPU memory" if gpus else ""
+        gpus, smallest = hardware.usable_gpus, replace(base, kv_type=kv_types(arch)[-1])
+        need_bytes = sum(need.total_bytes for need in memory.demand(arch, loads, smallest, len(gpus)))
+        free_bytes = hardware.ram_available_bytes + sum(gpu.free_bytes for gpu in gpus)
+        reserve_bytes = free_bytes - sum(room_bytes(hardware))
         holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
         raise DoesNotFit(
-            f"{file.quant} does not fit: its weights alone are {loads.file_bytes / GIB:.1f} GiB, "
-            f"{hardware.ram_available_bytes / GIB:.1f} GiB of RAM{vram} are free"
+            f"{file.quant} does not fit: it needs {need_bytes / GIB:.1f} GiB, {loads.file_bytes / GIB:.1f} of them for its weights; "
+            f"{free_bytes / GIB:.1f} GiB of RAM{' and GPU memory' if gpus else ''} are free, "
+            f"{reserve_bytes / GIB:.1f} of them kept for the system"
             + (f"; the GPU is also held by {holders}" if holders else "")
         )
     demands = tuple(memory.demand(arch, loads, settings, len(hardware.usable_gpus)))
@@ -151,6 +154,10 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     BadInput for an unknown or API model."""
     if options.name:
         return _place_named(registry, hardware, options, catalog)
+    longest = max(registry.local, key=lambda spec: spec.architecture.context_length)
+    if options.n_ctx and options.n_ctx > longest.architecture.context_length:
+        most = f"{longest.architecture.context_length}, {longest.key}'s; {MIN_CONTEXT} are enough for every task"
+        raise BadInput(f"--ctx {options.n_ctx}: no model has so many tokens of context, the most are {most}")
     found: list[Placement] = []
     refused: dict[str, str] = {}
     for spec in registry.local:
@@ -169,7 +176,7 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     found = [one for one in found if one.spec.key not in refused]
     if not found:
         reasons = "\n".join(f"  {key}: {why}" for key, why in refused.items())
-        raise DoesNotFit(f"no local model is fast enough here:\n{reasons}")
+        raise DoesNotFit(f"no local model fits here and is fast enough:\n{reasons}")
     ranks: dict[PlacementPolicy, Callable[[Placement], Any]] = {
         "reward": lambda one: _reward(one, catalog),
         "fastest": lambda one: one.speed.tokens_per_s,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from storyfi_lite.errors import BadInput, LiteError
+from storyfi_lite.errors import BadInput, LiteError, Unavailable
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.opening.local import SILENT, LocalOpener
@@ -60,7 +60,8 @@ class ValidateOptions:
 
 
 def run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
-    """Validate until the process is stopped, or for `options.rounds` rounds. Raises a LiteError if it cannot start."""
+    """Validate until the process is stopped, or for `options.rounds` rounds. Raises a LiteError if it cannot start, and
+    Unavailable if nobody answered in a dry run."""
     asyncio.run(_run(options, show))
 
 
@@ -87,7 +88,7 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
             names = sorted(f"{file.spec.key} {file.file.quant}" for file in files.values())
             log.info("replays at most %d answers a round, of: %s", options.proofs, ", ".join(names) or "nothing")
             if not names:
-                log.warning("no model file is here, so no claim can be proven\n  storyfi-lite pull MODEL --quant QUANT")
+                log.warning("no model file is here, so no claim can be proven: storyfi-lite pull MODEL --quant QUANT")
             if session.own_neuron is not None and not session.own_neuron.validator_permit:
                 log.warning("this hotkey has no validator permit: miners will refuse it, and the chain its weights")
             loop = _Loop(options, wallet, session, state, auditor, rules, inputs)
@@ -139,23 +140,44 @@ class _Loop:
         self._index = CopyIndex(self._state.fingerprints())
 
     async def run(self, show: Callable[[Report], None]) -> None:
-        done = 0
+        done = shown = 0
         while self._options.rounds is None or done < self._options.rounds:
             started_s = asyncio.get_running_loop().time()
             report = await self._round()
             if report is not None:
                 show(report)
+                shown += 1
             if not self._options.dry_run:
                 await self._set_weights()
             done += 1
             if done != self._options.rounds:
                 await asyncio.sleep(started_s + self._options.interval_s - asyncio.get_running_loop().time())
+        if self._options.dry_run and not shown:
+            raise Unavailable(self._nobody())
+
+    def _nobody(self) -> str:
+        """Say who is missing, and on a development chain how to start one."""
+        from storyfi_lite.chain.networks import dev_directory, printable
+
+        network = self._options.chain.network
+        if self._miners():
+            said = "nobody answered"
+        else:
+            said = f"no miner on {printable(network)}, netuid {self._options.chain.netuid}, has published an endpoint"
+        start = (
+            f"\n  storyfi-lite mine --network {network}   in another terminal, first" if dev_directory(network) else ""
+        )
+        return said + start
 
     async def _round(self) -> Report | None:
         question = draw(self._dice, self._state.stories(), self._inputs)
         standings = self._state.standings()
         targets = [Target(hotkey, at, standings[hotkey].wire if hotkey in standings else "")
                    for hotkey, at in self._miners().items()]  # fmt: skip
+        if not targets:
+            if not self._options.dry_run:  # which ends with the same words
+                log.warning("%s", self._nobody().replace("\n ", ";"))
+            return None
         log.info("asking %d miners for %s: %s", len(targets), question.request.task_type, question.request.user_input)
         replies = await self._ask_all(targets, question)
         if not any(isinstance(reply, Reply) for reply in replies.values()):

@@ -47,7 +47,8 @@ Prove = Callable[[Sequence[Candidate]], Mapping[str, Verdict]]
 
 @dataclass(frozen=True)
 class Row:
-    """Reports what one miner did in one round. `problem`: why nothing is paid, or what was wrong; "" if nothing was."""
+    """Reports what one miner did in one round. `paid_for`: what the multiplier rests on; "" without an answer. `problem`: why
+    nothing is paid, or what was wrong; "" if nothing was."""
 
     hotkey: str
     wire: str
@@ -61,6 +62,7 @@ class Row:
     final: float
     average: float
     problem: str
+    paid_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,17 @@ def _pay(
         paid.final,
         0.0,
         "; ".join(filter(None, problems))[:MAX_PROBLEM_CHARS],
+        _paid_for(paid, verdict, evidence, rules),
     )
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
+
+
+def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> str:
+    """Say what the multiplier rests on; a miner is paid for its standing, not for the one answer that was replayed."""
+    if verdict is None or verdict.status != "proven" or paid.reason.endswith("is proven"):
+        return paid.reason
+    needed = rules.policy.proof.proven_needed
+    return f"{paid.reason} yet: this answer is, {needed} of its answers have to be"
 
 
 def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> Verdict | None:

@@ -1,0 +1,54 @@
+"""Prints tables that cut no word and no name: side by side where the terminal is wide enough, else one row below the other.
+
+Widths are counted in terminal cells, so Chinese text keeps its columns.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 160  # nobody sees the edge of a pipe
+MIN_WRAPPED_WIDTH = 12
+
+
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), wrapped: str = ""
+) -> None:
+    """Print the rows. `right`: columns of figures; `wrapped`: the one column whose text may go on in a second line."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in headers:
+        width = MIN_WRAPPED_WIDTH if name == wrapped else None
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name != wrapped, min_width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    unbounded = console.options.update(width=1_000)  # else what is measured is never wider than the terminal
+    if console.measure(table, options=unbounded).minimum <= console.width:
+        console.print(table)
+        return
+    for first, *others in rows:
+        facts = "; ".join(f"{name} {cell}" for name, cell in zip(headers[1:], others, strict=True) if cell)
+        console.print(Text(first, style="bold"), Text(f"\n{facts}"), sep="")
+
+
+def reflow(line: str) -> str:
+    """Break a line between words where a terminal ends, and indent what follows; a pipe gets the line whole."""
+    console = Console()
+    if not console.is_terminal:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(
+        line,
+        console.width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
