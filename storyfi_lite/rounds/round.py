@@ -193,7 +193,7 @@ def _pay(
 
 def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> str:
     """Say what the multiplier rests on; a miner is paid for its standing, not for the one answer that was replayed."""
-    if verdict is None or verdict.status != "proven" or paid.reason.endswith("is proven"):
+    if verdict is None or verdict.status != "proven" or not paid.reason.endswith("is not proven"):
         return paid.reason
     needed = rules.policy.proof.proven_needed
     return f"{paid.reason} yet: this answer is, {needed} of its answers have to be"
