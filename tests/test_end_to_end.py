@@ -227,6 +227,7 @@ def test_sigterm_finishes_the_answer_in_hand_and_exits_143(miner: RunningMiner) 
     asking = threading.Thread(target=lambda: replies.append(miner.ask(request)))
     asking.start()
     while "running 1" not in _running(miner):
+        assert asking.is_alive(), "the request was refused, or answered before anybody looked"
         time.sleep(0.05)
     miner.process.send_signal(signal.SIGTERM)
     asking.join(timeout=120)
