@@ -345,6 +345,7 @@ def test_a_proven_miner_is_paid_its_models_figure_a_new_one_half() -> None:
     assert outcome.standings["old"].evidence.statuses == ("proven",) * 4
     report, outcome = play({"new": reply(**GOOD)}, new="proven")
     assert rows(report)["new"].multiplier == 0.5  # one proof is not three
+    assert "not proven yet: this answer is, 3 of its answers" in rows(report)["new"].paid_for
     assert outcome.standings["new"].evidence.statuses == ("proven",)
 
 

@@ -11,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from storyfi_lite.cli import COMMANDS, cli, table
+from storyfi_lite.errors import BadInput
+from storyfi_lite.grammar.check import parse_json
 from storyfi_lite.models.registry import load_registry
 
 ROWS = [("gemini-3.5-flash-lite", "4", "gemini API, ends 2026-12-01"), ("灯塔-七", "1", "all layers on the GPU")]
@@ -52,3 +54,9 @@ def test_help_lists_every_command_with_a_whole_sentence(width: int) -> None:
 def test_a_pipe_gets_every_name_whole() -> None:
     printed = CliRunner().invoke(cli, ["models"]).output
     assert all(key in printed for key in load_registry().keys) and "…" not in printed
+
+
+@pytest.mark.parametrize("broken", ['{"a": "b', '{"a": "b\n"}'])
+def test_a_parsers_words_say_at_once(broken: str) -> None:
+    with pytest.raises(BadInput, match=r"^not JSON: [^:]*(starting|character) at character \d"):
+        parse_json(broken.encode())

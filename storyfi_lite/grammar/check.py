@@ -121,7 +121,7 @@ def parse_json(raw: bytes) -> Any:
         data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float)
         dump(data).encode()
     except json.JSONDecodeError as error:
-        raise BadInput(f"not JSON: {error.msg} at character {error.pos:,}") from None
+        raise BadInput(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos:,}") from None
     except UnicodeEncodeError:
         raise BadInput("an escape spells a lone surrogate, which is no character") from None
     except RecursionError:
