@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
@@ -51,8 +52,9 @@ def test_help_lists_every_command_with_a_whole_sentence(width: int) -> None:
         assert first.endswith(".") and first in " ".join(printed.split())
 
 
-def test_a_pipe_gets_every_name_whole() -> None:
-    printed = CliRunner().invoke(cli, ["models"]).output
+def test_a_pipe_gets_every_name_whole(tmp_path: Path) -> None:
+    (tmp_path / "machine.json").write_text('{"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}')
+    printed = CliRunner().invoke(cli, ["models", "--hardware", str(tmp_path / "machine.json")]).output
     assert all(key in printed for key in load_registry().keys) and "…" not in printed
 
 
