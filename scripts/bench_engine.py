@@ -32,17 +32,19 @@ import numpy as np
 import psutil
 
 from storyfi_lite import bench
-from storyfi_lite.bench import CONSTRAINT, job
+from storyfi_lite.bench import TASK, USER_INPUT, job, script
 from storyfi_lite.engine.engine import Engine, Generation
 from storyfi_lite.engine.model import ENGINE_NAME, Context, Feed, Model
 from storyfi_lite.engine.replay import Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Object, Text
+from storyfi_lite.grammar.prose import Prose, Words
+from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.machine import devices
+from storyfi_lite.protocol.messages import StoryRequest
 
 N_CTX = 1024
+GBNF = TASK.constraint(StoryRequest(task_type="blueprint", user_input=USER_INPUT)).gbnf
 clock = time.perf_counter
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}assistant:\n"
 STORY = (
@@ -73,7 +75,7 @@ class Stock:
 
     def speed(self, grammar: bool, seed: int) -> float:
         """Tokens a second. The prompt is cached from the call before."""
-        limit = llama_cpp.LlamaGrammar.from_string(CONSTRAINT.gbnf, verbose=False) if grammar else None
+        limit = llama_cpp.LlamaGrammar.from_string(GBNF, verbose=False) if grammar else None
         start = clock()
         answer: Any = self._llama.create_completion(
             self._prompt, max_tokens=self._n_tokens, temperature=0.7, min_p=0.1, seed=seed, grammar=limit
@@ -109,41 +111,47 @@ def our_speed(engine: Engine, n_slots: int, n_tokens: int, seed: int) -> float:
 
 
 def choice_ms(engine: Engine, n_tokens: int = 120) -> tuple[float, int]:
-    """Milliseconds for choosing and masking one token, and how many tokens the grammar forced instead. Made-up logits:
+    """Milliseconds for choosing one token, and how many tokens the script forced instead. Made-up logits:
     noise with 30 likely tokens, the best of which goes on with a story; each 20th time the best one is not allowed."""
     words, rng = engine.model.vocabulary, np.random.default_rng(0)
     noise = rng.normal(0, 1, words.size).astype(np.float32)
-    rule = ChoiceRule(words, CONSTRAINT, SamplingParams(1), N_CTX)
-    script = words.tokenize(STORY, special=False)
+    asked = script()
+    rule = ChoiceRule(words, engine.conversation(asked), asked, SamplingParams(1), N_CTX)
+    story = words.tokenize(STORY, special=False)
     brace = words.tokenize("}", special=False)[-1]
-    taken_s, forced = 0.0, 0
+    taken_s = 0.0
     for step in range(n_tokens):
         logits = noise.copy()
         logits[rng.integers(0, words.size, 30)] = 22 + rng.random(30)
-        logits[script[step % len(script)]] = 25
+        logits[story[step % len(story)]] = 25
         if step % 20 == 7:
             logits[brace] = 26
         start = clock()
-        forced += len(rule.force())
+        rule.force()
         if rule.done:
             break
         rule.choose(logits)
         taken_s += clock() - start
-    return 1000 * taken_s / (len(rule.tokens) - forced), forced
+    chosen = len(rule.sampled_positions)
+    return 1000 * taken_s / chosen, len(rule.tokens) - chosen
 
 
 def first_token_ms(engine: Engine, seed: int) -> tuple[float, float, int]:
     """(ours, bare, tokens decoded): from submit to the first chosen token of a request whose prompt's beginning is cached.
     By the wall clock always: an answer goes on after its first token."""
-    letter = Constraint(Object((("a", Text(1, 1)),)))
-    engine.submit(job(seed, constraint=letter)).result()
+
+    def letter(user_input: str) -> Script:
+        asked = script(user_input)
+        return one_turn(asked.pieces[0].ask, {"a": Words(1, 1)}, asked.system, asked.material)
+
+    engine.submit(job(seed, letter(USER_INPUT))).result()
     text = f"Story number {seed}: " + "a ship and its captain, and the island that no map shows. " * 4
     start = time.monotonic()
-    generation = engine.submit(job(seed, text, letter)).result()
+    generation = engine.submit(job(seed, letter(text))).result()
     rest_s = generation.total_s - generation.queued_s - generation.first_token_s
     ours_s = time.monotonic() - start - rest_s
-    cached = engine.prompt_tokens(job(seed).messages)
-    fed = [*generation.prompt, *ChoiceRule(engine.model.vocabulary, letter, SamplingParams(seed), N_CTX).force()]
+    cached = engine.conversation(letter(USER_INPUT)).opening
+    fed = list(generation.conversation.opening)
     shared = next(index for index, (one, two) in enumerate(zip(cached, fed, strict=False)) if one != two)
     with engine.borrowed() as context:
         context.decode([Feed(0, 0, fed[:shared], [])])
@@ -155,10 +163,12 @@ def first_token_ms(engine: Engine, seed: int) -> tuple[float, float, int]:
 
 def memory_growth(engine: Engine, requests: int) -> dict[str, float]:
     """Resident memory after a tenth of the requests and after all of them."""
-    small = Constraint(Object((("name", Text(8, 24)),)))
     process, early = psutil.Process(), 0
     for done in range(0, requests, 16):
-        futures = [engine.submit(job(done + index, f"Person {done + index}", small)) for index in range(16)]
+        futures = [
+            engine.submit(job(done + index, one_turn(f"Person {done + index}", {"name": Words(8, 24)})))
+            for index in range(16)
+        ]
         for future in futures:
             future.result()
         if not early and done >= requests // 10:
@@ -170,13 +180,13 @@ def memory_growth(engine: Engine, requests: int) -> dict[str, float]:
 def drift(engine: Engine, counts: list[int], answers: int) -> dict[int, dict[str, float]]:
     """The same seeds written in 1 slot and in n at once: the share of equal texts, how far equal ones and others go
     together, and the mean margin of each count's answers in a replay."""
-    short = Constraint(Object((("setting", Text(150, 300)),)))
+    short = one_turn("Describe a lighthouse in one paragraph.", {"setting": Prose(150, 300)})
     found: dict[int, dict[str, float]] = {}
     alone: list[Generation] = []
     for count in sorted({1, *counts}):
         written: list[Generation] = []
         for seed in range(0, answers, count):
-            futures = [engine.submit(job(seed + more, constraint=short)) for more in range(min(count, answers - seed))]
+            futures = [engine.submit(job(seed + more, short)) for more in range(min(count, answers - seed))]
             written += [future.result() for future in futures]
         alone = alone or written
         pairs = list(zip(alone, written, strict=True))
@@ -193,9 +203,9 @@ def drift(engine: Engine, counts: list[int], answers: int) -> dict[int, dict[str
     return found
 
 
-def margin(engine: Engine, context: Context, constraint: Constraint, seed: int, answer: Generation) -> float:
-    rule = ChoiceRule(engine.model.vocabulary, constraint, SamplingParams(seed), answer.max_tokens)
-    result = Replayer(context).replay(rule, list(answer.prompt), list(answer.tokens))
+def margin(engine: Engine, context: Context, script: Script, seed: int, answer: Generation) -> float:
+    rule = ChoiceRule(engine.model.vocabulary, answer.conversation, script, SamplingParams(seed), answer.max_tokens)
+    result = Replayer(context).replay(rule, answer.conversation, list(answer.tokens))
     assert result.refuted is None, result.refuted
     return result.mean_margin
 
@@ -218,7 +228,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     many = EngineSettings(n_ctx=N_CTX, n_slots=max(counts), n_threads=threads(), n_gpu_layers=gpu_layers())
     template = None if has_template(arguments.model) else PLAIN_TEMPLATE
     with Engine(arguments.model, settings, template) as one, Engine(arguments.model, many, template) as engine:
-        prompt = engine.prompt_tokens(job(0).messages)
+        prompt = list(engine.conversation(script()).opening)
         stock, bare = Stock(arguments.model, prompt, arguments.tokens), Bare(engine.model, many, prompt)
         rows: dict[str, Callable[[int], float]] = {
             "b": lambda seed: stock.speed(True, seed),

@@ -47,10 +47,10 @@ from storyfi_lite.cli.calibrate import STORIES
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
-from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.rule import ChoiceRule, tokens_of
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Object, Text
+from storyfi_lite.grammar.prose import Prose
+from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.models.gguf import read_local
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.rounds.questions import made_up
@@ -71,7 +71,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, required=True)
     options.add_argument("--other", type=Path, help="impostors: another model")
     options.add_argument("--answers", type=int, default=50)
-    options.add_argument("--max-tokens", type=int, default=700)
+    options.add_argument("--max-tokens", type=int, default=900)
     options.add_argument("--threads", type=int, default=0)
     options.add_argument("--slots", type=int, default=8)
     options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
@@ -96,15 +96,12 @@ class Bench:
 
     def write(self, path: Path, settings: EngineSettings, seeds: list[int]) -> Iterator[tuple[int, Generation]]:
         """An honest answer of that file to each seed's request, as many at a time as there are slots."""
-        task = tasks.get("blueprint")
         waiting: deque[tuple[int, Future[Generation]]] = deque()
         with Engine(path, settings, template_of(path)) as engine:
             for seed in seeds:
-                request, until_s = self.request(seed), time.monotonic() + 36_000
-                job = EngineJob(
-                    task.messages(request), self.constraint(seed), SamplingParams(seed % 2**64), until_s,
-                    max_tokens=self.given.max_tokens,
-                )  # fmt: skip
+                until_s = time.monotonic() + 36_000
+                sampling = SamplingParams(seed % 2**64)
+                job = EngineJob(self.script(seed), sampling, until_s, max_tokens=self.given.max_tokens)
                 waiting.append((seed, engine.submit(job)))
                 if len(waiting) > 2 * settings.n_slots:
                     yield _oldest(waiting)
@@ -112,11 +109,10 @@ class Bench:
                 yield _oldest(waiting)
 
     def replay(self, seed: int, tokens: Sequence[int], max_tokens: int) -> Replay:
-        rule = ChoiceRule(self.model.vocabulary, self.constraint(seed), SamplingParams(seed % 2**64), max_tokens)
-        prompt = self.model.chat_template.tokens(
-            self.model.vocabulary, tasks.get("blueprint").messages(self.request(seed))
-        )
-        return self.replayer.replay(rule, prompt, list(tokens))
+        script = self.script(seed)
+        conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
+        rule = ChoiceRule(self.model.vocabulary, conversation, script, SamplingParams(seed % 2**64), max_tokens)
+        return self.replayer.replay(rule, conversation, list(tokens))
 
     def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
         written = self.write(path, settings, seeds)
@@ -132,10 +128,12 @@ class Bench:
         texts = (made_up(dice) for _ in itertools.count())
         return StoryRequest(task_type="blueprint", user_input=next(text for text in texts if text.isascii()))
 
-    def constraint(self, seed: int) -> Constraint:
+    def script(self, seed: int) -> Script:
+        script = tasks.get("blueprint").script(self.request(seed))
         if not self.given.characters or seed < 0:
-            return tasks.get("blueprint").constraint(self.request(seed))
-        return Constraint(Object((("setting", Text(self.given.characters, self.given.characters * 4 // 3)),)))
+            return script
+        form = Prose(self.given.characters, self.given.characters * 4 // 3)
+        return one_turn(script.pieces[0].ask, {"setting": form}, script.system, script.material)
 
     def calibration(self) -> Calibration:
         seeds = [-1 - number for number in range(CALIBRATION_ANSWERS)]
@@ -198,7 +196,7 @@ def impostors(bench: Bench) -> None:
 def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
     found = []
     for seed, generation in bench.write(bench.given.other, bench.settings, seeds):
-        tokens = bench.model.vocabulary.tokenize(generation.text, special=False)
+        tokens = tokens_of(bench.script(seed), bench.model.vocabulary, json.loads(generation.text))
         found.append(bench.replay(seed, tokens, generation.max_tokens))
     return found
 
@@ -349,20 +347,20 @@ def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: 
 
 def cost(bench: Bench) -> None:
     """One request, as many miners as answers: what a validator replays after a round."""
-    task, request = tasks.get("blueprint"), request_of(0)
+    script = tasks.get("blueprint").script(request_of(0))
     alone = replace(bench.settings, n_slots=1)
     written_s = replayed_s = 0.0
     tokens = 0
     with Engine(bench.given.model, alone, template_of(bench.given.model)) as engine:
         for seed in range(-1, bench.given.answers):
             started_s = time.monotonic()
-            job = EngineJob(task.messages(request), task.constraint(request), SamplingParams(seed % 2**64),
-                            started_s + 3600, max_tokens=bench.given.max_tokens)  # fmt: skip
+            sampling = SamplingParams(seed % 2**64)
+            job = EngineJob(script, sampling, started_s + 3600, max_tokens=bench.given.max_tokens)
             generation = engine.submit(job).result()
             middle_s = time.monotonic()
-            rule = ChoiceRule(bench.model.vocabulary, task.constraint(request), SamplingParams(seed % 2**64),
-                              generation.max_tokens)  # fmt: skip
-            bench.replayer.replay(rule, list(generation.prompt), list(generation.tokens))
+            ours = generation.conversation
+            rule = ChoiceRule(bench.model.vocabulary, ours, script, sampling, generation.max_tokens)
+            bench.replayer.replay(rule, ours, list(generation.tokens))
             if seed >= 0:  # the first of all pays for the prompt, on both sides
                 written_s += middle_s - started_s
                 replayed_s += time.monotonic() - middle_s

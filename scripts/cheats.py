@@ -40,7 +40,7 @@ import bench_proof
 
 from storyfi_lite import tasks
 from storyfi_lite.cli import main as storyfi_lite
-from storyfi_lite.engine.prompt import prompt_sha256
+from storyfi_lite.engine.rule import tokens_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth
@@ -117,9 +117,7 @@ class Cheat:
         return replace(answer, claim=claim)
 
     def _pasted(self, job: Job, answer: Answer) -> Answer:
-        text = dump(FINE)
-        tokens = self.loader.engine.model.vocabulary.tokenize(text, special=False)
-        return _with_header(replace(answer, text=text, tokens=tuple(tokens)), max_tokens=len(tokens) + 600)
+        return self._spelled(job, answer, dump(FINE))
 
     def _tuned(self, job: Job, answer: Answer) -> Answer:
         return _with_header(self._pasted(job, answer), temperature=1.5, min_p=0.0)
@@ -131,16 +129,19 @@ class Cheat:
         return _with_header(answer, seed=job.seed)
 
     def _own_prompt(self, job: Job, answer: Answer) -> Answer:
-        prompt = self.loader.engine.prompt_tokens(tasks.get(job.request.task_type).messages(job.request))
-        return _with_header(answer, prompt_sha256=prompt_sha256(prompt))
+        ours = self.loader.engine.conversation(tasks.get(job.request.task_type).script(job.request))
+        return _with_header(answer, prompt_sha256=ours.sha256)
 
     def _edited(self, job: Job, answer: Answer) -> Answer:
         return replace(answer, text=answer.text.replace(" the ", " thy "))
 
     def _edited_ids(self, job: Job, answer: Answer) -> Answer:
-        edited = self._edited(job, answer)
-        tokens = self.loader.engine.model.vocabulary.tokenize(edited.text, special=False)
-        return _with_header(replace(edited, tokens=tuple(tokens)), max_tokens=len(tokens) + 600)
+        return self._spelled(job, answer, self._edited(job, answer).text)
+
+    def _spelled(self, job: Job, answer: Answer, text: str) -> Answer:
+        script = tasks.get(job.request.task_type).script(job.request)
+        tokens = tokens_of(script, self.loader.engine.model.vocabulary, json.loads(text))
+        return _with_header(replace(answer, text=text, tokens=tuple(tokens)), max_tokens=len(tokens) + 700)
 
     def _truncated(self, job: Job, answer: Answer) -> Answer:
         data = dict(list(json.loads(answer.text).items())[:4])

@@ -18,7 +18,7 @@ from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import SamplingParams
-from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.script import Script
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.score import time_points
 
@@ -29,7 +29,6 @@ SPEED_TOKENS = 96  # each slot's, for a figure of tokens a second; the shortest 
 WRITING_TOKENS = 8  # a slot that has written so many is past its prompt
 TASK = tasks.get("blueprint")
 USER_INPUT = "A lighthouse keeper hears the sea answer."
-CONSTRAINT = TASK.constraint(StoryRequest(task_type="blueprint", user_input=USER_INPUT))
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,18 @@ def slot_counts(n_slots: int) -> list[int]:
     return sorted({2**power for power in range(n_slots.bit_length())} | {n_slots})
 
 
-def job(seed: int, user_input: str = USER_INPUT, constraint: Constraint = CONSTRAINT) -> EngineJob:
-    messages = TASK.messages(StoryRequest(task_type="blueprint", user_input=user_input))
-    return EngineJob(messages, constraint, SamplingParams(seed), time.monotonic() + FAR_S)
+def script(user_input: str = USER_INPUT) -> Script:
+    return TASK.script(StoryRequest(task_type="blueprint", user_input=user_input))
+
+
+def job(seed: int, asked: Script | None = None) -> EngineJob:
+    return EngineJob(asked or script(), SamplingParams(seed), time.monotonic() + FAR_S)
 
 
 def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
     """Measure llama.cpp alone, with one sequence, its own sampler and no grammar, in tokens a second."""
     with engine.borrowed() as context, _own_sampler() as sampler:
-        prompt = engine.prompt_tokens(job(0).messages)
+        prompt = list(engine.conversation(script()).opening)
         context.decode([Feed(0, 0, prompt, [len(prompt) - 1])])
         start = time.perf_counter()
         for position in range(len(prompt), len(prompt) + n_tokens):

@@ -128,7 +128,7 @@ def header(request: StoryRequest, **changes: Any) -> dict[str, Any]:
         "model_sha256": "a" * 64,
         "quantization": "Q4_1",
         "kv_type": "f16",
-        "prompt_version": task.prompt_version,
+        "prompt_version": task.script(request).version,
         "prompt_sha256": "b" * 64,
         "grammar_sha256": task.constraint(request).sha256,
         "engine": "e 1",

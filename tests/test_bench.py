@@ -18,18 +18,17 @@ from storyfi_lite.cli import cli
 from storyfi_lite.engine.engine import Engine, EngineJob
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import EngineError
-from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Object, Text
-from storyfi_lite.tasks.base import Messages
+from storyfi_lite.grammar.prose import Words
+from storyfi_lite.grammar.script import one_turn
 
 ROOT = Path(__file__).parent.parent
-SHORT = Constraint(Object((("content", Text(80, 120)),)))
+SHORT = one_turn("A ship.", {"content": Words(80, 120)})
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(seed: int) -> EngineJob:
-        return EngineJob(Messages("", "A ship."), SHORT, SamplingParams(seed), time.monotonic() + 120)
+        return EngineJob(SHORT, SamplingParams(seed), time.monotonic() + 120)
 
     monkeypatch.setattr(bench, "job", job)
 

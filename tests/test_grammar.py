@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import GrammarError
-from storyfi_lite.grammar import Constraint, validate_grammars
+from storyfi_lite.grammar import TEXT_SLICES, Constraint, validate_grammars
 from storyfi_lite.grammar.export import to_gbnf, to_json_schema, to_lark
 from storyfi_lite.grammar.schema import Array, Const, Object, Text, as_written, dump
 from tests.stories import example, request_for
@@ -90,6 +90,26 @@ def vocabulary(path: Path) -> Any:
     return Vocabulary(stock_llama_cpp(path)[1])
 
 
+@cache
+def tokenizer(path: Path) -> Any:
+    import warnings
+
+    from llguidance.llamacpp import lltokenizer_from_vocab
+
+    with warnings.catch_warnings():  # it calls a function that llama-cpp-python calls deprecated, once for each token
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return lltokenizer_from_vocab(stock_llama_cpp(path)[1], slices=TEXT_SLICES)
+
+
+def matcher_of(path: Path, constraint: Constraint) -> Any:
+    """llguidance, as who uses the exported Lark has it."""
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(tokenizer(path), constraint.lark, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher
+
+
 def gbnf_accepts(path: Path, gbnf: str, text: str) -> bool:
     import llama_cpp
 
@@ -121,7 +141,7 @@ def gbnf_accepts_tokens(path: Path, gbnf: str, tokens: list[int]) -> bool:
 
 def llguidance_accepts(path: Path, constraint: Constraint, text: str) -> bool:
     words = vocabulary(path)
-    matcher = words.matcher(constraint)
+    matcher = matcher_of(path, constraint)
     tokens = words.tokenize(text, special=False)
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
@@ -196,9 +216,10 @@ def test_random_walks_under_the_mask_never_surprise_the_cursor(
     """What llguidance allows the cursor takes, and need_tokens keeps its promise at every token."""
     words = vocabulary(small_model_path)
     constraint = Constraint(SMALL) if which == "small" else constraint_of(which)
-    matcher, cursor, spelled = words.matcher(constraint), constraint.cursor(), b""
+    matcher, cursor, spelled = matcher_of(small_model_path, constraint), constraint.cursor(), b""
     while not cursor.done:
-        allowed = np.flatnonzero(words.mask(matcher))
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: words.size])
         token = int(allowed[rng.randrange(len(allowed))])
         assert matcher.consume_token(token)
         cursor.advance(words.bytes_of(token))
@@ -299,7 +320,7 @@ def test_strict_asks_for_what_the_grammar_writes_but_not_for_its_spelling() -> N
     constraint = constraint_of("blueprint")
     written = json.loads(blueprint())
     assert constraint.check(json.dumps(written, indent=1), strict=True).valid
-    wide = {"setting": "x" * 401, "core_conflict": "x" * 201, "themes": [*"abcdef"], "title": "x" * 61}
+    wide = {"setting": "x" * 521, "core_conflict": "x" * 321, "themes": [*"abcdef"], "title": "x" * 61}
     for field, value in wide.items():
         report = constraint.check_data({**written, field: value}, strict=True)
         assert report.problems and all(field in problem for problem in report.problems)

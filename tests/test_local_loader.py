@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from storyfi_lite import tasks
-from storyfi_lite.engine.engine import Engine
+from storyfi_lite.engine.rule import ChoiceRule, answer_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, Busy, EngineError
 from storyfi_lite.loaders.base import Answer, Job
-from storyfi_lite.loaders.local import LocalModel, LocalModelLoader, prompt_sha256
+from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.protocol.messages import StoryRequest
 
 SETTINGS = EngineSettings(n_ctx=1536, n_threads=1)
@@ -37,7 +37,7 @@ def job(seed: int = 0, within_s: float = 120, **fields: Any) -> Job:
 
 @pytest.fixture(scope="module")
 def answer(loader: LocalModelLoader) -> Answer:
-    return loader.submit(job(seed=0, max_tokens=600)).result()
+    return loader.submit(job(seed=0, max_tokens=900)).result()
 
 
 def test_an_answer_is_valid_and_its_header_says_all_that_a_replay_needs(
@@ -45,14 +45,14 @@ def test_an_answer_is_valid_and_its_header_says_all_that_a_replay_needs(
 ) -> None:
     task, request = tasks.get("blueprint"), job().request
     assert task.constraint(request).check(answer.text).valid
-    assert answer.tokens is not None and answer.completion_tokens == len(answer.tokens) <= 600
-    assert loader.engine.model.vocabulary.text_of(answer.tokens) == answer.text
+    assert answer.tokens is not None and answer.completion_tokens == len(answer.tokens) <= 900
+    assert answer_of(task.script(request), loader.engine.model.vocabulary, answer.tokens) == answer.text
     proof = answer.proof
     assert proof is not None
-    assert (proof.seed, proof.max_tokens, proof.quantization, proof.kv_type) == (0, 600, "Q4_1", "f16")
+    assert (proof.seed, proof.max_tokens, proof.quantization, proof.kv_type) == (0, 900, "Q4_1", "f16")
     assert proof.model_sha256 == hashlib.sha256(small_model_path.read_bytes()).hexdigest()
     assert proof.grammar_sha256 == task.constraint(request).sha256
-    assert proof.prompt_sha256 == prompt_sha256(loader.engine.prompt_tokens(task.messages(request)))
+    assert proof.prompt_sha256 == loader.engine.conversation(task.script(request)).sha256
 
 
 def test_the_claim_names_the_file_that_was_loaded(answer: Answer) -> None:
@@ -65,15 +65,9 @@ def test_the_claim_names_the_file_that_was_loaded(answer: Answer) -> None:
 def test_what_fails_the_check_never_becomes_an_answer(
     loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = Engine._finish
-
-    def damaged(self: Engine, slot: Any, request: Any) -> None:
-        request.rule.tokens.pop()
-        finish(self, slot, request)
-
-    monkeypatch.setattr(Engine, "_finish", damaged)
+    monkeypatch.setattr(ChoiceRule, "text", '{"title":"The turns were put together wrongly"}')
     with pytest.raises(EngineError, match="invalid answer"):
-        loader.submit(job(max_tokens=580)).result()
+        loader.submit(job(max_tokens=700)).result()
 
 
 def test_a_fault_of_ours_ends_the_request_with_an_error(
@@ -81,7 +75,7 @@ def test_a_fault_of_ours_ends_the_request_with_an_error(
 ) -> None:
     monkeypatch.setattr(loader, "_answer", lambda *_: 1 / 0)
     with pytest.raises(EngineError, match="internal error"):
-        loader.submit(job(max_tokens=580)).result()
+        loader.submit(job(max_tokens=700)).result()
 
 
 def test_cancelling_an_answer_frees_the_engine(loader: LocalModelLoader) -> None:

@@ -56,7 +56,7 @@ def loader(small_model_path: Path) -> Iterator[LocalModelLoader]:
 
 def all_valid(loader: LocalModelLoader, texts: list[str]) -> None:
     constraint = tasks.get("blueprint").constraint(_request(texts[0]))
-    budget = constraint.min_tokens_bound + 20
+    budget = tasks.get("blueprint").script(_request(texts[0])).min_tokens_bound + 20
     futures = [
         loader.submit(Job(_request(text).model_copy(update={"max_tokens": budget}), seed, time.monotonic() + 3600))
         for seed, text in enumerate(texts)

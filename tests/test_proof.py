@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from scripts import make_gguf
+from storyfi_lite import tasks
 from storyfi_lite.engine.replay import Replay
+from storyfi_lite.engine.rule import tokens_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Job
@@ -87,6 +89,7 @@ def test_an_honest_answer_is_proven(prover: Prover, honest: StoryResponse) -> No
         ({"seed": SEED + 1}, "the seed"),
         ({"model_sha256": "0" * 64}, "the file's sha256"),
         ({"prompt_sha256": "0" * 64}, "the prompt"),
+        ({"prompt_version": "blueprint/1"}, "the script"),
         ({"grammar_sha256": "0" * 64}, "the grammar"),
         ({"sampler": "top-k/1"}, "the sampler"),
         ({"max_tokens": 10}, "budget"),
@@ -133,8 +136,10 @@ def test_an_edited_token_is_refuted(prover: Prover, honest: StoryResponse) -> No
     """A word put in place of the chosen one, all claims made to fit."""
     assert honest.tokens is not None
     words = prover.model.vocabulary
-    tokens = words.tokenize(words.text_of(honest.tokens).replace(" the ", " thy "), special=False)
-    edited = changed(honest, tokens=tokens, output_text=words.text_of(tokens))
+    assert honest.output_text is not None
+    text = honest.output_text.replace(" the ", " thy ")
+    tokens = tokens_of(tasks.get("blueprint").script(REQUEST), words, json.loads(text))
+    edited = changed(honest, {"max_tokens": 2_000}, tokens=tokens, output_text=text)
     assert prover.prove(REQUEST, edited, SEED).status == "refuted"
 
 

@@ -77,7 +77,7 @@ def command(
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
     request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
     asked = tasks.get(task)
-    asked.constraint(request), asked.messages(request)  # a mistake is told before a model is chosen and fetched
+    asked.script(request)  # a mistake is told before a model is chosen and fetched
     seed = secrets.randbits(64) if seed is None else seed
     with DownloadProgress() as progress:
         loader, facts = open_loader(model, Notices(progress.update, progress.note))

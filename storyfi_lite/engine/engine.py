@@ -21,19 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storyfi_lite.engine.model import Context, Feed, Model
+from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, EngineError, LiteError
 from storyfi_lite.futures import settle
-from storyfi_lite.grammar import Constraint
-from storyfi_lite.tasks.base import Messages
+from storyfi_lite.grammar.script import Script
 
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 64
 MAX_FAILURES = 3  # context restarts without a finished job between them, then the engine is dead
 PROMPT_CHUNK_TOKENS = 64  # of joining prompts in one step while other slots write: their streams must not stall
+FORCED_RUN_TOKENS = 8  # a longer run between two choices (the next turn's words) is fed like a joining prompt
 MIN_SHARED_TOKENS = 32  # a common beginning shorter than this costs less to compute than to copy
 _SPEED_MEMORY = 0.7  # weight of the past in the running means of tokens a second and of lengths
 
@@ -44,8 +45,7 @@ class EngineJob:
     clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the budget is what the engine writes
     in so many seconds at the speed it has measured."""
 
-    messages: Messages
-    constraint: Constraint
+    script: Script
     sampling: SamplingParams
     deadline_s: float
     max_tokens: int | None = None
@@ -55,10 +55,10 @@ class EngineJob:
 
 @dataclass(frozen=True)
 class Generation:
-    """A whole answer. `prompt` and `tokens` are token ids; `tokens` without any end token."""
+    """A whole answer: its JSON, and the token ids of all turns that it was put together from, each with its end token."""
 
     text: str
-    prompt: tuple[int, ...]
+    conversation: Conversation
     tokens: tuple[int, ...]
     max_tokens: int
     queued_s: float
@@ -78,7 +78,7 @@ class EngineHealth:
 @dataclass
 class _Request:
     job: EngineJob
-    prompt: list[int]
+    conversation: Conversation
     rule: ChoiceRule
     max_tokens: int
     need_tokens: int  # surely close an answer: its length in characters, nearly
@@ -107,7 +107,7 @@ class Engine:
         self.model = Model(path, settings, chat_template)
         try:
             self.chat_template = self.model.chat_template
-            self.model.vocabulary.build_tokenizer()
+            self.model.vocabulary.warm_up()
             self._context = Context(self.model, settings)
         except LiteError:
             self.model.close()
@@ -128,8 +128,8 @@ class Engine:
 
     # --- any thread --------------------------------------------------------------------------------------------
 
-    def prompt_tokens(self, messages: Messages) -> list[int]:
-        return self.chat_template.tokens(self.model.vocabulary, messages)
+    def conversation(self, script: Script) -> Conversation:
+        return self.chat_template.conversation(self.model.vocabulary, script)
 
     def submit(self, job: EngineJob) -> Future[Generation]:
         """Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
@@ -137,11 +137,11 @@ class Engine:
         with self._vocabulary_in_use:
             if self._dead or self._closing:
                 raise EngineError(self._dead or "the engine is closed")
-            prompt = self.prompt_tokens(job.messages)
-            max_tokens = self._budget(job, prompt)
-            rule = ChoiceRule(self.model.vocabulary, job.constraint, job.sampling, max_tokens)
-        need_tokens = job.constraint.min_tokens_bound
-        request = _Request(job, prompt, rule, max_tokens, need_tokens, Future(), time.monotonic())
+            conversation = self.conversation(job.script)
+            max_tokens = self._budget(job, conversation)
+            rule = ChoiceRule(self.model.vocabulary, conversation, job.script, job.sampling, max_tokens)
+        need_tokens = job.script.min_tokens_bound
+        request = _Request(job, conversation, rule, max_tokens, need_tokens, Future(), time.monotonic())
         with self._wake:
             if self._dead or self._closing:
                 raise EngineError(self._dead or "the engine is closed")
@@ -150,15 +150,15 @@ class Engine:
             self._wake.notify()
         return request.future
 
-    def _budget(self, job: EngineJob, prompt: list[int]) -> int:
+    def _budget(self, job: EngineJob, conversation: Conversation) -> int:
         """The answer's token budget. Whatever it is, the answer ends inside it: the grammar's bound, or the closing rule."""
-        room = self.settings.n_ctx - len(prompt)
-        wanted = job.max_tokens if job.max_tokens is not None else job.constraint.max_tokens_bound
+        room = self.settings.n_ctx - len(conversation)
+        wanted = job.max_tokens if job.max_tokens is not None else job.script.max_tokens_bound
         if job.max_tokens is None and job.aim_s and self._tokens_per_s:
-            wanted = min(wanted, max(job.constraint.min_tokens_bound, int(job.aim_s * self._tokens_per_s)))
-        if room < job.constraint.min_tokens_bound:
+            wanted = min(wanted, max(job.script.min_tokens_bound, int(job.aim_s * self._tokens_per_s)))
+        if room < job.script.min_tokens_bound:
             raise BadInput(
-                f"the prompt has {len(prompt)} tokens and the answer needs {job.constraint.min_tokens_bound}; "
+                f"the prompt has {len(conversation)} tokens and the answer needs {job.script.min_tokens_bound}; "
                 f"the context holds {self.settings.n_ctx}"
             )
         return min(wanted, room)
@@ -285,7 +285,7 @@ class Engine:
         free = [slot for slot in self._slots if slot.request is None]
         while self._queue and free:
             _, _, request = heapq.heappop(self._queue)
-            slot = max(free, key=lambda slot: _common(slot.cached, request.prompt))
+            slot = max(free, key=lambda slot: _common(slot.cached, request.rule.fed))
             free.remove(slot)
             slot.request = request
             request.started_s = time.monotonic()
@@ -297,7 +297,8 @@ class Engine:
         request = slot.request
         assert request is not None
         try:
-            tokens = request.prompt + request.rule.force()
+            request.rule.force()
+            tokens = list(request.rule.fed)
             self._keep(slot, tokens, _common(slot.cached, tokens[:-1]))
             slot.untouched = True
         except LiteError as error:
@@ -344,7 +345,7 @@ class Engine:
         """Which tokens go into the next batch. Slots that write come first; joining prompts, the oldest first, share what
         room is left, and no more than a chunk of it while others write."""
         busy = self._busy()
-        writing = [slot for slot in busy if slot.request.first_token_s and len(slot.feed) <= PROMPT_CHUNK_TOKENS]  # type: ignore[union-attr]
+        writing = [slot for slot in busy if slot.request.first_token_s and len(slot.feed) <= FORCED_RUN_TOKENS]  # type: ignore[union-attr]
         joining = sorted((slot for slot in busy if slot not in writing), key=lambda slot: slot.request.started_s)  # type: ignore[union-attr]
         # Equally many tokens of each: llama.cpp takes a batch of unequal sequences in several passes over the weights, which
         # costs more than forced tokens save. Alone, a slot feeds a forced run at once.
@@ -379,7 +380,7 @@ class Engine:
         request = slot.request
         assert request is not None
         try:
-            slot.feed = [request.rule.choose(logits), *request.rule.force()]
+            slot.feed = request.rule.choose(logits)
             request.first_token_s = request.first_token_s or time.monotonic()
             if request.rule.done:
                 self._finish(slot, request)
@@ -399,7 +400,7 @@ class Engine:
         self._failures = 0
         generation = Generation(
             text=request.rule.text,
-            prompt=tuple(request.prompt),
+            conversation=request.conversation,
             tokens=tuple(request.rule.tokens),
             max_tokens=request.max_tokens,
             queued_s=request.started_s - request.submitted_s,
@@ -451,7 +452,7 @@ class Engine:
         for slot in self._slots:
             slot.cached = []
             if slot.request:
-                slot.feed, slot.untouched = slot.request.prompt + slot.request.rule.tokens, False
+                slot.feed, slot.untouched = list(slot.request.rule.fed), False
 
     def _die(self, why: str) -> None:
         log.error(why)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.errors import EngineError, GrammarError
@@ -45,20 +46,22 @@ class Replayer:
         self._context = context
         self._held: list[int] = []  # what the sequence's cells hold
 
-    def replay(self, rule: ChoiceRule, prompt: list[int], tokens: list[int]) -> Replay:
-        """Prefills prompt + answer and scores each position that was sampled. `rule` is a fresh one. The last token's own
-        logits are not needed. Raises EngineError if llama.cpp fails."""
+    def replay(self, rule: ChoiceRule, conversation: Conversation, tokens: list[int]) -> Replay:
+        """Prefills the conversation with the answer's turns in it, and scores each position that was sampled. `rule` is a
+        fresh one. The last token's own logits are not needed. Raises EngineError if llama.cpp fails."""
         judge = _Judge(rule, tokens)
-        fed = prompt + tokens[:-1]
-        start = self._keep(prompt)
-        while start < len(fed):
+        fed, before = conversation.with_answer(tokens, rule.end)
+        start = self._keep(list(conversation.opening))
+        position = 0
+        while position < len(before) and not judge.refuted:
             chunk = fed[start : start + self._context.n_batch]
-            first = max(0, len(prompt) - 1 - start)  # the row that predicts the answer's first token of this chunk
-            rows = list(range(first, len(chunk)))
-            for row, logits in zip(rows, self._feed(start, chunk, rows), strict=True):
-                judge.look(start + row - len(prompt) + 1, logits)
+            count = sum(at < start + len(chunk) for at in before[position:])
+            rows = [at - start for at in before[position : position + count]]
+            for logits in self._feed(start, chunk, rows):
+                judge.look(position, logits)
                 if judge.refuted:
                     return judge.result()
+                position += 1
             start += len(chunk)
         judge.end()
         return judge.result()
@@ -88,7 +91,7 @@ class _Judge:
         self.refuted: str | None = None
 
     def look(self, position: int, logits: np.ndarray) -> None:
-        """Position by position; those that the grammar forced are only compared."""
+        """Position by position; those that the rule forced are only compared."""
         try:
             if position >= len(self._rule.tokens):
                 self._take_forced(position)
@@ -108,7 +111,8 @@ class _Judge:
             self._matches += scored.match
 
     def _take_forced(self, position: int) -> None:
-        forced = self._rule.force()
+        self._rule.force()
+        forced = self._rule.tokens[position:]
         if forced and self._tokens[position : position + len(forced)] != forced:
             self.refuted = f"token {position}: the grammar forces other tokens"
 

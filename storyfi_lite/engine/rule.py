@@ -1,38 +1,40 @@
-"""The choice rule of one answer: grammar, budget, repetition and sampler together, token by token.
+"""The choice rule of one answer: script, budget, repetition and sampler together, token by token.
 
 The engine asks it for the next token; the replay asks it what it would have chosen and how far the given token is from
 that. Both run this code, so they agree. Knows logits and token ids; nothing of batches, slots or llama.cpp contexts.
 
-At position i of an answer with a budget of B tokens, in this order:
-  1. tokens that the grammar forces are taken as they are;
-  2. the logits are lowered by the repetition penalty;
-  3. a token is allowed if the grammar's mask has it and, after it, the rest can surely be closed within the budget:
-     need_tokens(after) <= B - i - 1 (grammar/cursor.py);
+An answer is the tokens of all turns; each turn ends with the vocabulary's end token, which is not decoded: what comes next
+is the end of the turn as the chat template spells it, and the next turn's words. At each position, in this order:
+  1. labels, and an end where nothing else may come, are taken as they are;
+  2. the logits are lowered by the repetition penalty; all ways to end a line count as one; an end gains `pressure`;
+  3. a token is allowed if the turn's rules have it (grammar/prose.py) and, after it, the rest can surely be closed within the
+     turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
+
+A turn's budget is what it needs, and of what the answer's budget holds beyond all needs its share: this turn's longest text
+over the longest texts of this and all later turns. What one turn leaves is the later ones'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
+from storyfi_lite.grammar.prose import Cursor, bound_tokens, need_tokens
+from storyfi_lite.grammar.script import Script
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
-
     from storyfi_lite.engine.vocabulary import Vocabulary
-    from storyfi_lite.grammar import Constraint
 
-_LOOK_TOKENS, _LOOK_NATS = 24, 12.0  # asking for so many tokens costs less than one mask
-_SAFE_RISE = 8  # no token raises need_tokens above the start's by more: an opened array item is less than the whole
+_LOOK_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -46,50 +48,77 @@ class Scored:
 
 
 class ChoiceRule:
-    """State of one answer. Raises BadInput at once if the budget is below what closes an answer."""
+    """State of one answer. `fed` is all that has to be decoded so far: prompt, answer, and the turns between. Raises
+    BadInput at once if the budget is below what closes an answer."""
 
-    def __init__(self, vocabulary: Vocabulary, constraint: Constraint, params: SamplingParams, max_tokens: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        conversation: Conversation,
+        script: Script,
+        params: SamplingParams,
+        max_tokens: int,
+    ) -> None:
+        if max_tokens < script.min_tokens_bound:
+            raise BadInput(f"max_tokens is {max_tokens}; this answer needs at least {script.min_tokens_bound} to close")
         self.tokens: list[int] = []
+        self.fed: list[int] = list(conversation.opening)
         self.sampled_positions: list[int] = []
+        self.piece = 0
+        self.done = False
         self._vocabulary = vocabulary
+        self._conversation = conversation
+        self._script = script
         self._params = params
         self._max_tokens = max_tokens
-        self._matcher: LLMatcher = vocabulary.matcher(constraint)
-        self._cursor = constraint.cursor()
         self._repetition = Repetition(params)
-        if max_tokens < self._cursor.need_tokens:
-            raise BadInput(
-                f"max_tokens is {max_tokens}; this answer needs at least {self._cursor.need_tokens} to close"
-            )
-        self._largest_need = self._cursor.need_tokens + _SAFE_RISE
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        pieces = self._script.pieces[self.piece :]
+        self._cursor = Cursor(pieces[0].rows)
+        needs = [need_tokens(piece.rows) for piece in pieces]
+        longest = [bound_tokens(piece.rows) for piece in pieces]
+        spare = self._max_tokens - len(self.tokens) - sum(needs)
+        self._turn_ends_at = len(self.tokens) + needs[0] + spare * longest[0] // sum(longest)
 
     @property
-    def done(self) -> bool:
-        return self._cursor.done
+    def end(self) -> int:
+        """The token that ends a turn."""
+        return self._vocabulary.end
 
     @property
     def text(self) -> str:
-        return self._vocabulary.text_of(self.tokens)
+        """The answer's JSON. Raises GrammarError before its end."""
+        return answer_of(self._script, self._vocabulary, self.tokens)
 
     def force(self) -> list[int]:
-        """Takes and returns the tokens that the grammar forces now."""
-        inside_text = self._cursor.in_text and self._cursor.text_room_chars[1] > 0
-        forced = [] if inside_text or self.done else self._matcher.compute_ff_tokens()
-        for token in forced:
-            self._take(token)
-        return forced
+        """Takes what costs no choice; returns what must be decoded because of it."""
+        before = len(self.fed)
+        while not self.done:
+            if self._cursor.literal:
+                for token in self._vocabulary.spelled(self._cursor.literal):
+                    self._take(token)
+            elif self._cursor.must_end:
+                self._take(self._end)
+            else:
+                break
+        return self.fed[before:]
 
-    def choose(self, logits: Floats) -> int:
-        """Takes and returns the next token. Changes `logits` (float32, one per token of the vocabulary)."""
-        self._repetition.apply(logits)
-        token = self._select(logits)
+    def choose(self, logits: Floats) -> list[int]:
+        """Takes the next token and what it forces; returns what must be decoded before the next choice. Changes `logits`
+        (float32, one per token of the vocabulary)."""
+        before = len(self.fed)
+        self._adjust(logits)
+        token = next(self._ranked(logits)[0])
         self.sampled_positions.append(len(self.tokens))
         self._take(token)
-        return token
+        self.force()
+        return self.fed[before:]
 
     def score(self, logits: Floats, given: int) -> Scored:
         """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
-        self._repetition.apply(logits)
+        self._adjust(logits)
         ranked, best_allowed = self._ranked(logits)
         best = next(ranked)
         free = next(ranked, None) is not None
@@ -104,39 +133,68 @@ class ChoiceRule:
         return result
 
     def _take(self, token: int) -> None:
-        if not self._matcher.consume_token(token):
-            raise GrammarError(f"the grammar's matcher failed: {self._matcher.get_error()}")
-        self._cursor.advance(self._vocabulary.bytes_of(token))
+        self._step(self._cursor, token)
         self._repetition.append(token)
         self.tokens.append(token)
+        if not self._cursor.done:
+            self.fed.append(token)
+            return
+        self.piece += 1
+        self.done = self.piece == len(self._script.pieces)
+        if not self.done:
+            self.fed += self._conversation.bridges[self.piece - 1]
+            self._begin_turn()
+
+    def _step(self, cursor: Cursor, token: int) -> None:
+        if token == self._vocabulary.end:
+            cursor.end()
+        else:
+            cursor.advance(self._vocabulary.writes[token])
 
     # --- which token -------------------------------------------------------------------------------------------
 
-    def _select(self, logits: Floats) -> int:
-        return next(self._ranked(logits)[0])
+    @property
+    def _end(self) -> int:
+        """The token that ends the row."""
+        return self._vocabulary.end if self._cursor.last_row else self._vocabulary.line_feed
+
+    def _adjust(self, logits: Floats) -> None:
+        """Lowers repeats. Counts all ways to end a line as one: the likeliest of them. Raises ends near the maximum."""
+        self._repetition.apply(logits)
+        words, cursor = self._vocabulary, self._cursor
+        if cursor.has_paragraphs:
+            logits[self._end] = logits[words.turn_ends].max()
+        else:
+            ends = words.line_ends if cursor.is_prose else words.word_ends
+            logits[self._end] = logits[ends].max()
+            np.maximum.at(logits, words.before_line_feed[1], logits[words.before_line_feed[0]])
+        pressure = cursor.pressure(self._remaining - cursor.need_tokens)
+        if pressure:
+            logits[words.sentence_ends if cursor.is_prose else self._label_ends()] += np.float32(pressure)
+
+    def _label_ends(self) -> list[int]:
+        separator = self._cursor.separator
+        return [self._end, self._vocabulary.spelled(separator)[0]] if separator else [self._end]
 
     def _ranked(self, logits: Floats) -> tuple[Iterator[int], float]:
-        """The allowed tokens that can win, best score first, and the best allowed logit. What the full mask would give,
-        mostly without it: where the best allowed token is among the likeliest, it is known without a mask what can win,
-        and only that is asked for, as far as the caller reads."""
+        """The allowed tokens that can win, best score first, and the best allowed logit. Once the best allowed token is
+        known, it is known what can win, and only that is asked for, as far as the caller reads."""
         best = self._best_allowed(logits)
-        if best is None:
-            kept, best_allowed = self._candidates(logits)
-            return self._by_score(logits, kept, best_allowed), best_allowed
         best_allowed = float(logits[best])
         near = np.flatnonzero(logits >= lowest_logit(best_allowed, self._params))
         near = near[logits[near] <= best_allowed]  # what is higher was refused
         order = self._by_score(logits, near, best_allowed)
         return (token for token in order if token == best or self._allowed(token)), best_allowed
 
-    def _best_allowed(self, logits: Floats) -> int | None:
-        """The allowed token of the highest logit, if a few questions to the grammar find it."""
+    def _best_allowed(self, logits: Floats) -> int:
+        """The allowed token of the highest logit, mostly among the first few."""
         top = int(logits.argmax())
         if self._allowed(top):
             return top
-        near = np.flatnonzero(logits >= logits[top] - _LOOK_NATS)
-        likeliest = islice(_best_first(logits[near]), 1, _LOOK_TOKENS)
-        return next((token for at in likeliest if self._allowed(token := int(near[at]))), None)
+        for token in _best_first(logits):
+            if self._allowed(int(token)):
+                return int(token)
+        raise GrammarError("no token is allowed here")
 
     def _by_score(self, logits: Floats, tokens: Ids, best_allowed: float) -> Iterator[int]:
         if len(tokens) == 1:
@@ -144,59 +202,38 @@ class ChoiceRule:
         values = scores(logits, tokens, best_allowed, len(self.tokens), self._params)
         return (int(tokens[at]) for at in _best_first(values))
 
-    def _candidates(self, logits: Floats) -> tuple[Ids, float]:
-        """From the full mask: the allowed tokens that can win, ascending, and the best allowed logit."""
-        allowed = self._vocabulary.mask(self._matcher)
-        unsure = self._take_unsure(allowed)
-        best = float(np.where(allowed, logits, -np.inf).max())
-        for token in unsure[np.argsort(-logits[unsure], kind="stable")]:
-            if logits[token] < lowest_logit(best, self._params):
-                break
-            if self._closes_after(int(token)):
-                allowed[token] = True
-                best = max(best, float(logits[token]))
-        if best == -np.inf:
-            raise GrammarError("no token is allowed here")
-        return np.flatnonzero(allowed & (logits >= lowest_logit(best, self._params))), best
-
-    def _allowed(self, token: int) -> bool:
-        if self._matcher.validate_tokens([token]) != 1:
-            return False
-        return self._budget_is_wide or self._closes_after(token)
-
-    # --- the budget --------------------------------------------------------------------------------------------
-
     @property
     def _remaining(self) -> int:
-        return self._max_tokens - len(self.tokens)
+        return self._turn_ends_at - len(self.tokens)
 
-    @property
-    def _budget_is_wide(self) -> bool:
-        return self._remaining > self._largest_need
-
-    def _closes_after(self, token: int) -> bool:
+    def _allowed(self, token: int) -> bool:
         after = self._cursor.copy()
         try:
-            after.advance(self._vocabulary.bytes_of(token))
+            self._step(after, token)
         except GrammarError:
             return False
         return after.need_tokens <= self._remaining - 1
 
-    def _take_unsure(self, allowed: NDArray[np.bool_]) -> Ids:
-        """Clears in the mask what the budget forbids, and returns, cleared as well, what must be looked at one by one.
-        Tokens of whole plain characters are most of a text's mask: they are settled together."""
-        if self._budget_is_wide:
-            return np.empty(0, dtype=np.int64)
-        if not self._cursor.in_text:
-            unsure = np.flatnonzero(allowed)
-            allowed[:] = False
-            return unsure
-        chars = self._vocabulary.plain_chars
-        required, _ = self._cursor.text_room_chars
-        need = self._cursor.need_tokens - np.minimum(chars, required)
-        unsure = np.flatnonzero(allowed & (chars == 0))
-        allowed &= (chars > 0) & (need <= self._remaining - 1)
-        return unsure
+
+def answer_of(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
+    """The JSON that these tokens say. Raises GrammarError."""
+    texts: list[str] = []
+    turn: list[int] = []
+    for token in tokens:
+        if token == vocabulary.end:
+            texts.append(vocabulary.text_of(turn))
+            turn = []
+        else:
+            turn.append(token)
+    if turn:
+        raise GrammarError("the last turn has no end")
+    return script.answer(texts)
+
+
+def tokens_of(script: Script, vocabulary: Vocabulary, answer: Any) -> list[int]:
+    """An answer's turns in the vocabulary's own spelling, whoever wrote it; what a rule would write may be spelled otherwise."""
+    turns = (vocabulary.tokenize(text, special=False) for text in script.texts(answer))
+    return [token for turn in turns for token in (*turn, vocabulary.end)]
 
 
 def _best_first(values: NDArray[Any]) -> Iterator[int]:

@@ -70,6 +70,6 @@ class SamplingParams:
     seed: int
     temperature: float = 0.7
     min_p: float = 0.1
-    dry_multiplier: float = 0.8
+    dry_multiplier: float = 1.5
     dry_base: float = 1.75
     dry_allowed_length: int = 2

@@ -1,4 +1,4 @@
-"""A model's vocabulary: token ids <-> bytes, and llguidance's tokenizer over it. Built once for each loaded model.
+"""A model's vocabulary: token ids <-> bytes, and which tokens end a sentence, a line, a turn. Built once for each loaded model.
 
 Uses llama.cpp's vocabulary functions only; needs no context, so a vocab-only model will do.
 """
@@ -9,22 +9,17 @@ import ctypes
 import re
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llama_cpp
 import numpy as np
-from numpy.typing import NDArray
 
-from storyfi_lite.errors import EngineError, GrammarError
-from storyfi_lite.grammar.export import TEXT_SLICES
-from storyfi_lite.grammar.schema import FORBIDDEN
+from storyfi_lite.engine.sampler import Ids
+from storyfi_lite.errors import BadInput, EngineError, GrammarError
+from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS
 
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-
-    from storyfi_lite.grammar import Constraint
-
-_PLAIN = re.compile(rf'[^"\\{FORBIDDEN}]+')
+_LINE_END = re.compile(rb" *\n[ \n]*")
+_SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSERS)}]*")
 
 
 class Vocabulary:
@@ -68,6 +63,17 @@ class Vocabulary:
                 raise EngineError("llama.cpp could not tokenize the prompt")
             room = -count  # more tokens than bytes: a vocabulary that spells a space as three byte tokens
 
+    def spelled(self, text: str) -> list[int]:
+        """Token ids whose bytes are exactly `text`: some tokenizers put a space before whatever they are given."""
+        want = text.encode()
+        for before in ("", "\n"):
+            ids = self.tokenize(before + text, special=False)
+            while ids and len(b"".join(map(self.bytes_of, ids))) > len(want):
+                ids.pop(0)
+            if b"".join(map(self.bytes_of, ids)) == want:
+                return ids
+        return [self._by_bytes[want[at : at + 1]] for at in range(len(want))]
+
     @property
     def bos(self) -> int | None:
         """The token that every prompt of this model starts with, if there is one."""
@@ -79,49 +85,69 @@ class Vocabulary:
         token = getattr(llama_cpp, f"llama_vocab_{which}")(self._handle)
         return self._bytes[token].decode(errors="replace") if 0 <= token < self.size else ""
 
-    # --- grammar -----------------------------------------------------------------------------------------------
+    # --- what a text may hold ----------------------------------------------------------------------------------
 
-    def build_tokenizer(self) -> None:
-        """Does now what else the first `matcher` would do: 0.3 s for 49k tokens, 2 s for 262k."""
-        self._tokenizer  # noqa: B018
-
-    @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        import warnings
-
-        from llguidance.llamacpp import lltokenizer_from_vocab
-
-        with (
-            warnings.catch_warnings()
-        ):  # it calls a function that llama-cpp-python calls deprecated, once for each token
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return lltokenizer_from_vocab(self._handle, slices=TEXT_SLICES)
-
-    def matcher(self, constraint: Constraint) -> LLMatcher:
-        """A fresh matcher. Raises GrammarError: llguidance itself only marks the object."""
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._tokenizer, constraint.lark, log_level=0)
-        if matcher.is_error():
-            raise GrammarError(f"the grammar does not compile: {matcher.get_error()}")
-        return matcher
-
-    def mask(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """Which tokens the grammar allows next. Drops the interpreter's lock while it is computed."""
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        if matcher.is_error():
-            raise GrammarError(f"the grammar's matcher failed: {matcher.get_error()}")
-        return np.unpackbits(bits, bitorder="little")[: self.size].view(np.bool_)
+    def warm_up(self) -> None:
+        """Makes now the tables that the first choices would make."""
+        self.end, self.line_feed, self.line_ends, self.word_ends, self.before_line_feed, self.sentence_ends  # noqa: B018
 
     @cached_property
-    def plain_chars(self) -> NDArray[np.int64]:
-        """For each token: how many characters it spells, if they are whole and stand for themselves in a text; else 0."""
-        return np.array([_plain_chars(piece) for piece in self._bytes], dtype=np.int64)
+    def writes(self) -> list[bytes]:
+        """Each token's bytes in a text: none, if it is a control token."""
+        control = [llama_cpp.llama_vocab_is_control(self._handle, token) for token in range(self.size)]
+        return [b"" if hidden else piece for hidden, piece in zip(control, self._bytes, strict=True)]
 
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        return {piece: token for token, piece in reversed(list(enumerate(self.writes)))}
 
-def _plain_chars(piece: bytes) -> int:
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:
-        return 0
-    return len(text) if _PLAIN.fullmatch(text) else 0
+    @cached_property
+    def end(self) -> int:
+        """The token that ends a turn. Raises BadInput if the model has none."""
+        for token in (llama_cpp.llama_vocab_eot(self._handle), llama_cpp.llama_vocab_eos(self._handle)):
+            if 0 <= token < self.size and not self.writes[token]:
+                return int(token)
+        raise BadInput("the model's vocabulary has no token that ends a turn")
+
+    @cached_property
+    def line_feed(self) -> int:
+        return self.spelled("\n")[0]
+
+    @cached_property
+    def turn_ends(self) -> Ids:
+        """Tokens by which a model may end its turn."""
+        return self._ids(token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self._handle, token))
+
+    @cached_property
+    def line_ends(self) -> Ids:
+        """And those that end a line."""
+        return self._ids(
+            [*self.turn_ends, *(token for token, piece in enumerate(self.writes) if _LINE_END.fullmatch(piece))]
+        )
+
+    @cached_property
+    def word_ends(self) -> Ids:
+        """And those by which it ends a title or a name as if it were a sentence."""
+        stops = {stop.encode() for stop in (".", "。")}
+        return self._ids(
+            [*self.line_ends, *(token for token, piece in enumerate(self.writes) if piece.rstrip(b"\n") in stops)]
+        )
+
+    @cached_property
+    def before_line_feed(self) -> tuple[Ids, Ids]:
+        """Tokens that end with line feeds, and for each the token without them."""
+        pairs = [
+            (token, self._by_bytes[piece.rstrip(b"\n")])
+            for token, piece in enumerate(self.writes)
+            if piece.endswith(b"\n") and piece.strip() and piece.rstrip(b"\n") in self._by_bytes
+        ]
+        return self._ids(token for token, _ in pairs), self._ids(bare for _, bare in pairs)
+
+    @cached_property
+    def sentence_ends(self) -> Ids:
+        """Tokens that end with the end of a sentence."""
+        spelled = enumerate(piece.decode(errors="replace") for piece in self.writes)
+        return self._ids(token for token, text in spelled if _SENTENCE_END.fullmatch(text))
+
+    def _ids(self, tokens: Iterable[int]) -> Ids:
+        return np.array(list(tokens), dtype=np.int64)

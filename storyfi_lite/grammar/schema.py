@@ -25,13 +25,15 @@ MAX_ACCEPTED_ITEMS = 20
 @dataclass(frozen=True)
 class Text:
     """Describes a string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
-    With `newlines` it may hold the escape for a line feed. The check accepts any text that is not blank and has from the first
-    to the second number of characters in `accept`."""
+    With `newlines` it may hold the escape for a line feed. With `sentences` it is prose: a script writes it to the end of a
+    sentence (prose.py), which the exported grammars cannot say. The check accepts any text that is not blank and has from the
+    first to the second number of characters in `accept`."""
 
     min_chars: int
     max_chars: int
     newlines: bool = False
     accept: tuple[int, int] = (1, MAX_ACCEPTED_CHARS)
+    sentences: bool = False
 
 
 @dataclass(frozen=True)

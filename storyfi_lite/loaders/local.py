@@ -1,4 +1,4 @@
-"""Answers from a GGUF file on this machine: task -> prompt and grammar -> engine -> checked answer with its proof header."""
+"""Answers from a GGUF file on this machine: task -> script -> engine -> checked answer with its proof header."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME
-from storyfi_lite.engine.prompt import prompt_sha256
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import Busy, EngineError, LiteError
 from storyfi_lite.futures import follow, settle
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Object, Text
+from storyfi_lite.grammar.prose import Words
+from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.loaders import forecast
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
 from storyfi_lite.loaders.forecast import Length, Pace
@@ -28,7 +28,6 @@ from storyfi_lite.tasks.base import language_of
 
 log = logging.getLogger(__name__)
 
-_WARM_UP = Object((("title", Text(40, 60)),))
 _WARM_UP_S = 600.0
 
 
@@ -77,7 +76,7 @@ class LocalModelLoader:
         said = [(language_of(text), self._few_words(text)) for text in forecast.EXAMPLES.values()]
         first = said[0][1]
         self._pace = Pace(
-            len(first.prompt) / max(first.first_token_s, 1e-6),
+            len(first.conversation) / max(first.first_token_s, 1e-6),
             statistics.mean(len(done.tokens) / _writing_s(done) for _, done in said),
             {language: len(done.tokens) / len(done.text) for language, done in said},
         )
@@ -87,9 +86,10 @@ class LocalModelLoader:
             log.warning("%s\n  storyfi-lite place --policy fastest   names a faster model", "; ".join(late))
 
     def _few_words(self, user_input: str) -> Generation:
-        messages = tasks.get("blueprint").messages(StoryRequest(task_type="blueprint", user_input=user_input))
+        script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
+        script = one_turn(script.pieces[0].ask, {"title": Words(40, 60)}, script.system, script.material)
         until_s = time.monotonic() + _WARM_UP_S
-        return self.engine.submit(EngineJob(messages, Constraint(_WARM_UP), SamplingParams(0), until_s)).result()
+        return self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result()
 
     def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
         """After the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
@@ -109,7 +109,7 @@ class LocalModelLoader:
         tokens_a_char = max(
             self._pace.tokens_a_char[language], len(asked) / len(request.user_input)
         )  # Thai is not English
-        prompt_tokens = len(self.engine.prompt_tokens(task.messages(request)))
+        prompt_tokens = len(self.engine.conversation(task.script(request)))
         share = forecast.LEAST_SHARE if brief else forecast.USUAL_SHARE
         return forecast.seconds(self._pace, prompt_tokens, length, share, tokens_a_char)
 
@@ -126,13 +126,13 @@ class LocalModelLoader:
     def submit(self, job: Job) -> Future[Answer]:
         task = tasks.get(job.request.task_type)
         constraint = task.constraint(job.request, brief=self._is_brief(job))
+        script = task.script(job.request, constraint)
         sampling = SamplingParams(job.seed)
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
         inner = self.engine.submit(
             EngineJob(
-                messages=task.messages(job.request),
-                constraint=constraint,
+                script=script,
                 sampling=sampling,
                 deadline_s=job.deadline_s,
                 max_tokens=job.request.max_tokens,
@@ -145,12 +145,12 @@ class LocalModelLoader:
             if self._pace is not None:
                 language, chars = language_of(job.request.user_input), len(generation.text)
                 self._pace = self._pace.after(len(generation.tokens), _writing_s(generation), language, chars)
-            return self._answer(generation, constraint, sampling, task.prompt_version)
+            return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)
 
     def _answer(
-        self, generation: Generation, constraint: Constraint, sampling: SamplingParams, prompt_version: str
+        self, generation: Generation, constraint: Constraint, script: Script, sampling: SamplingParams
     ) -> Answer:
         """Checks what came before it is an answer: correctness never rests on the constraint alone."""
         report = constraint.check(generation.text)
@@ -168,8 +168,8 @@ class LocalModelLoader:
             model_sha256=self.sha256,
             quantization=self._model.quantization,
             kv_type=self._settings.kv_type,
-            prompt_version=prompt_version,
-            prompt_sha256=prompt_sha256(generation.prompt),
+            prompt_version=script.version,
+            prompt_sha256=generation.conversation.sha256,
             grammar_sha256=constraint.sha256,
             engine=ENGINE_NAME,
         )
@@ -177,7 +177,7 @@ class LocalModelLoader:
             text=generation.text,
             claim=self.claim,
             generation_time_s=generation.total_s,
-            prompt_tokens=len(generation.prompt),
+            prompt_tokens=len(generation.conversation),
             completion_tokens=len(generation.tokens),
             tokens=generation.tokens,
             proof=proof,

@@ -1,7 +1,10 @@
-"""What a task is: the schema of its answer and the prompt that asks for it. Knows no model, engine, transport or chain."""
+"""What a task is: the schema of its answer, the script by which a model of ours writes it turn by turn, and the prompt by
+which an API is asked for all of it at once. Knows no model, engine, transport or chain."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -11,32 +14,46 @@ from typing import Any, Literal
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.schema import Node, Object, as_brief, dump
+from storyfi_lite.grammar.prose import Form, Items, Prose, Row, Words
+from storyfi_lite.grammar.schema import Array, Node, Object, Text, as_brief, dump
+from storyfi_lite.grammar.script import Path, Piece, Script, text_at
 from storyfi_lite.protocol.messages import StoryRequest
 
 Language = Literal["zh", "en"]
 
 
+RULES_VERSION = 1  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
+
+
 @dataclass(frozen=True)
 class Messages:
-    """A prompt in two turns. `system` is the same for every request of a task and language, so that its KV cache can
-    be shared; everything that varies is in `user`."""
+    """The prompt for an API, in two turns."""
 
     system: str
     user: str
 
 
 @dataclass(frozen=True)
-class Task:
-    """`needs` names the earlier stages that a request must carry."""
+class Turn:
+    """What one turn of a script asks for. `rows`: a label that costs no choice, and the place of the text in the answer."""
 
     name: str
-    prompt_version: str
+    ask: str
+    rows: tuple[tuple[str, Path], ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """`needs` names the earlier stages that a request must carry. `told` is what of a request a script's writer sees."""
+
+    name: str
     needs: tuple[str, ...]
     schema_of: Callable[[StoryRequest], Object]
     rules: Callable[[Any], Iterable[str]]
     instructions: Callable[[Language], str]
     material: Callable[[StoryRequest, Language], str]
+    told: Callable[[StoryRequest, Language], str]
+    turns: Callable[[StoryRequest, Language], tuple[Turn, ...]]
 
     def constraint(self, request: StoryRequest, brief: bool = False) -> Constraint:
         """The answer's grammar; with `brief`, the one that a machine short of time writes with: a part of it. Raises BadInput
@@ -52,11 +69,44 @@ class Task:
         both = (self.constraint(request), self.constraint(request, brief=True))
         return next((constraint for constraint in both if constraint.sha256 == sha256), None)
 
+    def script(self, request: StoryRequest, constraint: Constraint | None = None) -> Script:
+        """The turns that write the answer, of the lengths of `constraint`, this task's own if None. Raises BadInput if the
+        input cannot be put into a prompt."""
+        check_input(request.user_input)
+        schema = (constraint or self.constraint(request)).schema
+        language = language_of(request.user_input)
+        turns = self.turns(request, language)
+        spelled = dump([RULES_VERSION, SYSTEM[language], [[turn.ask, turn.rows] for turn in turns]])
+        version = f"{self.name}/2:{hashlib.sha256(spelled.encode()).hexdigest()[:16]}"
+        pieces = tuple(
+            Piece.of(
+                turn.name, turn.ask, *((path, Row(label, _form(text_at(schema, path)))) for label, path in turn.rows)
+            )
+            for turn in turns
+        )
+        return Script(version, SYSTEM[language], self.told(request, language), pieces, schema)
+
     def messages(self, request: StoryRequest) -> Messages:
-        """The prompt. Raises BadInput if the input cannot be put into one."""
+        """The prompt for an API. Raises BadInput if the input cannot be put into one."""
         check_input(request.user_input)
         language = language_of(request.user_input)
         return Messages(self.instructions(language), self.material(request, language))
+
+
+SYSTEM = {
+    "zh": "你是一位小说家，文笔平实生动，善写具体的人、物和地方。只写所要的内容，用完整的句子，不解释，不列清单。",
+    "en": "You are a novelist. You write plain, vivid prose about particular people, things and places. "
+    "Write only what you are asked for, in whole sentences, without lists or remarks.",
+}
+
+
+def _form(node: Text | Array) -> Form:
+    if isinstance(node, Array):
+        assert isinstance(node.item, Text)
+        return Items(Words(node.item.min_chars, node.item.max_chars), node.min_items, node.max_items)
+    if node.sentences:
+        return Prose(node.min_chars, node.max_chars, node.newlines)
+    return Words(node.min_chars, node.max_chars)
 
 
 @lru_cache(maxsize=64)
@@ -85,6 +135,24 @@ def check_input(text: str) -> None:
     control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
     if control:
         raise BadInput(f"`user_input` holds the control character U+{ord(control[0]):04X}")
+
+
+def told(stage: dict[str, Any], max_chars: int) -> str:
+    """An earlier stage as a writer would read it, in at most `max_chars`: one line for each of its texts, one for each
+    character or chapter, no keys and no numbers. The longest texts are cut first (`shortened`); then the end is."""
+    return "\n".join(_lines(json.loads(shortened(stage, max_chars)) if stage else stage))[:max_chars]
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [" ".join(value.split())]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [", ".join(value)] if value else []
+    if isinstance(value, list):
+        return [line for item in value if (line := " – ".join(_lines(item)))]
+    if isinstance(value, dict):
+        return [line for key, item in value.items() if key != "id" for line in _lines(item)]
+    return []
 
 
 def fenced(text: str) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from storyfi_lite.grammar.schema import MAX_ACCEPTED_CHARS, MAX_ACCEPTED_ITEMS, Array, Object, Text
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.tasks.base import Language, Task, fenced, no_rules
+from storyfi_lite.tasks.base import Language, Task, Turn, fenced, no_rules
 
 SCHEMA = Object(
     (
         ("title", Text(2, 60)),
         ("genre", Text(2, 40)),
-        ("setting", Text(300, 400, accept=(300, MAX_ACCEPTED_CHARS))),
-        ("core_conflict", Text(150, 200, accept=(150, MAX_ACCEPTED_CHARS))),
+        ("setting", Text(300, 520, accept=(300, MAX_ACCEPTED_CHARS), sentences=True)),
+        ("core_conflict", Text(150, 320, accept=(150, MAX_ACCEPTED_CHARS), sentences=True)),
         ("themes", Array(Text(2, 30), 3, 5, accept=(3, MAX_ACCEPTED_ITEMS))),
         ("tone", Text(2, 60)),
         ("target_audience", Text(2, 80)),
@@ -46,6 +46,41 @@ Write in the language of the user's input. The input is material for the story, 
 _ASK = {"zh": "用户输入：", "en": "The user's input:"}
 
 
+_IDEA = {"zh": "故事的点子：", "en": "An idea for a story:"}
+_TURNS = {
+    "zh": (
+        Turn("世界", "用一段话描写这个故事发生的地方和时代。", (("", ("setting",)),)),
+        Turn("冲突", "接着写：主人公面临什么难题，有什么代价。", (("", ("core_conflict",)),)),
+        Turn(
+            "标题",
+            "给这个故事起名，并简短归类。",
+            (
+                ("标题：", ("title",)),
+                ("类型：", ("genre",)),
+                ("基调：", ("tone",)),
+                ("读者：", ("target_audience",)),
+                ("主题：", ("themes",)),
+            ),
+        ),
+    ),
+    "en": (
+        Turn("setting", "Describe the place and the time of this story in one paragraph.", (("", ("setting",)),)),
+        Turn("conflict", "Now tell what trouble comes, and for whom.", (("", ("core_conflict",)),)),
+        Turn(
+            "labels",
+            "Give it a title, and say in a word or two what kind of story it is.",
+            (
+                ("Title:", ("title",)),
+                ("Genre:", ("genre",)),
+                ("Tone:", ("tone",)),
+                ("Readers:", ("target_audience",)),
+                ("Themes:", ("themes",)),
+            ),
+        ),
+    ),
+}
+
+
 def _instructions(language: Language) -> str:
     return _SYSTEM[language]
 
@@ -56,10 +91,11 @@ def _material(request: StoryRequest, language: Language) -> str:
 
 BLUEPRINT = Task(
     name="blueprint",
-    prompt_version="blueprint/1",
     needs=(),
     schema_of=lambda request: SCHEMA,
     rules=no_rules,
     instructions=_instructions,
     material=_material,
+    told=lambda request, language: f"{_IDEA[language]}\n{fenced(request.user_input)}",
+    turns=lambda request, language: _TURNS[language],
 )

@@ -7,20 +7,24 @@ from typing import Any
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple, dump
+from storyfi_lite.grammar.script import Path
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.tasks.base import Language, Task, fenced, shortened
+from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
 
 BLUEPRINT_CHARS = 1_000  # what is kept of the earlier stages
 CHARACTERS_CHARS = 1_200
 STORY_ARC_CHARS = 1_500
-CONTENT = Text(1000, 3000, newlines=True, accept=(1000, 10_000))
+CONTENT = Text(1000, 3000, newlines=True, accept=(1000, 10_000), sentences=True)
 CHOICE_COUNT = (2, 4)
+PATHS = ("a", "b", "c")
 
 
 def _choice(path: str) -> Object:
-    consequences = Object((("path", Const(path)), ("effect", Text(10, 120))))
-    return Object((("text", Text(8, 120)), ("consequences", Open(consequences))), optional=("id", "nextChapter"))
+    consequences = Object((("path", Const(path)), ("effect", Text(10, 120, sentences=True))))
+    return Object(
+        (("text", Text(8, 120, sentences=True)), ("consequences", Open(consequences))), optional=("id", "nextChapter")
+    )
 
 
 def _chapter(id: int) -> Object:
@@ -29,7 +33,7 @@ def _chapter(id: int) -> Object:
             ("id", Const(id)),
             ("title", Text(2, 50)),
             ("content", CONTENT),
-            ("choices", Tuple((_choice("a"), _choice("b"), _choice("c")), accept=CHOICE_COUNT)),
+            ("choices", Tuple(tuple(map(_choice, PATHS)), accept=CHOICE_COUNT)),
         )
     )
 
@@ -83,12 +87,56 @@ def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     return {**kept, "chapters": asked}
 
 
+_ASKS = {
+    "zh": ("写第{id}章的正文。", "读者现在可以怎么选？写三个选择和各自的后果，再给这一章起名。"),
+    "en": (
+        "Write chapter {id}, scene by scene.",
+        "What may the reader do now? Three ways to go, and what comes of each; then a title.",
+    ),
+}
+_ROWS = {"zh": ("选择{path}：", "后果{path}：", "标题："), "en": ("Way {path}:", "Then:", "Title:")}
+_NAMES = {"zh": ("第{id}章", "第{id}章的选择"), "en": ("chapter {id}", "choices of chapter {id}")}
+
+
+def _turns(request: StoryRequest, language: Language) -> tuple[Turn, ...]:
+    assert request.chapter_ids is not None
+    return tuple(turn for at, id in enumerate(request.chapter_ids) for turn in _chapter_turns(at, id, language))
+
+
+def _chapter_turns(at: int, id: int, language: Language) -> tuple[Turn, Turn]:
+    names, asks, (way, then, title) = _NAMES[language], _ASKS[language], _ROWS[language]
+    path = ("chapters", at)
+    rows: list[tuple[str, Path]] = []
+    for number, letter in enumerate(PATHS):
+        choice = (*path, "choices", number)
+        rows.append((way.format(path=letter.upper()), (*choice, "text")))
+        rows.append((then.format(path=letter.upper()), (*choice, "consequences", "effect")))
+    return (
+        Turn(names[0].format(id=id), asks[0].format(id=id), (("", (*path, "content")),)),
+        Turn(names[1].format(id=id), asks[1], (*rows, (title, (*path, "title")))),
+    )
+
+
+def _told(request: StoryRequest, language: Language) -> str:
+    assert request.blueprint is not None and request.characters is not None
+    assert request.story_arc is not None and request.chapter_ids is not None
+    return "\n".join(
+        (
+            told(request.blueprint, BLUEPRINT_CHARS),
+            told(request.characters, CHARACTERS_CHARS),
+            told(_asked(request.story_arc, request.chapter_ids), STORY_ARC_CHARS),
+            fenced(request.user_input),
+        )
+    )
+
+
 CHAPTERS = Task(
     name="chapters",
-    prompt_version="chapters/1",
     needs=("blueprint", "characters", "story_arc", "chapter_ids"),
     schema_of=_schema,
     rules=_rules,
     instructions=lambda language: _SYSTEM[language],
     material=_material,
+    told=_told,
+    turns=_turns,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storyfi_lite.grammar.schema import Array, Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.tasks.base import Language, Task, fenced, no_rules, shortened
+from storyfi_lite.tasks.base import Language, Task, Turn, fenced, no_rules, shortened, told
 
 IDS = ("protagonist", "ally", "rival", "mentor", "wildcard")
 # Each is tied to two others, so that the net is closed and nobody is left out.
@@ -19,14 +19,14 @@ BLUEPRINT_CHARS = 1_500  # what is kept of the earlier stage
 
 
 def _character(id: str) -> Object:
-    ties = Object(tuple((other, Text(4, 80)) for other in _TIES[id]))
+    ties = Object(tuple((other, Text(20, 120, sentences=True)) for other in _TIES[id]))
     return Object(
         (
             ("id", Const(id)),
             ("name", Text(2, 40)),
             ("archetype", Text(2, 40)),
-            ("background", Text(40, 240)),
-            ("motivation", Text(20, 160)),
+            ("background", Text(40, 240, sentences=True)),
+            ("motivation", Text(20, 160, sentences=True)),
             ("skills", Array(Text(2, 40), 3, 5)),
             ("personality_traits", Array(Text(2, 30), 3, 5)),
             ("relationships", Open(ties, min_entries=2, keys=tuple(other for other in IDS if other != id))),
@@ -52,12 +52,42 @@ def _material(request: StoryRequest, language: Language) -> str:
     return f"{blueprint}\n{fenced(shortened(request.blueprint, BLUEPRINT_CHARS))}\n{ask}\n{fenced(request.user_input)}"
 
 
+_NAMES = {
+    "zh": ("主角", "盟友", "对手", "导师", "变数"),
+    "en": ("hero", "ally", "rival", "mentor", "stranger"),
+}
+_ASKS = {
+    "zh": "写出{who}：一个有名字、有过去的人。",
+    "en": "Now the {who} of this story, a person with a name and a past.",
+}
+_ROWS = {
+    "zh": ("姓名：", "类型：", "过去：", "心愿：", "本领：", "性格：", "与{other}："),
+    "en": ("Name:", "Type:", "Past:", "Wish:", "Skills:", "Nature:", "With the {other}:"),
+}
+_FIELDS = ("name", "archetype", "background", "motivation", "skills", "personality_traits")
+
+
+def _turn(id: str, at: int, language: Language) -> Turn:
+    names, labels = dict(zip(IDS, _NAMES[language], strict=True)), _ROWS[language]
+    who = names[id]
+    path = ("characters", at)
+    ties = tuple((labels[-1].format(other=names[other]), (*path, "relationships", other)) for other in _TIES[id])
+    rows = tuple((label, (*path, field)) for label, field in zip(labels, _FIELDS, strict=False))
+    return Turn(who, _ASKS[language].format(who=who), rows + ties)
+
+
+def _told(request: StoryRequest, language: Language) -> str:
+    assert request.blueprint is not None
+    return f"{told(request.blueprint, BLUEPRINT_CHARS)}\n{fenced(request.user_input)}"
+
+
 CHARACTERS = Task(
     name="characters",
-    prompt_version="characters/1",
     needs=("blueprint",),
     schema_of=lambda request: SCHEMA,
     rules=no_rules,
     instructions=lambda language: _SYSTEM[language],
     material=_material,
+    told=_told,
+    turns=lambda request, language: tuple(_turn(id, at, language) for at, id in enumerate(IDS)),
 )

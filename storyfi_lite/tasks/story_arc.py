@@ -9,7 +9,7 @@ from typing import Any
 from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.tasks.base import Language, Task, fenced, shortened
+from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
 
 ACTS = {"act1": (1, 2, 3), "act2a": (4, 5, 6), "act2b": (7, 8, 9), "act3": (10, 11, 12)}
 # Rising evenly from 0.08 to 1.0.
@@ -26,7 +26,7 @@ def _chapter(id: int) -> Object:
             ("id", Const(id)),
             ("chapter", Const(id)),  # what the network's judge reads for a chapter's number
             ("title", Text(2, 50)),
-            ("description", Text(30, 140)),
+            ("description", Text(30, 140, sentences=True)),
             ("storyProgress", Const(PROGRESS[id - 1], accept=accept)),
         ),
         optional=("chapter", "characterFocus"),
@@ -36,7 +36,7 @@ def _chapter(id: int) -> Object:
 SCHEMA = Object(
     (
         ("title", Text(2, 60)),
-        ("description", Text(60, 300)),
+        ("description", Text(60, 300, sentences=True)),
         ("chapters", Tuple(tuple(_chapter(id) for id in range(1, CHAPTER_COUNT + 1)))),
         (
             "arcs",
@@ -45,7 +45,15 @@ SCHEMA = Object(
         ("themes", Open(Object((("main", Text(2, 60)), ("secondary", Text(2, 60)))))),
         (
             "hooks",
-            Open(Object((("opening", Text(10, 120)), ("midpoint", Text(10, 120)), ("ending", Text(10, 120))))),
+            Open(
+                Object(
+                    (
+                        ("opening", Text(10, 120, sentences=True)),
+                        ("midpoint", Text(10, 120, sentences=True)),
+                        ("ending", Text(10, 120, sentences=True)),
+                    )
+                )
+            ),
         ),
     )
 )
@@ -83,12 +91,68 @@ def _material(request: StoryRequest, language: Language) -> str:
     return "\n".join(f"{label}\n{fenced(text)}" for label, text in zip(_LABELS[language], texts, strict=True))
 
 
+_ASKS = {
+    "zh": (
+        "用几句话讲讲这个故事。",
+        "接着讲，三章各一两句。",
+        "写三句话：开头、中点、结尾各有什么悬念。",
+        "给全书和各章起名，再说主题。",
+    ),
+    "en": (
+        "Tell the whole story in a few sentences.",
+        "Go on, a sentence or two for each chapter.",
+        "What makes us read on? A sentence each.",
+        "Now name the book, its themes, and the chapters.",
+    ),
+}
+_ROWS = {
+    "zh": ("第{id}章：", ("开头：", "中点：", "结尾："), ("书名：", "主题：", "副题：")),
+    "en": ("Chapter {id}:", ("Opening:", "Middle:", "Ending:"), ("Title:", "Main theme:", "Second theme:")),
+}
+_NAMES = {"zh": ("概述", "章节", "悬念", "标题"), "en": ("story", "chapters", "hooks", "titles")}
+
+
+def _turns(language: Language) -> tuple[Turn, ...]:
+    asks, names, (chapter, hooks, labels) = _ASKS[language], _NAMES[language], _ROWS[language]
+    acts = tuple(
+        Turn(
+            f"{names[1]} {ids[0]}–{ids[-1]}",
+            asks[1],
+            tuple((chapter.format(id=id), ("chapters", id - 1, "description")) for id in ids),
+        )
+        for ids in ACTS.values()
+    )
+    titles = tuple((chapter.format(id=id), ("chapters", id - 1, "title")) for id in range(1, CHAPTER_COUNT + 1))
+    hook_rows = tuple(
+        (label, ("hooks", at)) for label, at in zip(hooks, ("opening", "midpoint", "ending"), strict=True)
+    )
+    label_rows = tuple(zip(labels, (("title",), ("themes", "main"), ("themes", "secondary")), strict=True))
+    return (
+        Turn(names[0], asks[0], (("", ("description",)),)),
+        *acts,
+        Turn(names[2], asks[2], hook_rows),
+        Turn(names[3], asks[3], label_rows + titles),
+    )
+
+
+def _told(request: StoryRequest, language: Language) -> str:
+    assert request.blueprint is not None and request.characters is not None
+    return "\n".join(
+        (
+            told(request.blueprint, BLUEPRINT_CHARS),
+            told(request.characters, CHARACTERS_CHARS),
+            fenced(request.user_input),
+        )
+    )
+
+
 STORY_ARC = Task(
     name="story_arc",
-    prompt_version="story_arc/1",
     needs=("blueprint", "characters"),
     schema_of=lambda request: SCHEMA,
     rules=_rules,
     instructions=lambda language: _SYSTEM[language],
     material=_material,
+    told=_told,
+    turns=lambda request, language: _turns(language),
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from storyfi_lite import files
-from storyfi_lite.errors import BadInput
+from storyfi_lite.errors import BadInput, GrammarError
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.verify import same_answer, sampling
 
@@ -153,13 +153,11 @@ class Prover:
         constraint = _task(request).constraint_named(request, header.grammar_sha256)
         if constraint is None:
             raise BadInput("the header names no grammar of this task")
-        rule = ChoiceRule(self.model.vocabulary, constraint, params, header.max_tokens)
-        prompt = self._prompt(request)
-        replayer = self._replayer(header.kv_type, len(prompt) + len(response.tokens))
-        return replayer.replay(rule, prompt, response.tokens)
-
-    def _prompt(self, request: StoryRequest) -> list[int]:
-        return self.model.chat_template.tokens(self.model.vocabulary, _task(request).messages(request))
+        script = _task(request).script(request, constraint)
+        conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
+        rule = ChoiceRule(self.model.vocabulary, conversation, script, params, header.max_tokens)
+        replayer = self._replayer(header.kv_type, len(conversation) + len(response.tokens))
+        return replayer.replay(rule, conversation, response.tokens)
 
     def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
         """On a context of the claimed KV type that holds so many tokens, kept for the next answer; one at a time, or whoever
@@ -181,7 +179,7 @@ class Prover:
 
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
-        from storyfi_lite.engine.prompt import prompt_sha256
+        from storyfi_lite.engine.rule import answer_of
         from storyfi_lite.engine.settings import KV_TYPE_IDS, SAMPLER, SamplingParams
 
         header = response.proof
@@ -189,11 +187,14 @@ class Prover:
             return NO_PROOF
         task = _task(request)
         grammar = task.constraint_named(request, header.grammar_sha256) or task.constraint(request)
+        script = task.script(request, grammar)
+        conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         claims = {
             "the sampler": (header.sampler, SAMPLER),
             "the file's sha256": (header.model_sha256, self.sha256),
             "the grammar": (header.grammar_sha256, grammar.sha256),
-            "the prompt": (header.prompt_sha256, prompt_sha256(self._prompt(request))),
+            "the script": (header.prompt_version, script.version),
+            "the prompt": (header.prompt_sha256, conversation.sha256),
             "the seed": (header.seed, header.seed if seed is None else seed),
         }
         for name, (claimed, ours) in claims.items():
@@ -206,9 +207,13 @@ class Prover:
         size = self.model.vocabulary.size
         if any(not 0 <= token < size for token in response.tokens):
             return Verdict("refuted", "a token id is not in the file's vocabulary")
-        if b"".join(map(self.model.vocabulary.bytes_of, response.tokens)) != response.output_text.encode():
+        try:
+            spelled = answer_of(script, self.model.vocabulary, response.tokens)
+        except GrammarError as error:
+            return Verdict("refuted", f"the tokens spell no answer: {error}")
+        if spelled != response.output_text:
             return Verdict("refuted", "the tokens do not spell the text")
-        if not grammar.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
+        if not script.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
             return Verdict("refuted", "the claimed token budget cannot hold this answer")
         if not same_answer(response):
             return Verdict("refuted", "output_text and output_data differ")

@@ -197,7 +197,7 @@ def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) 
         "there are no tokens": not count,
         "a hash is not 64 hex digits": not all(map(_SHA256.fullmatch, (header.model_sha256, header.prompt_sha256))),
         "the grammar is not this task's": task.constraint_named(request, header.grammar_sha256) is None,
-        "the prompt's version is not this task's": header.prompt_version != task.prompt_version,
+        "the prompt's version is not this task's": header.prompt_version != task.script(request).version,
         "the sampler is not the published one": header.sampler != SAMPLER,
         "the sampling parameters are not the published ones": sampling(header) != sampling(_PUBLISHED),
         "the seed is not the request's": request.seed is not None and header.seed != request.seed,

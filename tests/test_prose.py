@@ -1,0 +1,121 @@
+"""What a script's turns may hold: whole sentences, whole labels, and from any point a way to the end within the bound."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storyfi_lite import tasks
+from storyfi_lite.errors import GrammarError
+from storyfi_lite.grammar.prose import Cursor, Items, Prose, Row, Rows, Words, ends_a_sentence, need_tokens, values
+from storyfi_lite.grammar.script import one_turn, places
+from tests.stories import example, request_for
+
+TASKS = tuple(tasks.TASKS)
+ROWS: dict[str, Rows] = {
+    "short prose": (Row("", Prose(12, 40)),),
+    "prose": (Row("", Prose(60, 200)),),
+    "paragraphs": (Row("", Prose(200, 400, paragraphs=True)),),
+    "labels": (Row("Title:", Words(2, 20)), Row("Past:", Prose(20, 60)), Row("Themes:", Items(Words(2, 12), 2, 4))),
+}
+PARTS = [" the", " of", " a", " and", " ship", "ship", " Mr", ".", "!", "…", ",", " ", "\n", '"', "“", "”", "(", ")", "-", "1932",
+         "海", "灯塔", "。", "，", "「", "」", "和", "x", "😀", "é", "'", " I", ".\n\n", '."']  # fmt: skip
+# A token each: what surely finishes a text, a letter or a byte at a time.
+WAYS = [b"x", b"z", b".", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
+        *(bytes([byte]) for closer in '")”」』）》»' for byte in closer.encode()), 
+        *(bytes([byte]) for byte in range(0x80, 0xC0)), *(bytes([byte]) for byte in b":TitlePashm")]  # fmt: skip
+
+
+def advanced(cursor: Cursor, data: bytes) -> Cursor | None:
+    after = cursor.copy()
+    try:
+        after.end() if data == b"end" else after.advance(data)
+    except GrammarError:
+        return None
+    return after
+
+
+def finished(cursor: Cursor) -> Cursor:
+    """By tokens of one byte, each of which lowers what is needed."""
+    while not cursor.done:
+        steps = [after for way in (b"end", *WAYS) if (after := advanced(cursor, way)) is not None]
+        nearest = min(steps, key=lambda after: after.need_tokens, default=None)
+        assert nearest is not None and nearest.need_tokens < cursor.need_tokens, (cursor.need_tokens, cursor._tail)
+        cursor = nearest
+    return cursor
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(list(ROWS)), st.integers(0, 200))
+def test_from_any_point_a_text_closes_within_what_is_said_to_suffice(
+    rng: random.Random, which: str, steps: int
+) -> None:
+    cursor = Cursor(ROWS[which])
+    assert cursor.need_tokens == need_tokens(ROWS[which])
+    for _ in range(steps):
+        data = rng.choice(PARTS).encode()
+        after = advanced(cursor, data[: rng.randint(1, len(data))] if rng.random() < 0.1 else data)
+        cursor = after or cursor
+    finished(cursor)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("It rains.", True), ("Is it raining?", True), ("It rains…", True), ("She said: “It rains.”", True), ("下雨了。", True),
+        ("她说：「下雨了！」", True), ("It rains", False), ("It is Mr.", False), ("It rains,", False), ("下雨了，", False), ("", False),
+    ],
+)  # fmt: skip
+def test_where_a_sentence_ends(text: str, whole: bool) -> None:
+    assert ends_a_sentence(text) is whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The ship sails on the",
+        "The ship sails on the.",
+        "* The ship sails away.",
+        "The **ship** sails away.",
+        "It was 19322 in all there.",
+    ],
+)
+def test_what_prose_refuses(text: str) -> None:
+    cursor = Cursor((Row("", Prose(12, 200)),))
+    with pytest.raises(GrammarError):
+        cursor.advance(text.encode())
+        cursor.end()
+
+
+@pytest.mark.parametrize("language", ["a lighthouse keeper", "一个守灯塔的人"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(task: str, language: str) -> None:
+    request = request_for(task, language)
+    script = tasks.get(task).script(request)
+    filled = [path for piece in script.pieces for path in piece.paths]
+    assert sorted(filled) == sorted(places(script.schema)) and len(set(filled)) == len(filled)
+    data = example(script.schema)
+    for row in (row for piece in script.pieces for row in piece.rows):
+        assert len(row.label) < 20
+    assert json.loads(script.answer(script.texts(data))) == data
+    assert tasks.get(task).constraint(request).check_data(data).canonical
+
+
+def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:
+    task = tasks.get("blueprint")
+    names = {task.script(request_for("blueprint", text)).version for text in ("a ship", "an island")}
+    chinese = task.script(request_for("blueprint", "一条船")).version
+    assert len(names) == 1 and chinese not in names
+
+
+def test_a_turn_that_is_not_its_rows_is_refused() -> None:
+    script = one_turn("Name it.", {"name": Words(2, 9), "fate": Prose(5, 20)})
+    assert script.answer(["name: Ship\nfate: It sank."]) == '{"name":"Ship","fate":"It sank."}'
+    for texts in ([], ["name: Ship"], ["Ship\nfate: It sank."]):
+        with pytest.raises(GrammarError):
+            script.answer(texts)
+    assert values((Row("", Items(Words(2, 9), 1, 3)),), "sea, night") == [["sea", "night"]]
