@@ -257,7 +257,7 @@ def test_a_bad_answer_is_repaired_with_its_problems_told(
     turns = prompt_texts(vendor, script.requests[1])
     assert len(turns) == (3 if bad else 1)
     if bad == SHORT:
-        assert "setting has 9 characters, not 300 to 400" in turns[2]
+        assert "setting has 9 characters, not 300 to 520" in turns[2]
 
 
 def test_after_two_repairs_there_is_a_clear_error(says: Any, serve: Any, load: Any) -> None:

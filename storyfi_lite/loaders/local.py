@@ -17,7 +17,7 @@ from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import Busy, EngineError, LiteError
 from storyfi_lite.futures import follow, settle
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.prose import Words
+from storyfi_lite.grammar.prose import Prose
 from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.loaders import forecast
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
@@ -87,7 +87,7 @@ class LocalModelLoader:
 
     def _few_words(self, user_input: str) -> Generation:
         script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
-        script = one_turn(script.pieces[0].ask, {"title": Words(40, 60)}, script.system, script.material)
+        script = one_turn(script.pieces[0].ask, {"setting": Prose(120, 200)}, script.system, script.material)
         until_s = time.monotonic() + _WARM_UP_S
         return self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result()
 
