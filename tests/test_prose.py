@@ -13,6 +13,7 @@ from storyfi_lite import tasks
 from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.prose import Cursor, Items, Prose, Row, Rows, Words, ends_a_sentence, need_tokens, values
 from storyfi_lite.grammar.script import one_turn, places
+from storyfi_lite.tasks.base import told
 from tests.stories import example, request_for
 
 TASKS = tuple(tasks.TASKS)
@@ -103,6 +104,14 @@ def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(tas
         assert len(row.label) < 20
     assert json.loads(script.answer(script.texts(data))) == data
     assert tasks.get(task).constraint(request).check_data(data).canonical
+
+
+def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
+    people = {"characters": [{"id": f"id{at}", "name": "Ada", "background": "She sails. " * 90} for at in range(9)]}
+    assert told({"title": "Tide", "themes": ["sea", "loss"], "id": 3}, 99) == "Tide\nsea, loss"
+    for share in (2_000, 300, 40):
+        text = told(people, share)
+        assert 0 < len(text) <= share and text.startswith("Ada – She sails.") and "{" not in text and "id1" not in text
 
 
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:

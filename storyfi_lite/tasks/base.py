@@ -4,7 +4,6 @@ which an API is asked for all of it at once. Knows no model, engine, transport o
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -139,8 +138,8 @@ def check_input(text: str) -> None:
 
 def told(stage: dict[str, Any], max_chars: int) -> str:
     """An earlier stage as a writer would read it, in at most `max_chars`: one line for each of its texts, one for each
-    character or chapter, no keys and no numbers. The longest texts are cut first (`shortened`); then the end is."""
-    return "\n".join(_lines(json.loads(shortened(stage, max_chars)) if stage else stage))[:max_chars]
+    character or chapter, no keys and no numbers. Cut as `shortened` cuts."""
+    return _fitting(stage, max_chars, lambda cut: "\n".join(_lines(cut)))
 
 
 def _lines(value: Any) -> list[str]:
@@ -166,9 +165,13 @@ def fenced(text: str) -> str:
 def shortened(stage: dict[str, Any], max_chars: int) -> str:
     """An earlier stage as compact JSON of at most `max_chars`: the longest strings are cut first, each to the largest
     of a few lengths at which the whole fits; if none does, the JSON itself is cut."""
+    return _fitting(stage, max_chars, dump)
+
+
+def _fitting(stage: dict[str, Any], max_chars: int, spelled: Callable[[Any], str]) -> str:
     try:
         for longest in (10_000, 600, 400, 250, 160, 100, 60, 30):
-            text = dump(_cut(stage, longest))
+            text = spelled(_cut(stage, longest))
             if len(text) <= max_chars:
                 return text
     except (RecursionError, ValueError, TypeError):

@@ -88,10 +88,10 @@ def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
 
 
 _ASKS = {
-    "zh": ("写第{id}章的正文。", "读者现在可以怎么选？写三个选择和各自的后果，再给这一章起名。"),
+    "zh": ("写第{id}章的正文。", "现在可以怎么选？写三个选择和各自的后果。"),
     "en": (
         "Write chapter {id}, scene by scene.",
-        "What may the reader do now? Three ways to go, and what comes of each; then a title.",
+        "What may happen now? Three ways to go on, and what comes of each.",
     ),
 }
 _ROWS = {"zh": ("选择{path}：", "后果{path}：", "标题："), "en": ("Way {path}:", "Then:", "Title:")}

@@ -64,7 +64,7 @@ class Calibration:
 
 
 # Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
-UNCALIBRATED = Calibration("", 0.0085, 0.07, 0.003, 0, 0, 0, "defaults")
+UNCALIBRATED = Calibration("", 0.011, 0.081, 0.004, 0, 0, 0, "defaults")
 
 
 @dataclass(frozen=True)
