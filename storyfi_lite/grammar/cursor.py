@@ -96,11 +96,6 @@ class Cursor:
         return self._step == 0
 
     @property
-    def in_text(self) -> bool:
-        """Return whether the answer stands between a text's quotes, on a character's edge."""
-        return self._inside and not self._partial and not self._escape
-
-    @property
     def need_tokens(self) -> int:
         """Return how many tokens surely suffice to finish: one for each missing byte of structure, one for each character still
         required (a letter), and one for each missing byte of a character that has begun."""
@@ -116,13 +111,6 @@ class Cursor:
     def max_tokens_bound(self) -> int:
         """Return the tokens of the longest answer from the start of this step: one a byte, four bytes a character."""
         return self._program[self._step].bound_tokens
-
-    @property
-    def text_room_chars(self) -> tuple[int, int]:
-        """Return, in a text, the characters still required and those still allowed."""
-        text = self._program[self._step].text
-        assert text is not None
-        return max(0, text.min_chars - self._chars), text.max_chars - self._chars
 
     def advance(self, data: bytes) -> None:
         at = 0

@@ -2,7 +2,7 @@
 
 Accepted is what was asked for: a setting of 300 characters or more, a conflict of 150 or more, three themes or more.
 Written is where the network's scorer pays most of that: its full marks for a setting end at 300 characters and the rest
-at 500, for a conflict at 200, for themes at five. What the room above 300 is for, and what it costs: docs/network.md.
+at 500, for a conflict at 200, for themes at five; a text is given room beyond that to end where a sentence ends (docs/network.md).
 """
 
 from __future__ import annotations

@@ -18,11 +18,14 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from storyfi_lite import tasks
+from storyfi_lite.protocol.messages import StoryRequest
+from storyfi_lite.tasks.base import Language
 from storyfi_lite.validator.text import (
     HAN,
     KANA,
@@ -85,7 +88,13 @@ class Reading:
 
 @lru_cache(maxsize=1)
 def _instructions() -> npt.NDArray[np.uint64]:
-    texts = [task.instructions(language) for task in tasks.TASKS.values() for language in ("en", "zh")]
+    texts: list[str] = []
+    languages: tuple[Language, ...] = ("en", "zh")
+    for name, task in tasks.TASKS.items():
+        stages: dict[str, Any] = {stage: {} for stage in ("blueprint", "characters", "story_arc")}
+        request = StoryRequest(task_type=name, user_input="-", chapter_ids=[1], **stages)  # type: ignore[arg-type]
+        for language in languages:
+            texts += [task.instructions(language), *(turn.ask for turn in task.turns(request, language))]
     return np.unique(passages(fold(SEPARATOR.join(texts))))
 
 
