@@ -253,4 +253,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        stopping.finish()

@@ -10,7 +10,10 @@ def main() -> None:
     stopping.install()
     from storyfi_lite import cli
 
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        stopping.finish()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ _actions: list[Action] = []
 _installed = False
 _terminal: list[Any] | None = None
 _received: int | None = None
+_goes_on = threading.Event()  # a signal came, and an action has taken it upon itself to end the program
 _writing = threading.RLock()
 
 
@@ -73,6 +74,17 @@ def exit_code(of_command: int) -> int:
     return of_command if _received is None else 128 + _received
 
 
+def finish() -> None:
+    """Call this last, when a command is done or has failed: it lets a stop that is under way have its say, and then heeds no signal.
+
+    Else the main thread would report what the stop took from under it, or Python, which puts the defaults back while it ends,
+    would die of the signal itself."""
+    if _received is not None:
+        _goes_on.wait(LAST_WORDS_S + 1.0)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _watch(reader: int) -> None:
     global _received
     first_s = 0.0
@@ -88,17 +100,15 @@ def _watch(reader: int) -> None:
 
 
 def _stop(number: int) -> None:
-    goes_on = threading.Event()
-
     def act() -> None:
         for action in reversed(_actions):
             if action():
-                goes_on.set()
+                _goes_on.set()
 
     acting = threading.Thread(target=act, name="last-words", daemon=True)
     acting.start()
     acting.join(LAST_WORDS_S)
-    if not goes_on.is_set():
+    if not _goes_on.is_set():
         _end(number)
 
 

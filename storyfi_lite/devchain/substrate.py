@@ -23,7 +23,7 @@ from typing import Any
 from bittensor import Balance, ExtrinsicResult, RpcConnectionError, Wallet, calls
 from bittensor import ChainError as SdkChainError
 
-from storyfi_lite import files
+from storyfi_lite import files, stopping
 from storyfi_lite.devchain.link import MOVED_BY, DevCall, DevChainServer, DevLink
 from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
 from storyfi_lite.errors import Unavailable
@@ -236,7 +236,7 @@ def _make_wallet(directory: Path, name: str) -> Wallet:
     """Make both keys of a wallet or, on a full disk, none: half a wallet would be taken for a whole one next time."""
     wallets = directory / "wallets"
     if not (wallets / name).exists():
-        with tempfile.TemporaryDirectory(dir=directory) as part:
+        with stopping.held(), tempfile.TemporaryDirectory(dir=directory) as part:
             made = Wallet(name, path=part)
             made.create_new_coldkey(use_password=False, suppress=True)
             made.create_new_hotkey(use_password=False, suppress=True)
