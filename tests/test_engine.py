@@ -180,7 +180,8 @@ def test_a_strangers_text_cannot_become_a_control_token(engine: Engine) -> None:
 def test_without_a_system_role_its_text_opens_the_user_turn(engine: Engine, source: str) -> None:
     script = replace(two_turns("USER"), system="SYSTEM")
     conversation = ChatTemplate(source, "", "").conversation(engine.model.vocabulary, script)
-    assert engine.model.vocabulary.text_of(conversation.opening) == "[SYSTEM\n\nUSER]"
+    # the last bracket is what the template puts before an answer
+    assert engine.model.vocabulary.text_of(conversation.opening) == "[SYSTEM\n\nUSER]["
 
 
 @pytest.mark.parametrize(

@@ -87,20 +87,39 @@ class Model:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """Raises BadInput if neither the file nor the registry has one."""
-        source = self._chat_template
-        if source is None:
-            raw = llama_cpp.llama_model_chat_template(self.handle, None)
-            if not raw:
-                raise BadInput(f"{self.path.name} carries no chat template; choose an instruction-tuned GGUF")
-            source = raw.decode()
-        return ChatTemplate(source, self.vocabulary.special_text("bos"), self.vocabulary.special_text("eos"))
+        """The registry's; else the file's, or of several named ones the first that works. Raises BadInput if there is none."""
+        sources = [self._chat_template] if self._chat_template else map(self.metadata, self._template_keys())
+        failures: list[BadInput] = []
+        for source in sources:
+            try:
+                return ChatTemplate(source, self.vocabulary.special_text("bos"), self.vocabulary.special_text("eos"))
+            except BadInput as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        raise BadInput(f"{self.path.name} carries no chat template; choose an instruction-tuned GGUF")
+
+    def _template_keys(self) -> list[str]:
+        """Where the file keeps chat templates: the unnamed one first, the one for tools last."""
+        buffer = ctypes.create_string_buffer(256)
+        keys = []
+        for index in range(llama_cpp.llama_model_meta_count(self.handle)):
+            llama_cpp.llama_model_meta_key_by_index(self.handle, index, buffer, len(buffer))
+            if re.fullmatch(rb"tokenizer\.chat_template(\..+)?", buffer.value):
+                keys.append(buffer.value.decode(errors="replace"))
+        return sorted(
+            keys, key=lambda key: (key.endswith(".tool_use"), not key.endswith(("_template", ".default")), key)
+        )
 
     def metadata(self, key: str) -> str:
         """A metadata value as text; empty if the file has none."""
-        buffer = ctypes.create_string_buffer(256)
-        length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
-        return buffer.value.decode(errors="replace") if length >= 0 else ""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
+            if length < size:
+                return buffer.value.decode(errors="replace") if length >= 0 else ""
+            size = length + 1
 
     def close(self) -> None:
         if self.handle:

@@ -2,12 +2,16 @@
 
 The template comes from the GGUF's metadata (or the registry, where the file has none) and is rendered in jinja2's
 sandbox with placeholders for the contents; the template's parts are tokenized with control tokens, the contents without.
+It is rendered as transformers does (chat_template_utils.py: the same extensions, filters and variables), with every switch
+for thinking off; where a prompt ends inside a thought all the same, the thought is closed.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
     from storyfi_lite.engine.vocabulary import Vocabulary
     from storyfi_lite.grammar.script import Script
 
@@ -24,6 +30,28 @@ _SYSTEM, _USER, _ANSWER, _NEXT = ("\ue000system\ue001", "\ue000user\ue001", "\ue
 # For templates that tell the model today's date: one day for ever, or a proof could not be replayed the day after.
 _PROMPT_DATE = datetime.date(2025, 1, 1)
 _SPLIT = re.compile(f"({_SYSTEM}|{_USER}|{_NEXT})")
+# The switches for thinking that models' templates know; who does not know one ignores it.
+_NO_THINKING = {
+    "enable_thinking": False,
+    "thinking": False,
+    "reasoning": False,
+    "thinking_budget": 0,
+    "thinking_mode": "disabled",
+}
+# What opens a thought, and what closes it.
+_THOUGHTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel>thought": "<channel|>",
+    "<|open|>think<|sep|>": "<|close|>think<|sep|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
+}
 
 
 @dataclass(frozen=True)
@@ -61,44 +89,20 @@ class ChatTemplate:
     """A compiled template. Raises BadInput if it does not compile, renders no user turn, or no second one."""
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _PROMPT_DATE.strftime
+        failures: list[Exception] = []
         try:
-            self._template = environment.from_string(source)
-            self._opening, self._bridge = self._render_parts(bos, eos)
-        except TemplateError as error:
-            raise BadInput(f"the model's chat template does not work: {error}") from None
-
-    def _render_parts(self, bos: str, eos: str) -> tuple[list[str], list[str]]:
-        """The rendered prompt, and what stands between an answer and the next one, split at the contents. Where the template
-        has no system role (it raises, or drops the text), the system text opens the first user turn."""
-        from jinja2 import TemplateError
-
-        def render(*turns: tuple[str, str]) -> str:
-            messages = [{"role": role, "content": content} for role, content in turns]
-            return self._template.render(messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
-
-        try:
-            opening = render(("system", _SYSTEM), ("user", _USER))
-        except (TemplateError, TypeError):
-            opening = ""
-        if opening.count(_SYSTEM) != 1:
-            opening = render(("user", f"{_SYSTEM}\n\n{_USER}"))
-        # Without the system text, which some templates put into the last turn; and with one header for all answers, the
-        # prompt's, where a template writes another one before those that are over.
-        both = render(("user", _USER), ("assistant", _ANSWER), ("user", _NEXT))
-        bridge = both.partition(_ANSWER)[2]
-        if (
-            [opening.count(one) for one in (_SYSTEM, _USER)] != [1, 1]
-            or both.count(_ANSWER) != 1
-            or bridge.count(_NEXT) != 1
-        ):
-            raise BadInput("the model's chat template does not repeat each message once")
-        return _SPLIT.split(opening), _SPLIT.split(bridge)
+            template = _environment().from_string(source)
+        except Exception as error:
+            raise _refusal(error) from None
+        # Content as text, or as a list of parts; that there are no tools as transformers says it, or not at all, as llama.cpp.
+        for parts, no_tools in itertools.product((False, True), ({"tools": None, "documents": None}, {})):
+            variables = {"bos_token": bos, "eos_token": eos, **no_tools, **_NO_THINKING}
+            try:
+                self._opening, self._bridge = _rendered(template, parts, variables)
+                return
+            except Exception as error:  # a template is a program: it can fail in any way
+                failures.append(error)
+        raise _refusal(failures[0])
 
     def conversation(self, vocabulary: Vocabulary, script: Script) -> Conversation:
         """The script's turns as token ids, begun with the model's own first token if it has one."""
@@ -117,7 +121,95 @@ class ChatTemplate:
         return tokens
 
 
-def _raise(message: str) -> Any:
-    from jinja2 import TemplateError
+def _refusal(error: Exception) -> BadInput:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return BadInput(f"the model's chat template does not work: {why}; take another file of this model")
 
-    raise TemplateError(message)
+
+def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The rendered prompt, and what stands between an answer and the next one, split at the contents. Where the template
+    has no system role (it raises, or drops the text), the system text opens the first user turn. Raises whatever a
+    template raises, and BadInput if it does not repeat each content once."""
+
+    def render(*turns: tuple[str, str]) -> str:
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns
+        ]
+        return template.render(messages=messages, add_generation_prompt=True, **variables)
+
+    try:
+        opening = render(("system", _SYSTEM), ("user", _USER))
+    except Exception:
+        opening = ""
+    if opening.count(_SYSTEM) != 1:
+        opening = render(("user", f"{_SYSTEM}\n\n{_USER}"))
+    # Without the system text, which some templates put into the last turn; and with one header for all answers, the
+    # prompt's, where a template writes another one before those that are over.
+    before, _, bridge = render(("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)).partition(_ANSWER)
+    once = [opening.count(_SYSTEM), opening.count(_USER), before.count(_USER), bridge.count(_NEXT)]
+    if once != [1, 1, 1, 1] or _ANSWER in bridge or re.search(f"{_USER}['\"]}}", before):  # a list, printed as such
+        raise BadInput("it does not repeat each message once")
+    written = before.partition(_USER)[2]
+    whole = [
+        text + _answer_begins(text.partition(last)[2], written) for text, last in ((opening, _USER), (bridge, _NEXT))
+    ]
+    "".join(whole).encode()  # UnicodeEncodeError: a surrogate is no text
+    return _SPLIT.split(whole[0]), _SPLIT.split(whole[1])
+
+
+def _answer_begins(header: str, written: str) -> str:
+    """What must follow the header of an answer that is to come, so that the answer itself begins and no thought. `written`:
+    the header that the template gives an answer that is over, which shows what stands between a header and an answer
+    (gpt-oss: `<|channel|>final<|message|>`)."""
+    more = written.removeprefix(header) if written.startswith(header) else ""
+    more = more if more.strip() else ""  # a lone space would be the answer's own
+    begun = header + more
+    opener = max(_THOUGHTS, key=begun.rfind)
+    at, closer = begun.rfind(opener), _THOUGHTS[opener]
+    if at < 0:
+        return more
+    rest = written[at:].rpartition(closer)[2] if written.startswith(begun[:at]) else ""
+    rest = "" if not rest.strip() or begun.endswith(rest) else rest
+    if closer in begun[at:]:
+        return more + rest
+    line_feed = "\n" if begun.endswith("\n") else ""
+    return more + line_feed + closer + (rest or 2 * line_feed)
+
+
+def _environment() -> Environment:
+    """Jinja2 as transformers sets it up for chat templates."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Marks what a model wrote, for training; here it does nothing."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> Any:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json  # jinja2's own escapes <, > and & for HTML
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = _PROMPT_DATE.strftime
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,80 @@
+"""A model file of half a megabyte, with one odd thing in it: for tests on files as the world has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+WIDTH, HEADS, LAYERS, FEED_FORWARD = 64, 4, 2, 64
+CHAT = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant\n"
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(chr(c) for c in range(97, 123)), "."]
+TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
+
+
+def tiny_gguf(
+    path: Path,
+    chat: str | Mapping[str, str] | None = CHAT,
+    *,
+    alignment: int | None = None,
+    more: Mapping[str, Any] | None = None,
+    raw: Mapping[str, tuple[gguf.GGMLQuantizationType, int, int]] | None = None,
+) -> Path:
+    """Writes the file. `chat`: its template, or named ones; "" is the unnamed. `more`: further metadata. `raw`: for the
+    tensors that end so, another type with the weights and bytes of its blocks."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    _describe(writer)
+    for name, source in ({"": chat} if isinstance(chat, str) else chat or {}).items():
+        writer.add_string(f"tokenizer.chat_template.{name}".rstrip("."), source)
+    for key, value in (more or {}).items():
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+    random = np.random.default_rng(0)
+    for name, (rows, columns) in _shapes().items():
+        kind, weights, size_bytes = next(
+            (of for end, of in (raw or {}).items() if name.endswith(end)), (gguf.GGMLQuantizationType.F32, 1, 4)
+        )
+        if kind == gguf.GGMLQuantizationType.F32:
+            numbers = np.ones(columns) if rows == 0 else random.normal(0, 0.1, (rows, columns))
+            writer.add_tensor(name, numbers.astype(np.float32))
+        else:
+            blocks = np.full((rows, columns // weights * size_bytes), 0x38, np.uint8)
+            writer.add_tensor(name, blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe(writer: gguf.GGUFWriter) -> None:
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(8192)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(TOKENS)
+    writer.add_token_scores([0.0] * len(TOKENS))
+    writer.add_token_types(TYPES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def _shapes() -> dict[str, tuple[int, int]]:
+    """Rows and columns; a norm has no rows."""
+    shapes = {"token_embd.weight": (len(TOKENS), WIDTH), "output_norm.weight": (0, WIDTH)}
+    for layer in range(LAYERS):
+        block = {f"attn_{name}": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")}
+        block |= {"ffn_gate": (FEED_FORWARD, WIDTH), "ffn_up": (FEED_FORWARD, WIDTH), "ffn_down": (WIDTH, FEED_FORWARD)}
+        block |= {"attn_norm": (0, WIDTH), "ffn_norm": (0, WIDTH)}
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
