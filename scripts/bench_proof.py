@@ -274,7 +274,7 @@ def drift(bench: Bench) -> None:
     here = ((name, bench.replays(bench.given.model, settings, seeds)) for name, settings in rows.items())
     for name, replays in elsewhere if bench.given.written else here:
         margins = [margin for one in replays for margin in one.margins]
-        matches = sum(one.matches for one in replays) / len(margins)
+        matches = margins.count(0.0) / len(margins)
         largest = max(one.mean_margin for one in replays)
         facts[name] = {
             "match_rate": round(matches, 4), "mean_margin": round(float(np.mean(margins)), 5),

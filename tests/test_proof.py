@@ -156,7 +156,7 @@ def test_parameters_that_leave_no_choice_prove_nothing(prover: Prover, honest: S
 
 
 def of(margin: float, count: int, refuted: str | None = None) -> Replay:
-    return Replay((margin,) * count, count, count, refuted)
+    return Replay((-margin,) * count, refuted)
 
 
 def test_the_verdict_follows_the_mean_and_the_number_of_positions() -> None:
@@ -177,7 +177,7 @@ def test_a_short_answer_is_never_proven_and_refuted_only_if_far_off(margin: floa
 
 
 def test_no_free_position_tells_nothing() -> None:
-    assert judge(Replay((), 0, 0), UNCALIBRATED).status == "inconclusive"
+    assert judge(Replay(()), UNCALIBRATED).status == "inconclusive"
 
 
 def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> None:

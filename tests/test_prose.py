@@ -128,3 +128,14 @@ def test_a_turn_that_is_not_its_rows_is_refused() -> None:
         with pytest.raises(GrammarError):
             script.answer(texts)
     assert values((Row("", Items(Words(2, 9), 1, 3)),), "sea, night") == [["sea", "night"]]
+
+
+def test_a_label_begins_no_character_that_it_cannot_end_with() -> None:
+    """The last one must be a letter, a digit or ! ?; the first two bytes of a sign like ☘ lead to no such."""
+    cursor = Cursor((Row("Readers:", Words(2, 8)),))
+    cursor.advance(b"Readers: sevenss")
+    with pytest.raises(GrammarError):
+        cursor.copy().advance("☘".encode()[:2])
+    cursor.advance("é".encode()[:1])
+    cursor.advance("é".encode()[1:])
+    assert cursor.may_end

@@ -6,7 +6,9 @@ and grammar choose; what that proves is for validator/proof.py.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,13 +23,18 @@ MAX_MARGIN = 5.0  # nats; one position must not decide a mean
 
 @dataclass(frozen=True)
 class Replay:
-    """`margins` in nats, clipped at MAX_MARGIN, one for each free position: one where more than one token could win.
-    `refuted` says why the tokens cannot come from this rule at all, if so."""
+    """`leads`: for each position that was sampled, the given token's score above that of the best other, in nats: negative
+    where this file would have chosen that other, infinite where no other could win. `refuted` says why the tokens cannot
+    come from this rule at all, if so."""
 
-    margins: tuple[float, ...]
-    matches: int
-    positions: int
+    leads: tuple[float, ...]
     refuted: str | None = None
+
+    @cached_property
+    def margins(self) -> tuple[float, ...]:
+        """How far the given tokens lie behind the chosen ones, 0 where they are the same, clipped at MAX_MARGIN; of the
+        free positions, where more than one token could win."""
+        return tuple(min(max(0.0, -lead), MAX_MARGIN) for lead in self.leads if lead < math.inf)
 
     @property
     def mean_margin(self) -> float:
@@ -35,7 +42,7 @@ class Replay:
 
     @property
     def match_rate(self) -> float:
-        return self.matches / len(self.margins) if self.margins else 0.0
+        return self.margins.count(0.0) / len(self.margins) if self.margins else 0.0
 
 
 class Replayer:
@@ -86,8 +93,7 @@ class Replayer:
 class _Judge:
     def __init__(self, rule: ChoiceRule, tokens: list[int]) -> None:
         self._rule, self._tokens = rule, tokens
-        self._margins: list[float] = []
-        self._matches = 0
+        self._leads: list[float] = []
         self.refuted: str | None = None
 
     def look(self, position: int, logits: np.ndarray) -> None:
@@ -100,15 +106,14 @@ class _Judge:
             if self._rule.done:
                 self.refuted = f"the answer goes on after its end, at token {position}"
                 return
-            scored = self._rule.score(logits, self._tokens[position])
+            lead = self._rule.score(logits, self._tokens[position])
         except (GrammarError, EngineError) as error:
             self.refuted = f"token {position}: {error}"
             return
-        if scored.margin is None:
+        if lead is None:
             self.refuted = f"token {position} is not allowed by the grammar or the budget"
-        elif scored.free or not scored.match:
-            self._margins.append(min(scored.margin, MAX_MARGIN))
-            self._matches += scored.match
+        else:
+            self._leads.append(lead)
 
     def _take_forced(self, position: int) -> None:
         self._rule.force()
@@ -124,4 +129,4 @@ class _Judge:
                 self.refuted = "the answer stops before its end"
 
     def result(self) -> Replay:
-        return Replay(tuple(self._margins), self._matches, len(self._rule.sampled_positions), self.refuted)
+        return Replay(tuple(self._leads), self.refuted)

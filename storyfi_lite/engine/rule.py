@@ -17,8 +17,8 @@ over the longest texts of this and all later turns. What one turn leaves is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.vocabulary import Vocabulary
 
 _LOOK_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A given token against the rule. `margin`: best score minus the given one's, in nats; None if the token is not
-    allowed at all. `free`: whether another token could have won."""
-
-    margin: float | None
-    match: bool
-    free: bool
 
 
 class ChoiceRule:
@@ -116,21 +106,23 @@ class ChoiceRule:
         self.force()
         return self.fed[before:]
 
-    def score(self, logits: Floats, given: int) -> Scored:
-        """Takes `given`, whatever the rule would have chosen; a token that is not allowed is not taken."""
+    def score(self, logits: Floats, given: int) -> float | None:
+        """Takes `given`, whatever the rule would have chosen. Returns its score above that of the best other token, in nats:
+        negative where that one would have been chosen, infinite where no other could win. None, and nothing is taken, if
+        it is not allowed at all."""
         self._adjust(logits)
         ranked, best_allowed = self._ranked(logits)
-        best = next(ranked)
-        free = next(ranked, None) is not None
-        result = Scored(None, False, free)
-        if self._allowed(given):
-            pair = np.array([best, given])
-            both = scores(logits, pair, best_allowed, len(self.tokens), self._params)
-            result = Scored(max(0.0, float(both[0] - both[1])), best == given, free)
         self.sampled_positions.append(len(self.tokens))
-        if result.margin is not None:
-            self._take(given)
-        return result
+        if not self._allowed(given):
+            return None
+        rival = next((token for token in ranked if token != given), None)
+        lead = math.inf
+        if rival is not None:
+            pair = np.array([given, rival])
+            both = scores(logits, pair, best_allowed, len(self.tokens), self._params)
+            lead = float(both[0] - both[1])
+        self._take(given)
+        return lead
 
     def _take(self, token: int) -> None:
         self._step(self._cursor, token)

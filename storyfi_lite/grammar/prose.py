@@ -292,7 +292,7 @@ class Cursor:
         """What a character that begins so may be, and then how many end the text, and what is open: any character; what
         closes the innermost quote; a …, for who has single bytes only."""
         if not self.is_prose:
-            return [(0, "")]
+            return [(0 if _may_be_alnum(partial) else 1, "")]
         opened = self._open
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
@@ -335,7 +335,7 @@ class Cursor:
         if self._literal:
             self._expect(self._literal.encode().startswith(pending))
             return
-        self._expect(self._chars > 0 or _may_begin_a_text(pending))
+        self._expect(self._chars > 0 or _may_be_alnum(pending))
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(_missing_bytes(pending) > 0 and self._chars + 1 + reserve <= self._form.max_chars)
 
@@ -461,7 +461,7 @@ def _more_bytes(closers: str) -> int:
 
 
 @cache
-def _may_begin_a_text(partial: bytes) -> bool:
+def _may_be_alnum(partial: bytes) -> bool:
     """Whether a letter or digit begins with these bytes of UTF-8."""
     missing = _missing_bytes(partial)
     first, last = partial + b"\x80" * missing, partial + b"\xbf" * missing
