@@ -6,7 +6,7 @@
     ├── ConfigError               78   wallet, key, build or setting missing, or a place that cannot be written: restarting will not help
     ├── DoesNotFit                73   memory or disk: says need and have
     ├── Unavailable               69   network, hub, chain or API cannot be reached
-    ├── GrammarError              70   a task's grammar does not compile
+    ├── GrammarError              70   a text is not what its grammar writes
     ├── EngineError               70   llama.cpp failed
     ├── Busy                      75   the queue is full or the deadline cannot be met; try again later
     └── DeadlineExceeded          75   the answer was not ready in time
@@ -53,7 +53,7 @@ class Unavailable(LiteError):
 
 
 class GrammarError(LiteError):
-    """Says that a grammar does not compile, or that a matcher entered its error state."""
+    """Says that a text is not what its grammar writes."""
 
 
 class EngineError(LiteError):

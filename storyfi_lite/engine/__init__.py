@@ -3,7 +3,7 @@
     settings.py     plain values: how a model is loaded, how tokens are chosen
     sampler.py      logits -> scores, a pure function
     rule.py         one answer's choice rule: grammar + budget + repetition + sampler
-    vocabulary.py   token ids <-> bytes, llguidance's tokenizer
+    vocabulary.py   token ids <-> bytes
     prompt.py       chat template -> prompt tokens
     model.py        native handles: Model, Context
     dry_run.py      what a layout takes on each device, by llama.cpp itself

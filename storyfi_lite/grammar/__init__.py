@@ -1,9 +1,10 @@
-"""Derives from a task's schema the engine's grammar, GBNF for stock tools, JSON Schema, and the validator's check.
+"""Derives from a task's schema the GBNF, Lark and JSON Schema that other tools take, and the check of an answer.
 
 schema.py   the node types, from which all else is derived
 export.py   -> Lark (llguidance), GBNF (llama.cpp), JSON Schema
-cursor.py   walks over the canonical form byte by byte: for the closing rule and the canonical check
 check.py    untrusted text -> Report
+script.py   the turns in which a model of ours writes an answer
+prose.py    what one turn may write, walked character by character
 """
 
 from __future__ import annotations
@@ -13,24 +14,11 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.check import Check, Report, check_data, check_text
-from storyfi_lite.grammar.cursor import Cursor
-from storyfi_lite.grammar.export import TEXT_SLICES, to_gbnf, to_json_schema, to_lark
-from storyfi_lite.grammar.schema import Object, as_written
+from storyfi_lite.grammar.export import to_gbnf, to_json_schema, to_lark
+from storyfi_lite.grammar.schema import Object, as_written, bound_tokens
 
-__all__ = ["TEXT_SLICES", "Check", "Constraint", "Cursor", "Report", "validate_grammars"]
-
-
-def validate_grammars(constraints: Iterable[Constraint]) -> None:
-    """Compile each grammar with llguidance. Raises GrammarError on the first that does not compile. Call this before a port
-    opens: a matcher made from a bad grammar raises nothing and calls itself both stopped and in error."""
-    from llguidance import LLMatcher
-
-    for constraint in constraints:
-        problem = LLMatcher.validate_grammar(constraint.lark)
-        if problem:
-            raise GrammarError(f"a task's grammar does not compile: {problem}")
+__all__ = ["Check", "Constraint", "Report"]
 
 
 class Constraint:
@@ -58,17 +46,9 @@ class Constraint:
         return hashlib.sha256(self.lark.encode()).hexdigest()
 
     @property
-    def min_tokens_bound(self) -> int:
-        """Return the smallest token budget with which any answer can be closed."""
-        return self.cursor().need_tokens
-
-    @property
     def max_tokens_bound(self) -> int:
         """Return a number of tokens that no answer exceeds."""
-        return self.cursor().max_tokens_bound
-
-    def cursor(self) -> Cursor:
-        return Cursor(self.schema)
+        return bound_tokens(self.schema)
 
     @cached_property
     def _written(self) -> Object:
@@ -79,8 +59,8 @@ class Constraint:
     def check(self, text: str | bytes, strict: bool = False) -> Report:
         """Check a text; never raises on bad input. With `strict`, against what the grammar writes, else against all that is
         accepted."""
-        return check_text(self._written if strict else self.schema, self._rules, text)
+        return check_text(text, self._written if strict else self.schema, self._written, self._rules)
 
     def check_data(self, data: Any, strict: bool = False) -> Report:
         """Check an object that was parsed elsewhere, by its canonical spelling. `strict` as in `check`."""
-        return check_data(self._written if strict else self.schema, self._rules, data)
+        return check_data(data, self._written if strict else self.schema, self._written, self._rules)

@@ -12,17 +12,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from storyfi_lite.errors import BadInput, GrammarError
-from storyfi_lite.grammar.cursor import Cursor
+from storyfi_lite.errors import BadInput
+from storyfi_lite.grammar.export import text_pattern
 from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, Open, Text, Tuple, dump
 
 MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
 MAX_PROBLEMS = 20
 MAX_OPEN_CHARS = 4_000  # of an object with keys of the writer's own: the next task's prompt holds it
 MAX_NUMBER_CHARS = 40
+MAX_DEPTH = 200  # lists and objects inside each other; an answer has 7
 MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for millions; token ids are 65,536 at most
 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.
@@ -54,40 +55,41 @@ class Report:
         return tuple(check.detail for check in self.checks if not check.ok and check.name != "canonical")
 
 
-def check_text(schema: Object, rules: Rules, text: str | bytes) -> Report:
-    """Parse bytes or text as strict JSON, check the object, and compare the text with the grammar's own spelling."""
-    if len(text) > MAX_TEXT_BYTES:
-        return _not_json(_too_large(len(text)))
+def check_text(text: str | bytes, schema: Object, written: Object, rules: Rules) -> Report:
+    """Parse the text as strict JSON and check the object against `schema`, its `rules`, and `written`, which is what the grammar
+    writes (schema.as_written)."""
     try:
         raw = text if isinstance(text, bytes) else text.encode()
-        data = parse_json(raw)
+        data = parse_json(_bounded(raw))
     except UnicodeEncodeError:
         return _not_json("the text holds a lone surrogate, which no UTF-8 can say")
     except BadInput as error:
         return _not_json(str(error))
-    return _report(schema, rules, data, raw)
+    return _report(data, raw, schema, written, rules)
 
 
-def check_data(schema: Object, rules: Rules, data: Any) -> Report:
-    """Check an object that came without its text, by its canonical spelling."""
+def check_data(data: Any, schema: Object, written: Object, rules: Rules) -> Report:
+    """Check, as `check_text` does, an object that came without its text, by its canonical spelling."""
     try:
-        raw = dump(data).encode()
+        raw = _bounded(dump(data).encode())
+    except BadInput as error:
+        return _not_json(str(error))
     except (ValueError, TypeError, RecursionError) as error:
         return _not_json(f"the object has no JSON spelling: {error}"[:200])
-    return _report(schema, rules, data, raw)
+    return _report(data, raw, schema, written, rules)
 
 
 def _not_json(why: str) -> Report:
     return Report(False, False, (Check("json", False, why),))
 
 
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes: an answer has at most {MAX_TEXT_BYTES:,}"
-
-
-def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
+def _bounded(raw: bytes) -> bytes:
     if len(raw) > MAX_TEXT_BYTES:
-        return _not_json(_too_large(len(raw)))
+        raise BadInput(f"{len(raw):,} bytes: an answer has at most {MAX_TEXT_BYTES:,}")
+    return raw
+
+
+def _report(data: Any, raw: bytes, schema: Object, written: Object, rules: Rules) -> Report:
     checks = [Check("json", True, f"one JSON value, {len(raw):,} bytes, no key twice")]
     problems = list(islice(_problems(schema, data, ""), MAX_PROBLEMS))
     checks += [Check("schema", False, problem) for problem in problems]
@@ -97,12 +99,24 @@ def _report(schema: Object, rules: Rules, data: Any, raw: bytes) -> Report:
         checks += [Check("rules", False, problem) for problem in broken]
         if not broken:
             checks.append(Check("rules", True, "the fields agree with each other"))
-    canonical, spelling = _is_canonical(schema, raw), "exactly the bytes that the grammar writes"
+    canonical = not any(_problems(written, data, "")) and dump(_as_spelled(written, data)).encode() == raw
+    spelling = "exactly the bytes that the grammar writes"
     if not canonical:
         spelling = "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven"
     checks.append(Check("canonical", canonical, spelling))
     valid = all(check.ok for check in checks if check.name != "canonical")
     return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)
+
+
+def _as_spelled(node: Node, value: Any) -> Any:
+    """Return, for a value that fits `node`, what the grammar writes; None for a text with characters that it never writes."""
+    if isinstance(node, Text):
+        return value if re.fullmatch(text_pattern(node), value) else None
+    if isinstance(node, Object):
+        return {key: _as_spelled(item, value[key]) for key, item in node.fields}
+    if isinstance(node, Array | Tuple):
+        return [_as_spelled(item, one) for item, one in zip(_items(node, value), value, strict=True)]
+    return node.plain if isinstance(node, Const) else value
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -119,7 +133,7 @@ def parse_json(raw: bytes) -> Any:
         raise BadInput(f"not UTF-8: a bad byte at offset {error.start:,}") from None
     try:
         data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float)
-        dump(data).encode()
+        dump(_shallow(data)).encode()
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos:,}") from None
     except UnicodeEncodeError:
@@ -127,6 +141,16 @@ def parse_json(raw: bytes) -> Any:
     except RecursionError:
         raise BadInput("nested too deeply to be a story") from None
     return data
+
+
+def _shallow(data: Any) -> Any:
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        if not inside:
+            return data
+        level = list(chain.from_iterable(inside))
+    raise RecursionError
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -189,9 +213,8 @@ def _const_problems(node: Const, value: Any, where: str) -> Iterator[str]:
         if not number or not low <= value <= high:
             yield f"{where} is {value!r:.40}, not a number from {low:g} to {high:g}"
         return
-    want = list(node.value) if isinstance(node.value, tuple) else node.value
-    if isinstance(value, bool) or type(value) is not type(want) or value != want:
-        yield f"{where} is {value!r:.60}, not {want!r}"
+    if type(value) is not type(node.plain) or value != node.plain:
+        yield f"{where} is {value!r:.60}, not {node.plain!r}"
 
 
 def _object_problems(node: Object, value: Any, path: str, where: str) -> Iterator[str]:
@@ -263,12 +286,3 @@ def _bounds(low: int, high: int) -> str:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _is_canonical(schema: Object, raw: bytes) -> bool:
-    cursor = Cursor(schema)
-    try:
-        cursor.advance(raw)
-    except GrammarError:
-        return False
-    return cursor.done

@@ -1,8 +1,8 @@
-"""What one turn of a script may write: rows of plain text, walked character by character.
+"""Walks over the text of one turn, character by character, and says what may come next.
 
-A row is a label that costs no choice ("Title:") and a form: whole sentences, a few words, or a list of those. The walk
-says what may come next, where a text may end, and how many tokens surely finish it, so that an answer can be closed
-inside any budget. A pure function of the text so far: the replay asks the same questions. Knows no JSON and no model.
+A turn is written in rows. A row is a label that costs no choice ("Title:") and a form: whole sentences, a few words, or a list
+of those. The walk also says where a text may end, and how many tokens surely finish it, so that an answer can be closed inside
+any budget. All of it follows from the text so far, so a replay comes to the same answers. It knows no JSON and no model.
 
 The rules of a text, beside its length in characters (Unicode code points):
 
@@ -54,7 +54,7 @@ _JOINING = frozenset({"and", "or", "和", "与", "以及"})
 
 @dataclass(frozen=True)
 class Prose:
-    """Whole sentences. With `paragraphs`, an empty line may stand between two of them."""
+    """Asks for whole sentences. With `paragraphs`, an empty line may stand between two of them."""
 
     min_chars: int
     max_chars: int
@@ -63,7 +63,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Words:
-    """A name, a title, a few words: one line without an end of a sentence."""
+    """Asks for a name, a title, a few words: one line without an end of a sentence."""
 
     min_chars: int
     max_chars: int
@@ -71,7 +71,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Items:
-    """`min_items` to `max_items` different ones on one line; after each but the last stands `separator`."""
+    """Asks for `min_items` to `max_items` different items on one line. `separator` stands between two of them."""
 
     item: Words
     min_items: int
@@ -84,31 +84,30 @@ Form = Prose | Words | Items
 
 @dataclass(frozen=True)
 class Row:
-    """`label` is written as it stands; then comes the form's text, with one space before it or none."""
+    """Asks for `label`, as it stands, and then the form's text, with one space before it or none."""
 
     label: str
     form: Form
 
     @property
     def need_tokens(self) -> int:
-        """Tokens that surely suffice, the row's end included: one for each byte of the label and each character."""
-        return len(self.label.encode()) + _least(self.form) + 1
+        """Return how many tokens surely suffice, the row's end included: one for each byte of the label and each character."""
+        form = self.form
+        if isinstance(form, Items):
+            least = form.min_items * form.item.min_chars + (form.min_items - 1) * len(form.separator.encode())
+        else:
+            least = form.min_chars
+        return len(self.label.encode()) + least + 1
 
     @property
     def bound_tokens(self) -> int:
-        """No row takes more: four bytes a character, and as many spaces as texts."""
+        """Return a number of tokens that no row exceeds: four bytes a character, and as many spaces as texts."""
         form = self.form
         if isinstance(form, Items):
             most = form.max_items * (4 * form.item.max_chars + 1 + len(form.separator.encode()))
         else:
             most = 4 * form.max_chars + 1
         return len(self.label.encode()) + most + 1
-
-
-def _least(form: Form) -> int:
-    if isinstance(form, Items):
-        return form.min_items * form.item.min_chars + (form.min_items - 1) * len(form.separator.encode())
-    return form.min_chars
 
 
 Rows = tuple[Row, ...]
@@ -123,7 +122,7 @@ def bound_tokens(rows: Rows) -> int:
 
 
 def values(rows: Rows, text: str) -> list[str | list[str]]:
-    """What a finished turn's text says, row by row. Raises GrammarError if it is not these rows."""
+    """Read a finished turn's text, row by row. Raises GrammarError if it is not these rows."""
     lines = [text] if len(rows) == 1 else text.split("\n")
     if len(lines) != len(rows) or any(not line.startswith(row.label) for row, line in zip(rows, lines, strict=False)):
         raise GrammarError("the text is not the rows of its turn")
@@ -138,14 +137,14 @@ def values(rows: Rows, text: str) -> list[str | list[str]]:
 
 
 def ends_a_sentence(text: str) -> bool:
-    """Whether a text's last sentence is whole: a terminator, then nothing but what closes quotes and brackets."""
+    """Return whether a text's last sentence is whole: a terminator, then nothing but what closes quotes and brackets."""
     bare = text.rstrip(CLOSERS + "'’")
     return bare.endswith(tuple(TERMINATORS)) and not (bare.endswith(".") and _NO_END.search(bare[-_TAIL_CHARS:-1]))
 
 
 @cache
 def is_wide(char: str) -> bool:
-    """Of a script that is written without spaces, in characters that say as much as several letters."""
+    """Return whether a character is of a script that writes no spaces, where each character says as much as several letters."""
     return (
         "\u2e80" <= char <= "\ud7ff"
         or "\uf900" <= char <= "\ufaff"
@@ -155,7 +154,7 @@ def is_wide(char: str) -> bool:
 
 
 class Cursor:
-    """Feed it a token's bytes with `advance`, the end with `end`; each raises GrammarError where the rules forbid it."""
+    """Follows one turn. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
         "_chars", "_count", "_ended", "_form", "_items", "_literal", "_open", "_partial", "_row", "_rows", "_seen",
@@ -196,7 +195,7 @@ class Cursor:
 
     @property
     def literal(self) -> str:
-        """What must come now, and costs no choice; empty inside a text."""
+        """Return what must come now, and costs no choice; empty inside a text."""
         return self._literal
 
     @property
@@ -213,18 +212,18 @@ class Cursor:
 
     @property
     def separator(self) -> str:
-        """What goes on to the next item of a list; empty elsewhere."""
+        """Return what leads to the next item of a list; empty elsewhere."""
         return self._items.separator if self._items else ""
 
     @property
     def may_end(self) -> bool:
-        """Whether the row may end here."""
+        """Return whether the row may end here."""
         enough = self._items is None or self._count + 1 >= self._items.min_items
         return enough and not self._literal and self._text_may_end
 
     @property
     def must_end(self) -> bool:
-        """Nothing else may come, or it would not be worth beginning."""
+        """Return whether the row has to end here: nothing else may come, or it would not be worth beginning."""
         if not self.may_end:
             return False
         if self.is_prose:
@@ -242,7 +241,7 @@ class Cursor:
 
     @property
     def _dangles(self) -> bool:
-        """Whether the text stands at a word after which more must come."""
+        """Return whether the text stands at a word after which more must come."""
         return bool(_DANGLING.search(self._tail))
 
     @property
@@ -253,11 +252,11 @@ class Cursor:
 
     @property
     def room(self) -> int:
-        """Characters that the text may still have, in Latin letters."""
+        """Return how many characters the text may still have, in Latin letters."""
         return (self._form.max_chars - self._chars) * (WIDE if self._wide else 1)
 
     def pressure(self, slack_tokens: int) -> float:
-        """Nats that an end gains here: none at first, PRESSURE_NATS where no character or token is left."""
+        """Return the nats that an end gains here: 0 at first, PRESSURE_NATS where no character or token is left."""
         form = self._form
         if self._dangles:
             return 0.0
@@ -270,7 +269,7 @@ class Cursor:
 
     @property
     def need_tokens(self) -> int:
-        """Tokens that surely suffice to finish all rows: a token a byte of structure, a letter for each missing character."""
+        """Return how many tokens surely suffice to finish all rows: one for each byte of structure and each missing character."""
         if self.done:
             return 0
         need = len(self._literal.encode()) + self._text_need + 1
@@ -286,13 +285,13 @@ class Cursor:
             return max(self._form.min_chars - self._chars, self._closing) + more + _more_bytes(self._open)
         least = self._form.min_chars - self._chars - 1
         ways = (max(least, chars) + _more_bytes(opened) for chars, opened in self._after(self._partial))
-        return _missing_bytes(self._partial) + min(ways)
+        return _character_bytes(self._partial) - len(self._partial) + min(ways)
 
     def _after(self, partial: bytes) -> list[tuple[int, str]]:
-        """What a character that begins so may be, and then how many end the text, and what is open: any character; what
-        closes the innermost quote; a …, for who has single bytes only."""
+        """Return what the character that begins with these bytes may lead to, each way as the number of characters that then end
+        the text, and what is open. The character may be any; what closes the innermost quote; or a …."""
         if not self.is_prose:
-            return [(0 if _may_be_alnum(partial) else 1, "")]
+            return [(0 if partial in _letter_beginnings() else 1, "")]
         opened = self._open
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
@@ -303,7 +302,7 @@ class Cursor:
 
     @property
     def _closing(self) -> int:
-        """Characters that end the text here, its length apart."""
+        """Return how many characters end the text here, if it is long enough."""
         if self.is_prose:
             return len(self._open) + (2 if self._tail[-1:] in (" ", "\n") else not self._ended)
         return 0 if self._label_is_whole else 1
@@ -311,17 +310,18 @@ class Cursor:
     # --- steps -------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """The end of the last row."""
         self._expect(self.may_end and self.last_row)
         self.done = True
 
     def advance(self, data: bytes) -> None:
-        self._expect(bool(data) and not self.done)
-        if self._items is not None and not self._chars and data.strip().decode(errors="ignore") in _JOINING:
-            self._expect(False)
-        text, length = self._decoded(self._partial + data)
-        pending = (self._partial + data)[length:]
-        self._partial = b""
+        joins = self._items is not None and not self._chars and data.strip().decode(errors="ignore") in _JOINING
+        self._expect(bool(data) and not self.done and not joins)
+        data = self._partial + data
+        try:
+            text, length = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError:
+            raise GrammarError("no UTF-8") from None
+        pending, self._partial = data[length:], b""
         if self._chars and _PLAIN.fullmatch(text):
             self._run(text)
         else:
@@ -335,18 +335,13 @@ class Cursor:
         if self._literal:
             self._expect(self._literal.encode().startswith(pending))
             return
-        self._expect(self._chars > 0 or _may_be_alnum(pending))
+        self._expect(self._chars > 0 or pending in _letter_beginnings())
+        self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
-        self._expect(_missing_bytes(pending) > 0 and self._chars + 1 + reserve <= self._form.max_chars)
-
-    def _decoded(self, data: bytes) -> tuple[str, int]:
-        try:
-            return codecs.utf_8_decode(data, "strict", False)
-        except UnicodeDecodeError:
-            raise GrammarError("no UTF-8") from None
+        self._expect(self._chars + 1 + reserve <= self._form.max_chars)
 
     def _run(self, text: str) -> None:
-        """Letters, behind a space or not: most of all tokens, at once."""
+        """Take letters, behind a space or not, at once: most tokens are such."""
         if text[0] == " ":
             self._space()
         self._ended = False
@@ -363,15 +358,12 @@ class Cursor:
         elif char == "\n":
             self._line_feed()
         elif self._items is not None and char == self._items.separator:
-            self._next_item(self._items)
+            self._expect(self._text_may_end and self._count + 1 < self._items.max_items)
+            self._count += 1
+            self._seen |= {self._text.casefold()}
+            self._begin_text()
         else:
             self._write(char)
-
-    def _next_item(self, items: Items) -> None:
-        self._expect(self._text_may_end and self._count + 1 < items.max_items)
-        self._count += 1
-        self._seen |= {self._text.casefold()}
-        self._begin_text()
 
     def _line_feed(self) -> None:
         if self.has_paragraphs:
@@ -425,7 +417,7 @@ class Cursor:
         self._append(char)
 
     def _terminates(self, char: str) -> bool:
-        """A sentence may end where the text may, or where another one has room."""
+        """Take the end of a sentence, which may stand where the text may end or another sentence has room."""
         width = WIDE if self._wide else 1
         enough = self._chars + 1 + len(self._open) >= self._form.min_chars
         self._expect(enough or self.room - width >= SHORT_CHARS)
@@ -456,37 +448,17 @@ class Cursor:
 
 
 def _more_bytes(closers: str) -> int:
-    """Beyond one a character."""
+    """Return how many bytes these characters take beyond one each."""
     return len(closers.encode()) - len(closers)
 
 
 @cache
-def _may_be_alnum(partial: bytes) -> bool:
-    """Whether a letter or digit begins with these bytes of UTF-8."""
-    missing = _missing_bytes(partial)
-    first, last = partial + b"\x80" * missing, partial + b"\xbf" * missing
-    low, high = (int.from_bytes(end, "big") for end in (first, last))
-    return missing > 0 and any(
-        chr(code).isalnum() for code in range(_code(low, len(first)), _code(high, len(last)) + 1)
-    )
+def _letter_beginnings() -> frozenset[bytes]:
+    """Return the first bytes, but not all, of every letter's and digit's UTF-8."""
+    spelled = [chr(code).encode() for code in range(0x80, 0x110000) if chr(code).isalnum()]
+    return frozenset(character[:length] for character in spelled for length in range(1, len(character)))
 
 
-def _code(utf8: int, length: int) -> int:
-    """The code point that so many bytes spell, whether or not they are the shortest spelling."""
-    lead = (utf8 >> 8 * (length - 1)) & (0x7F >> length)
-    tail = sum(((utf8 >> 8 * at) & 0x3F) << 6 * at for at in range(length - 1))
-    return min(lead << 6 * (length - 1) | tail, 0x10FFFF)
-
-
-def _missing_bytes(partial: bytes) -> int:
-    """How many bytes complete this beginning of a UTF-8 character; -1 if none can (RFC 3629, table 3-7 of Unicode)."""
-    lead = partial[0]
-    length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 0
-    if not length or any(not 0x80 <= byte <= 0xBF for byte in partial[1:]):
-        return -1
-    if len(partial) > 1:
-        low = {0xE0: 0xA0, 0xF0: 0x90}.get(lead, 0x80)
-        high = {0xED: 0x9F, 0xF4: 0x8F}.get(lead, 0xBF)
-        if not low <= partial[1] <= high:
-            return -1
-    return length - len(partial)
+def _character_bytes(beginning: bytes) -> int:
+    """Return the length of the UTF-8 character that begins so, in bytes (RFC 3629)."""
+    return 2 if beginning[0] < 0xE0 else 3 if beginning[0] < 0xF0 else 4

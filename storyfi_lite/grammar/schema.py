@@ -45,8 +45,9 @@ class Const:
     accept: tuple[float, float] | None = None
 
     @property
-    def literal(self) -> str:
-        return dump(list(self.value) if isinstance(self.value, tuple) else self.value)
+    def plain(self) -> str | int | float | list[int]:
+        """Return the value as JSON's types have it."""
+        return list(self.value) if isinstance(self.value, tuple) else self.value
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _pieces(node: Node) -> list[str | Text | Array]:
     if isinstance(node, Text | Array):
         return [node]
     if isinstance(node, Const):
-        return [node.literal]
+        return [dump(node.plain)]
     if isinstance(node, Open):
         return _pieces(node.written)
     if isinstance(node, Tuple):
@@ -160,3 +161,18 @@ def _pieces(node: Node) -> list[str | Text | Array]:
     for index, (lead, item) in enumerate(members):
         row += [lead if index else lead[1:], *_pieces(item)]
     return [*row, closing]
+
+
+def bound_tokens(node: Node) -> int:
+    """Return a number of tokens that no answer exceeds: one a byte, four bytes a character."""
+    total = 0
+    for piece in pieces(node):
+        if isinstance(piece, str):
+            total += len(piece.encode())
+        elif isinstance(piece, Text):
+            total += 4 * piece.max_chars + len('""')
+        else:
+            total += (
+                bound_tokens(piece.item) + 1
+            ) * piece.max_items + 1  # a bracket or a comma before each, and a bracket
+    return total

@@ -116,10 +116,10 @@ def parse_request(body: bytes) -> StoryRequest:
         raise BadInput(f"the request is not valid: {_first_problem(error)}") from None
 
 
-def parse_response(body: bytes) -> StoryResponse:
-    """Parse a response. Raises BadInput. Bound the size of `body` before the call."""
+def parse_response(body: bytes | dict[str, Any]) -> StoryResponse:
+    """Parse a response: its JSON, or the object that was read from it. Raises BadInput. Bound the size of `body` before the call."""
     try:
-        return StoryResponse.model_validate_json(body)
+        return StoryResponse.model_validate(body) if isinstance(body, dict) else StoryResponse.model_validate_json(body)
     except ValidationError as error:
         raise BadInput(f"the response is not valid: {_first_problem(error)}") from None
 

@@ -77,8 +77,7 @@ def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification
 
 def read_response(raw: bytes) -> StoryResponse:
     """Parse a response from strict JSON of a bounded size. Raises BadInput."""
-    _parse(raw)
-    return parse_response(raw)
+    return parse_response(_parse(raw))
 
 
 def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Verification:
@@ -86,7 +85,7 @@ def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Ve
     `strict`, the bounds are those that this project writes, not the wider ones that a validator accepts."""
     try:
         data = _parse(raw)
-        response = parse_response(raw) if "output_data" in data else None
+        response = parse_response(data) if "output_data" in data else None
     except BadInput as error:
         return _refused(str(error), task)
     story = data if response is None else response.output_data
