@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.gpus import GpuCollector
+from storyfi_lite.miner.metrics import Minute
 from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
 from storyfi_lite.protocol.messages import parse_response
 from storyfi_lite.protocol.seed import challenge_seed
@@ -470,23 +472,57 @@ def test_the_status_page_says_what_a_validator_would(server: Running, monkeypatc
     assert "not valid, base score" in server.get("/").text
 
 
-IN_THE_BROWSER = """<script>onload = () => document.body.append("SEEN" + JSON.stringify({
+def test_the_status_page_says_each_thing_once_and_what_an_answer_earns(server: Running) -> None:
+    server.miner.facts = lambda: {"Model": {"model": "smollm2-135m", "multiplier": "0.5", "predicted": "9 s"}}
+    server.ask()
+    page = server.get("/").text
+    rows = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert rows["predicted"] == "9 s" and re.search(r"tokens/s; blueprint \d+ s; mean of the last 1", rows["measured"])
+    assert page.count("<dt>multiplier</dt>") == page.count("<dt>model</dt>") == 1
+    base, final = re.findall(r"base score (\d+) of 100.*?>(\d+)\.\d = \d+\.\d × 0.5<", page)[0]
+    assert abs(float(base) / 2 - float(final)) <= 1
+
+
+def test_the_status_page_draws_an_hour_and_says_why_requests_got_no_answer(server: Running) -> None:
+    server.ask()
+    server.ask("busy")
+    server.ask(key=STRANGER)
+    server.miner.metrics.minutes.appendleft(Minute(0, answered=1))  # long ago
+    page = server.get("/").text
+    assert re.search("1 answers in the last hour, 0.. s on average.*; 2 requests refused or not answered", page)
+    assert page.count("<rect") == 3  # mean and slowest of this minute; what got no answer
+    assert "not registered on this subnet" in page and "it would have been late" in page
+
+
+def test_a_page_for_strangers_has_no_addresses_and_no_errors_words(server: Running) -> None:
+    server.miner.facts = lambda: {"Chain": {"state": "connected", "detail": "wss://x: cannot reach /home/me"}}
+    server.ask(key=STRANGER)
+    assert "/home/me" in server.get("/").text and STRANGER.ss58_address in server.get("/").text
+    server.miner.open_operator_pages = True
+    page = server.get("/").text
+    assert not any(secret in page for secret in ("/home/me", STRANGER.ss58_address, "127.0.0.1", "scripted"))
+    assert "unregistered" in page
+
+
+IN_THE_BROWSER = """<script>onload = () => parent.postMessage("SEEN" + JSON.stringify({
     overflow_px: document.documentElement.scrollWidth - document.documentElement.clientWidth, title: document.title,
-    fetched: performance.getEntriesByType("resource").length, answers: document.querySelectorAll("td.good").length,
-    lit: getComputedStyle(document.querySelector(".state")).backgroundColor !== "rgba(0, 0, 0, 0)"}) + "END")</script>"""
+    fetched: performance.getEntriesByType("resource").length, answers: document.querySelectorAll("td span.good").length,
+    lit: getComputedStyle(document.querySelector(".state")).backgroundColor !== "rgba(0, 0, 0, 0)"}) + "END", "*")</script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-@pytest.mark.parametrize("width_px", [500, 1280])
+@pytest.mark.parametrize("width_px", [390, 1200])
 def test_a_browser_shows_the_status_page_whole(server: Running, tmp_path: Path, width_px: int) -> None:
     server.ask()
     body = story()
     server.post(body, {**signed(body), "X-Bittensor-Hotkey": "<script>document.title = 'taken over'</script>"})
     page = tmp_path / "page.html"
-    page.write_text(server.get("/").text + IN_THE_BROWSER, encoding="utf-8")
+    frame = escape(server.get("/").text + IN_THE_BROWSER)  # Chromium's own window is never narrower than 500 px
+    hear = "<script>onmessage = said => document.body.append(said.data)</script>"
+    page.write_text(f'{hear}<iframe srcdoc="{frame}" style="width:{width_px}px"></iframe>', encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    flags += [f"--window-size={width_px},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    flags += ["--window-size=1280,900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     dom = subprocess.run(["chromium", *flags], capture_output=True, timeout=120, check=True).stdout.decode()
     seen = json.loads(re.findall(r"SEEN(.*?)END", dom)[-1])
     assert seen == {"overflow_px": 0, "title": "storyfi-lite: live", "fetched": 0, "answers": 1, "lit": True}

@@ -106,7 +106,8 @@ class Miner:
     async def status_page(self, request: Request) -> Response:
         self._operator_only(request)
         # in a thread: scoring the last answers takes longer than a request should wait
-        page = await asyncio.to_thread(render, self.facts(), self.metrics, self.loader, time.time(), self.stopping)
+        now_s, public = time.time(), self.open_operator_pages
+        page = await asyncio.to_thread(render, self.facts(), self.metrics, self.loader, now_s, self.stopping, public)
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
         return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
 

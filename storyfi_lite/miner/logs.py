@@ -50,5 +50,6 @@ def _utc(record: logging.LogRecord) -> str:
 
 
 def _one_line(value: object) -> str:
-    text = str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    """Join lines, which are words of our own, with spaces, and escape every other character that a terminal would obey."""
+    text = " ".join(line.strip() for line in str(value).splitlines())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

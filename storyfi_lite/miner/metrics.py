@@ -22,11 +22,13 @@ from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.wire.http_status import Refused
 
 if TYPE_CHECKING:
+    from storyfi_lite.validator.reward import Reward
     from storyfi_lite.validator.score import Score
 
 log = logging.getLogger(__name__)
 
 KEPT_EVENTS = 20
+KEPT_MINUTES = 60
 LOG_LINES_PER_REASON = 5  # in each LOG_PERIOD_S; the rest is counted, and said in one line
 LOG_PERIOD_S = 10.0
 # 30 s: full marks for speed; 60 s: the validator has hung up
@@ -57,9 +59,33 @@ class Event:
         request, response = self.story
         return score(response, Context(request, self.seconds or 0.0))
 
+    @cached_property
+    def rewards(self) -> tuple[Reward, Reward] | None:
+        """Return what the answer would earn under the shipped policy, once this miner's claim is proven and before; None if there
+        is no answer."""
+        if self.story is None or self.score is None:
+            return None
+        from storyfi_lite.validator.proof import Verdict
+        from storyfi_lite.validator.reward import reward
+
+        claim = self.story[1]
+        return reward(self.score, claim, Verdict("proven", model=claim.model_name)), reward(self.score, claim)
+
     @property
     def tokens_per_s(self) -> float | None:
         return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+@dataclass
+class Minute:
+    """Sums up one minute. `at`: minutes since 1970; `seconds`: of all its answers together."""
+
+    at: int
+    answered: int = 0
+    seconds: float = 0.0
+    slowest_s: float = 0.0
+    lost: int = 0  # admitted, not answered
+    refused: int = 0
 
 
 class Metrics:
@@ -69,6 +95,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.answers: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self.refusals: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self.minutes: deque[Minute] = deque(maxlen=KEPT_MINUTES)
         self.refused_by_reason: dict[str, int] = {}
         self.outcomes: dict[str, int] = {}
         self.started_s = time.time()
@@ -112,6 +139,10 @@ class Metrics:
     def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer, response: StoryResponse) -> None:
         task, caller = admitted.request.task_type, admitted.caller
         self._count(task, wire, "answered")
+        minute = self._this_minute()
+        minute.answered += 1
+        minute.seconds += seconds
+        minute.slowest_s = max(minute.slowest_s, seconds)
         self._seconds.labels(task).observe(seconds)
         if answer.first_token_s is not None:
             self._first_token.labels(task).observe(answer.first_token_s)
@@ -130,6 +161,7 @@ class Metrics:
         """Record a request that was admitted and not answered. `outcome` is the error type's name."""
         task, who = admitted.request.task_type, _name(admitted.caller)
         self._count(task, wire, outcome)
+        self._this_minute().lost += 1
         self.answers.appendleft(Event(time.time(), task, who, outcome, seconds))
         facts = {"task": task, "wire": wire, "caller": who, "seconds": round(seconds, 2), "outcome": outcome}
         log.warning("not answered: %s", error, extra={"facts": facts})
@@ -137,6 +169,7 @@ class Metrics:
     def refused(self, refusal: Refused, wire: str, hotkey: str | None, address: str) -> None:
         reason = refusal.reason
         self._refusals.labels(reason).inc()
+        self._this_minute().refused += 1
         self.refused_by_reason[reason] = self.refused_by_reason.get(reason, 0) + 1
         who = f"{address} {hotkey[:64]}" if hotkey else address
         self.refusals.appendleft(Event(time.time(), reason, who, refusal.detail))
@@ -157,6 +190,12 @@ class Metrics:
     def _count(self, task: str, wire: str, outcome: str) -> None:
         self._requests.labels(task, wire, outcome).inc()
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def _this_minute(self) -> Minute:
+        at = int(time.time() // 60)
+        if not self.minutes or self.minutes[-1].at != at:
+            self.minutes.append(Minute(at))
+        return self.minutes[-1]
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

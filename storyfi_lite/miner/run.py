@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
-from storyfi_lite import __version__
 from storyfi_lite.errors import BadInput
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
@@ -184,7 +183,6 @@ def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str
     miner = {
         "hotkey": hotkey,
         "network": f"{', '.join(map(printable, options.chain.network.split(',')))}, netuid {options.chain.netuid}",
-        "version": __version__,
         "uid": "not registered" if neuron is None else str(neuron.uid),
     }
     if neuron is not None:

@@ -5,14 +5,15 @@ Everything that is not a literal in this module goes through `html.escape`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storyfi_lite import __version__
-from storyfi_lite.loaders.base import Loader
-from storyfi_lite.protocol.limits import FULL_MARKS_S
+from storyfi_lite.loaders.base import Loader, LoaderHealth
+from storyfi_lite.miner.chart import last_hour
+from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
 
 if TYPE_CHECKING:
     from storyfi_lite.miner.metrics import Event, Metrics
@@ -20,17 +21,76 @@ if TYPE_CHECKING:
 Facts = Callable[[], Mapping[str, Mapping[str, str]]]  # card -> label -> value, e.g. Chain -> height -> 123
 
 REFRESH_S = 5
+DETAIL = "detail"  # the label of what only the operator reads: an error's own words may name a path or a provider
 
 _STYLE = Path(__file__).with_name("status.css").read_text(encoding="utf-8")
+# what each reason means (wire/http_status.py has those of refusals, errors.py the others)
+_MEANING = {
+    "stopping": "this miner was shutting down",
+    "malformed_headers": "not a signed request",
+    "wrong_receiver": "signed for another miner",
+    "stale": "signed too long ago, or one of the two clocks is wrong",
+    "denied": "on your deny list",
+    "unregistered": "the caller is not registered on this subnet",
+    "no_permit": "the caller may not set weights, so it pays nobody",
+    "low_stake": "less stake than --min-stake",
+    "too_large": "longer than any honest request",
+    "crowded": "too many long requests at once",
+    "slow_body": "the request came too slowly",
+    "bad_signature": "not signed by the key that it names",
+    "body_changed": "changed after it was signed",
+    "replayed": "sent a second time",
+    "rate": "more than --rate a minute",
+    "bad_request": "well signed, but no task of this network",
+    "not_ready": "nothing is known of the chain yet",
+    "Busy": "all slots taken, or it would have been late",
+    "DeadlineExceeded": "not whole in time",
+    "CallerGone": "the caller hung up first",
+    "Unavailable": "the API or the loader was not there; the log says why",
+    "EngineError": "llama.cpp failed; the log says why",
+}
 
 
 def render(
-    facts: Mapping[str, Mapping[str, str]], metrics: Metrics, loader: Loader, now_s: float, stopping: bool
+    facts: Mapping[str, Mapping[str, str]],
+    metrics: Metrics,
+    loader: Loader,
+    now_s: float,
+    stopping: bool,
+    public: bool = False,
 ) -> str:
-    """Return the page as of `now_s` (time.time())."""
+    """Return the page as of `now_s` (time.time()). `public`: strangers may read it, so callers' addresses and errors' own
+    words are left out."""
     health = loader.health()
     live = ("live", "good") if health.alive else ("down", "bad")
     state, colour = ("stopping", "warn") if stopping else live
+    answers = list(metrics.answers)
+    cards = {**facts, "Model": _model(facts.get("Model", {}), answers, loader)}
+    hidden = (DETAIL,) if public else ()
+    counts = {**metrics.refused_by_reason, **metrics.outcomes}
+    counts.pop("answered", None)
+    refusals = "" if public else _section("Last refusals", _refusals(list(metrics.refusals), now_s))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="refresh" content="{REFRESH_S}">
+<title>storyfi-lite: {escape(state)}</title><style>{_STYLE}</style></head><body><main>
+<header><h1>storyfi-lite miner</h1><span class="state {colour}">{escape(state)}</span>
+<span>version {escape(__version__)}, up {_span(now_s - metrics.started_s)}</span></header>
+<div class="tiles">{_tiles(metrics, health)}</div>
+{_section("The last hour", last_hour(list(metrics.minutes), now_s))}
+{_section("Last answers", _answers(answers, now_s))}
+<div class="cards">{"".join(_card(name, rows, hidden) for name, rows in cards.items())}</div>
+{_section("Refused and not answered, by reason", _reasons(counts))}
+{refusals}</main></body></html>
+"""
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _tiles(metrics: Metrics, health: LoaderHealth) -> str:
     answered = metrics.outcomes.get("answered", 0)
     tiles = {
         "answered": answered,
@@ -39,61 +99,72 @@ def render(
         "being written": health.running,
         "waiting": health.queued,
     }
+    return "".join(f"<section><b>{count:,}</b><span>{name}</span></section>" for name, count in tiles.items())
+
+
+def _card(name: str, rows: Mapping[str, str], hidden: Container[str]) -> str:
+    shown = ((escape(label), escape(value)) for label, value in rows.items() if label not in hidden)
+    body = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in shown)
+    return _section(name, f"<dl>{body}</dl>")
+
+
+def _model(facts: Mapping[str, str], answers: list[Event], loader: Loader) -> dict[str, str]:
+    """Say what writes and how fast, predicted beside measured. `facts` are of the model that was opened first; after a
+    fallback another one answers."""
     claim = loader.claim
-    told = {
-        "state": health.detail,
-        "writer": claim.writer,
-        "model": claim.model_name,
-        "version": claim.model_info.version,
-        "GPU memory": f"{claim.gpu_memory_gb:g} GB",
-        "multiplier": f"{claim.multiplier:g}×",
-    }
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="refresh" content="{REFRESH_S}">
-<title>storyfi-lite: {escape(state)}</title><style>{_STYLE}</style></head><body><main>
-<header><h1>storyfi-lite miner</h1><span class="state {colour}">{escape(state)}</span>
-<span>version {escape(__version__)}, up {_span(now_s - metrics.started_s)}</span></header>
-<div class="tiles">{"".join(f"<section><b>{count:,}</b><span>{name}</span></section>" for name, count in tiles.items())}</div>
-<div class="cards">{"".join(_card(name, rows) for name, rows in {"Loader": told, **facts}.items())}</div>
-<section><h2>Last answers</h2>{_answers(list(metrics.answers), now_s)}</section>
-<section><h2>Refusals by reason</h2>{_reasons(dict(metrics.refused_by_reason))}</section>
-<section><h2>Last refusals</h2>{_refusals(list(metrics.refusals), now_s)}</section>
-</main></body></html>
-"""
+    told = {"model": claim.model_name, "writer": claim.writer, "multiplier": f"{claim.multiplier:g}"}
+    if claim.gpu_memory_gb:
+        told["GPU memory"] = f"{claim.gpu_memory_gb:g} GB"
+    told |= facts if facts.get("model") == claim.model_name else {"version": claim.model_info.version}
+    return told | {"measured": _measured(answers), DETAIL: loader.health().detail}
 
 
-def _card(name: str, rows: Mapping[str, str]) -> str:
-    body = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows.items())
-    return f"<section><h2>{escape(name)}</h2><dl>{body}</dl></section>"
+def _measured(answers: list[Event]) -> str:
+    """Say how fast the last answers were, from the first header to the last byte."""
+    seconds: dict[str, list[float]] = {}
+    tokens = 0
+    for one in answers:
+        if one.story is not None and one.seconds is not None:
+            seconds.setdefault(one.what, []).append(one.seconds)
+            tokens += one.tokens or 0
+    if not seconds:
+        return "nothing answered yet"
+    means = (f"{task} {sum(of_task) / len(of_task):.0f} s" for task, of_task in sorted(seconds.items()))
+    all_s, count = sum(map(sum, seconds.values())), sum(map(len, seconds.values()))
+    return f"{tokens / max(all_s, 1e-6):.0f} tokens/s; {', '.join(means)}; mean of the last {count}, waiting included"
 
 
 def _answers(events: Iterable[Event], now_s: float) -> str:
-    heads = (
-        "when",
-        "task",
-        "caller",
-        "seconds, of 30 for full marks",
-        "tokens",
-        "tokens/s",
-        "our own verify and score",
+    heads = ("when", "task", "caller", "seconds", "tokens", "score", "would earn")
+    note = (
+        f'<p class="note">Full points for time up to {FULL_MARKS_S:.0f} s (the mark in each bar), none from '
+        f"{NO_MARKS_S:.0f} s. The score is our own validator's, without a look for copies; “would earn” is that × the "
+        "multiplier of the shipped reward policy.</p>"
     )
-    return _table(heads, [_answer(event, now_s) for event in events])
+    table = _table(heads, [_answer(event, now_s) for event in events])
+    return table + note
 
 
-def _answer(event: Event, now_s: float) -> str:
-    seconds = event.seconds or 0.0
-    colour = "" if seconds <= FULL_MARKS_S else "warn" if seconds < 2 * FULL_MARKS_S else "bad"
-    width_px = round(min(1.0, seconds / FULL_MARKS_S) * 100)
+def _answer(event: Event, now_s: float) -> list[str]:
     outcome, mark = _outcome(event)
-    speed = "" if event.tokens_per_s is None else f"{event.tokens_per_s:.0f}"
+    speed = "" if event.tokens_per_s is None else _one(f"{event.tokens} at {event.tokens_per_s:.0f}/s")
+    return [
+        _one(f"{_span(now_s - event.at_s)} ago"),
+        escape(event.what),
+        escape(event.who),
+        _window(event.seconds or 0.0),
+        speed,
+        f'<span class="{mark}">{escape(outcome)}</span>',
+        _earnings(event),
+    ]
+
+
+def _window(seconds: float) -> str:
+    """Draw a time against the 60 s that validators wait, with a mark at 30."""
+    colour = "good" if seconds <= FULL_MARKS_S else "warn" if seconds < NO_MARKS_S else "bad"
+    percent = min(100, round(seconds / NO_MARKS_S * 100))
     return (
-        f"<tr><td>{_span(now_s - event.at_s)} ago</td><td>{escape(event.what)}</td>"
-        f"<td>{escape(event.who)}</td>"
-        f'<td><i class="bar {colour}" style="width:{width_px}px"></i>{seconds:.1f}</td>'
-        f"<td>{event.tokens or ''}</td><td>{speed}</td>"
-        f'<td class="{mark}">{escape(outcome)}</td></tr>'
+        f'<span class="one"><i class="window"><i class="{colour}" style="width:{percent}%"></i></i>{seconds:.1f}</span>'
     )
 
 
@@ -101,7 +172,7 @@ def _outcome(event: Event) -> tuple[str, str]:
     """Return the answer's validity and base score, with the parts that cost points, and a CSS class."""
     score = event.score
     if score is None:
-        return event.outcome, "bad"
+        return _MEANING.get(event.outcome, event.outcome), "bad"
     if score.zeroed:
         return f"not valid: {score.zeroed}", "bad"
     lost = [f"{part.name} {part.points:.1f} of {part.of:g}" for part in score.parts if part.points < part.of - 0.05]
@@ -110,30 +181,59 @@ def _outcome(event: Event) -> tuple[str, str]:
     return f"{words}; {', '.join(lost)}" if lost else words, "good" if valid else "bad"
 
 
+def _earnings(event: Event) -> str:
+    if event.rewards is None:
+        return "0"
+    proven, unproven = event.rewards
+    words = _one(f"{proven.final:.1f} = {proven.base:.1f} × {proven.multiplier:g}")
+    return words if proven.final == unproven.final else f"{words} {_one(f'{unproven.final:.1f} until proven')}"
+
+
 def _reasons(counts: Mapping[str, int]) -> str:
     top = max(counts.values(), default=1)
     rows = [
-        f"<tr><td>{escape(reason)}</td>"
-        f'<td><i class="bar bad" style="width:{round(count / top * 160)}px"></i>{count:,}</td></tr>'
+        [
+            escape(reason),
+            f'<i class="bar" style="width:{round(count / top * 100)}px"></i>{count:,}',
+            escape(_MEANING.get(reason, "a fault of this miner; the log says why")),
+        ]
         for reason, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
-    return _table(("reason", "requests"), rows)
+    return _table(("reason", "requests", "what it means"), rows)
 
 
 def _refusals(events: Iterable[Event], now_s: float) -> str:
     rows = [
-        f"<tr><td>{_span(now_s - event.at_s)} ago</td><td>{escape(event.what)}</td>"
-        f"<td>{escape(event.who)}</td><td>{escape(event.outcome)}</td></tr>"
+        [
+            _one(f"{_span(now_s - event.at_s)} ago"),
+            escape(event.what),
+            f'<span class="who">{escape(event.who)}</span>',
+            escape(event.outcome),
+        ]
         for event in events
     ]
     return _table(("when", "reason", "from", "detail"), rows)
 
 
-def _table(heads: Iterable[str], rows: list[str]) -> str:
+def _table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Lay out cells of HTML; on a narrow screen each row becomes a card, with the heads as labels (status.css)."""
     if not rows:
-        return '<p class="empty">none yet</p>'
+        return '<p class="note">none yet</p>'
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    body = ""
+    for cells in rows:
+        named = zip(heads, cells, strict=True)
+        body += (
+            "<tr>"
+            + "".join(f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in named)
+            + "</tr>"
+        )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _one(words: str) -> str:
+    """Keep a few words on one line."""
+    return f'<span class="one">{escape(words)}</span>'
 
 
 def _span(seconds: float) -> str:

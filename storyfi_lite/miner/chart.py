@@ -1,0 +1,55 @@
+"""Draws the status page's chart of the last hour as SVG: seconds of the answers, and requests without one, minute by minute.
+
+Figures only, so nothing here needs escaping; the words around it are HTML, which keeps their size on every screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from storyfi_lite.miner.metrics import Minute
+from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
+
+MINUTES = 60
+
+
+def last_hour(minutes: Iterable[Minute], now_s: float) -> str:
+    """Return HTML with two charts, one column a minute: the mean and the slowest answer, of 60 s; what got no answer."""
+    this = int(now_s // 60)
+    columns = [(MINUTES - 1 - (this - one.at), one) for one in minutes if this - one.at < MINUTES]
+    answered = sum(one.answered for _, one in columns)
+    without = sum(one.lost + one.refused for _, one in columns)
+    said = f"{answered:,} answers in the last hour"
+    if answered:
+        mean_s = sum(one.seconds for _, one in columns) / answered
+        said += f", {mean_s:.1f} s on average, {max(one.slowest_s for _, one in columns):.1f} s the slowest"
+    said += f"; {without:,} requests refused or not answered"
+    times = "".join(_times(at, one) for at, one in columns if one.answered)
+    most = max((one.lost + one.refused for _, one in columns), default=0)
+    refusals = "".join(_refusals(at, one, most) for at, one in columns if one.lost + one.refused)
+    return f"""<p>{said}</p><div class="chart"><div class="scale"><span>{NO_MARKS_S:.0f} s</span>
+<span>{FULL_MARKS_S:.0f} s</span><span>0</span></div>
+<svg viewBox="0 0 {MINUTES} {NO_MARKS_S:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">
+<line x1="0" x2="{MINUTES}" y1="{FULL_MARKS_S:.0f}" y2="{FULL_MARKS_S:.0f}"/>{times}</svg>
+<div class="scale"><span>{most or ""}</span></div>
+<svg class="low" viewBox="0 0 {MINUTES} 10" preserveAspectRatio="none" aria-hidden="true">{refusals}</svg>
+<div></div><div class="hours"><span>an hour ago</span><span>30 min</span><span>now</span></div></div>
+<p class="note"><i class="key good"></i>mean of a minute <i class="key slow"></i>its slowest <i class="key bad"></i>refused or
+not answered</p>"""
+
+
+def _times(at: int, one: Minute) -> str:
+    mean_s = one.seconds / one.answered
+    colour = "good" if mean_s <= FULL_MARKS_S else "warn" if mean_s < NO_MARKS_S else "bad"
+    tip = f"<title>{one.answered} answers, {mean_s:.1f} s on average, {one.slowest_s:.1f} s the slowest</title>"
+    return f"{_bar(at, one.slowest_s, NO_MARKS_S, 'slow', tip)}{_bar(at, mean_s, NO_MARKS_S, colour, tip)}"
+
+
+def _refusals(at: int, one: Minute, most: int) -> str:
+    tip = f"<title>{one.refused} refused, {one.lost} not answered</title>"
+    return _bar(at, (one.refused + one.lost) / most * 10, 10, "bad", tip)
+
+
+def _bar(at: int, height: float, of: float, colour: str, tip: str) -> str:
+    height = min(of, max(of / 20, height))
+    return f'<rect class="{colour}" x="{at + 0.1:.1f}" width="0.8" y="{of - height:.1f}" height="{height:.1f}">{tip}</rect>'
