@@ -30,10 +30,11 @@ TIMEOUT_S = 3600.0
 @click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
 @click.option(
     "--context",
-    "context_file",
+    "context_files",
     type=click.File("rb"),
-    metavar="FILE.json",
-    help="Earlier stages for the later tasks: an object with blueprint, characters, story_arc.",
+    multiple=True,
+    metavar="FILE",
+    help="Earlier stages for the later tasks: what `generate` or `story` wrote. May be repeated.",
 )
 @chapter_ids_option
 @click.option(
@@ -46,12 +47,12 @@ TIMEOUT_S = 3600.0
     "--json",
     "as_json",
     is_flag=True,
-    help="Print the whole response: story, exact text, tokens, proof header.",
+    help="Print the whole response and its request: story, exact text, tokens, proof header.",
 )
 def command(
     text: str,
     task: str,
-    context_file: Any,
+    context_files: tuple[Any, ...],
     chapter_ids: list[int] | None,
     seed: int | None,
     max_tokens: int | None,
@@ -65,17 +66,20 @@ def command(
     storyfi-lite generate "a lighthouse keeper who hears the sea speak"
     storyfi-lite generate "一个关于灯塔的故事" --seed 7 | storyfi-lite verify
     storyfi-lite generate "a heist" --model.path ./my-model.gguf --json > response.json
+    storyfi-lite generate "a heist" --task characters --context response.json
     """
     from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.grammar.schema import dump
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
     from storyfi_lite.opening.loader import open_loader
     from storyfi_lite.opening.local import Notices
     from storyfi_lite.protocol.messages import parse_request
+    from storyfi_lite.story.saved import response_data
 
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
-    request = parse_request(json.dumps({**fields, **_context(context_file)}).encode())
+    request = parse_request(json.dumps({**fields, **_context(context_files)}).encode())
     asked = tasks.get(task)
     asked.script(request)  # a mistake is told before a model is chosen and fetched
     seed = secrets.randbits(64) if seed is None else seed
@@ -92,19 +96,21 @@ def command(
         f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {speed:.0f} tokens/s",
         err=True,
     )
-    click.echo(to_response(answer).to_json_bytes() if as_json else answer.text)
+    click.echo(dump(response_data(request, to_response(answer))) if as_json else answer.text)
 
 
-def _context(file: Any) -> dict[str, Any]:
-    """The stages in the file. Raises BadInput."""
-    if file is None:
-        return {}
+def _context(files: tuple[Any, ...]) -> dict[str, Any]:
+    """The stages in the files. Raises BadInput."""
     from storyfi_lite.errors import BadInput
-    from storyfi_lite.grammar.check import parse_json
-    from storyfi_lite.protocol.messages import MAX_BODY_BYTES
+    from storyfi_lite.story.saved import MAX_FILE_BYTES, STAGES, read_answers, stages_of
 
-    raw = file.read(MAX_BODY_BYTES + 1)
-    data = parse_json(raw) if len(raw) <= MAX_BODY_BYTES else None
-    if not isinstance(data, dict):
-        raise BadInput(f"{file.name} is not a JSON object of at most {MAX_BODY_BYTES:,} bytes")
-    return {key: data[key] for key in ("blueprint", "characters", "story_arc") if key in data}
+    found: dict[str, Any] = {}
+    for file in files:
+        try:
+            stages = stages_of(read_answers(file.read(MAX_FILE_BYTES + 1)))
+        except BadInput as error:
+            raise BadInput(f"{file.name}: {error}") from None
+        if not stages:
+            raise BadInput(f"{file.name} has none of {', '.join(STAGES)}")
+        found |= stages
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
-    """Check a story, or a whole response, in FILE (- reads standard input).
+    """Check a story, or a whole response, in FILE (- reads standard input): what `generate` and `story` write in any format, and
+    what a miner answers.
 
     Valid is what was asked for: a setting of 300 characters or more, a conflict of 150 or more, three themes or more, and
     so on. What `generate` writes is narrower, where the network pays most: --strict asks for that.
@@ -39,36 +40,61 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
     storyfi-lite generate "a lighthouse keeper" | storyfi-lite verify
     storyfi-lite generate --json "a lighthouse keeper" | storyfi-lite verify - --json
     """
-    from storyfi_lite.validator.verify import verify_text
-
-    result = verify_text(_read(file), task, strict)
+    results = _verify(_read(file), task, strict)
+    valid = all(result.valid for result in results.values())
     if as_json:
-        checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks]
-        facts = {"valid": result.valid, "canonical": result.canonical, "task": result.task, "checks": checks}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        facts = [_facts(result) for result in results.values()]
+        whole = {"valid": valid, "answers": dict(zip(results, facts, strict=True))}
+        click.echo(json.dumps(facts[0] if len(facts) == 1 else whole, ensure_ascii=False))
     else:
-        _print(result)
-    sys.exit(0 if result.valid else 1)
+        _print(results, valid)
+    sys.exit(0 if valid else 1)
 
 
 def _read(file: Path) -> bytes:
     """Read at most one byte more than is allowed, which is enough to be refused for its size."""
-    from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
+    from storyfi_lite.story.saved import MAX_FILE_BYTES
 
     with click.open_file(str(file), "rb") as stream:
-        return stream.read(MAX_RESPONSE_BYTES + 1)
+        return stream.read(MAX_FILE_BYTES + 1)
 
 
-def _print(result: Verification) -> None:
+def _verify(raw: bytes, task: str | None, strict: bool) -> dict[str, Verification]:
+    """Each answer's name and checks. One whose request is not known is checked as far as that goes."""
+    from storyfi_lite.errors import BadInput
+    from storyfi_lite.story.saved import read_answers
+    from storyfi_lite.validator.verify import verify, verify_text
+
+    try:
+        answers = read_answers(raw)
+    except BadInput:
+        return {"answer": verify_text(raw, task, strict)}  # it says what is wrong, as of any answer
+    return {
+        answer.name: verify(answer.request, answer.response, strict)
+        if answer.request and answer.response and task in (None, answer.request.task_type)
+        else verify_text(raw, task, strict)
+        for answer in answers
+    }
+
+
+def _facts(result: Verification) -> dict[str, Any]:
+    checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks]
+    return {"valid": result.valid, "canonical": result.canonical, "task": result.task, "checks": checks}
+
+
+def _print(results: dict[str, Verification], valid: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from storyfi_lite.validator.verify import REMARKS
 
     console = Console(highlight=False, soft_wrap=True)
-    for check in result.checks:
-        note = check.name in REMARKS
-        mark, style = ("✓", "green") if check.ok else ("–", "yellow") if note else ("✗", "red")
-        console.print(Text(f"{mark} {check.name:<10} ", style=style) + Text(check.detail))
-    verdict = f"valid {result.task}" if result.valid else "NOT VALID"
-    console.print(Text(verdict, style="bold green" if result.valid else "bold red"))
+    for name, result in results.items():
+        if len(results) > 1:
+            console.print(Text(name, style="bold"))
+        for check in result.checks:
+            note = check.name in REMARKS
+            mark, style = ("✓", "green") if check.ok else ("–", "yellow") if note else ("✗", "red")
+            console.print(Text(f"{mark} {check.name:<10} ", style=style) + Text(check.detail))
+    what = f"story: {', '.join(results)}" if len(results) > 1 else next(iter(results.values())).task
+    console.print(Text(f"valid {what}" if valid else "NOT VALID", style="bold green" if valid else "bold red"))

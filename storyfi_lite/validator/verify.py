@@ -63,16 +63,16 @@ class Verification:
         return tuple(check.detail for check in self.checks if not check.ok and check.name not in REMARKS)
 
 
-def verify(request: StoryRequest, answer: StoryResponse | bytes) -> Verification:
-    """Check a response, bytes or typed, against its request. A bad answer never raises; BadInput means that the request itself
-    lacks what its task needs."""
+def verify(request: StoryRequest, answer: StoryResponse | bytes, strict: bool = False) -> Verification:
+    """Check a response, bytes or typed, against its request; `strict` as in `verify_text`. A bad answer never raises; BadInput
+    means that the request itself lacks what its task needs."""
     constraint = tasks.get(request.task_type).constraint(request)
     if isinstance(answer, bytes):
         try:
             answer = read_response(answer)
         except BadInput as error:
             return _refused(str(error), request.task_type)
-    return _verify_response(request, constraint, answer)
+    return _verify_response(request, constraint, answer, strict)
 
 
 def read_response(raw: bytes) -> StoryResponse:
