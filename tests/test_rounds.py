@@ -264,16 +264,23 @@ def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Pa
     assert auditor.prove([some("5F", 1.0)]) == {}
 
 
-def test_closing_waits_for_the_replay_in_hand_and_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_the_replay_in_hand_and_starts_no_other() -> None:
     """Ctrl-C must not free a file's memory under a replay that reads it."""
-    auditor, begun, go_on, proven = Auditor({}, REGISTRY, opened_never), threading.Event(), threading.Event(), []
+    file = listed("llama-3-70b", "Q4_K_M", Path("never-opened"))
+    begun, go_on, proven = threading.Event(), threading.Event(), []
 
-    def slow(one: Candidate) -> None:
-        begun.set()
-        assert go_on.wait(20)
-        proven.append(one.hotkey)
+    class Slow:
+        def prove_all(self, asked: Any) -> Iterator[tuple[int, Verdict]]:
+            for at in range(len(asked)):
+                begun.set()
+                assert go_on.wait(20)
+                proven.append(at)
+                yield at, Verdict("proven")
 
-    monkeypatch.setattr(auditor, "_prove", slow)
+        def close(self) -> None:
+            assert proven
+
+    auditor = Auditor({file.sha256: file}, REGISTRY, lambda file: cast(Prover, Slow()))
     proving = threading.Thread(target=auditor.prove, args=([some("a", 1.0), some("b", 1.0)],))
     proving.start()
     assert begun.wait(20)
@@ -284,7 +291,7 @@ def test_closing_waits_for_the_replay_in_hand_and_starts_no_other(monkeypatch: p
     go_on.set()
     closing.join(20)
     proving.join(20)
-    assert proven == ["a"]
+    assert proven == [0]
 
 
 def test_files_to_replay_with_are_the_registrys(small_model_path: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from storyfi_lite.machine import devices, limits, selftest
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
-_LOAD_MODE_NONE = 0  # llama_load_mode of llama.h
+_LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1  # llama_load_mode of llama.h
 
 
 class Model:
@@ -47,6 +47,8 @@ class Model:
         self._keep: list[object] = []  # ctypes arrays that llama.cpp points into
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
+        if settings.mapped:
+            params.load_mode, params.use_extra_bufts = _LOAD_MODE_MMAP, False
         if dry_run:
             params.no_alloc, params.load_mode = True, _LOAD_MODE_NONE  # with a map of the file it would abort
         self._choose_gpus(params, settings)
@@ -150,31 +152,34 @@ def _load_error(path: Path) -> LiteError:
 @dataclass
 class Feed:
     """Tokens for one sequence in the next batch, from position `start`; `rows` are the indexes in `tokens` whose logits
-    are wanted."""
+    are wanted, in rising order. `shared_by`: so many sequences, from `sequence` on, get the tokens, computed once."""
 
     sequence: int
     start: int
     tokens: list[int]
     rows: list[int]
+    shared_by: int = 1
 
 
 class Context:
-    """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each."""
+    """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each. With `n_sequences`: so many sequences have all
+    cells together, and may share tokens."""
 
-    def __init__(self, model: Model, settings: EngineSettings) -> None:
+    def __init__(self, model: Model, settings: EngineSettings, n_sequences: int = 0) -> None:
         if model.metadata("general.architecture") == "phi3" and settings.kv_type != "f16" and settings.n_slots > 1:
             # llama.cpp aborts the whole process here: its graph outgrows its own limit (seen in 0.3.36)
             raise BadInput("phi3 with a quantized KV cache runs in one slot only; use f16, or one slot")
         params = llama_cpp.llama_context_default_params()
         threads = settings.n_threads or limits.cores()
         params.n_ctx = settings.n_ctx * settings.n_slots
-        params.n_seq_max = settings.n_slots
+        self.n_sequences = n_sequences or 1
+        params.n_seq_max = n_sequences or settings.n_slots
         self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least
         params.n_batch, params.n_ubatch = self.n_batch, min(settings.n_ubatch, self.n_batch)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPE_IDS[settings.kv_type]
         params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
-        params.kv_unified = False  # a cache per sequence: no attention over the neighbours' cells
+        params.kv_unified = bool(n_sequences)  # else a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True
         self._vocabulary_size = model.vocabulary.size
         self._handles = ExitStack()
@@ -183,23 +188,22 @@ class Context:
             raise DoesNotFit("llama.cpp could not make a context: not enough memory for the KV cache")
         self._handles.callback(llama_cpp.llama_free, self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._make_batch(self.n_batch)
+        self._make_batch(self.n_batch, params.n_seq_max)
 
-    def _make_batch(self, size: int) -> None:
+    def _make_batch(self, size: int, n_sequences: int) -> None:
         """The batch's arrays, ours and reused, so that a step fills them by slices instead of item by item."""
         self._token = np.zeros(size, dtype=np.int32)
         self._pos = np.zeros(size, dtype=np.int32)
-        self._seq = np.zeros(size, dtype=np.int32)
+        self._sequences = np.arange(n_sequences, dtype=np.int32)
+        self._first = np.zeros(size, dtype=np.uintp)  # a token's sequences: where they begin in that list, and how many
         self._count = np.ones(size, dtype=np.int32)
         self._wanted = np.zeros(size, dtype=np.int8)
         pointer = ctypes.POINTER(ctypes.c_int32)
-        base = self._seq.ctypes.data
-        self._seq_rows = (pointer * size)(*(ctypes.cast(base + 4 * i, pointer) for i in range(size)))
         batch: Any = llama_cpp.llama_batch()  # its fields are pointers, which ctypes' types do not say
         batch.token = self._token.ctypes.data_as(pointer)
         batch.pos = self._pos.ctypes.data_as(pointer)
         batch.n_seq_id = self._count.ctypes.data_as(pointer)
-        batch.seq_id = ctypes.cast(self._seq_rows, ctypes.POINTER(pointer))
+        batch.seq_id = ctypes.cast(self._first.ctypes.data, ctypes.POINTER(pointer))
         batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         self._batch = batch
 
@@ -212,7 +216,8 @@ class Context:
             end = at + len(feed.tokens)
             self._token[at:end] = feed.tokens
             self._pos[at:end] = np.arange(feed.start, feed.start + len(feed.tokens))
-            self._seq[at:end] = feed.sequence
+            self._first[at:end] = self._sequences.ctypes.data + self._sequences.itemsize * feed.sequence
+            self._count[at:end] = feed.shared_by
             self._wanted[at:end] = 0
             rows = [at + row for row in feed.rows]
             self._wanted[rows] = 1

@@ -7,6 +7,7 @@ and grammar choose; what that proves is for validator/proof.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,6 @@ import numpy as np
 from storyfi_lite.engine.model import Context, Feed
 from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.rule import ChoiceRule
-from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.errors import EngineError, GrammarError
 
 MAX_MARGIN = 5.0  # nats; one position must not decide a mean
@@ -45,59 +45,120 @@ class Replay:
         return self.margins.count(0.0) / len(self.margins) if self.margins else 0.0
 
 
+class GivenAnswer:
+    """An answer to replay: its tokens, the conversation that asked for it, and a fresh rule."""
+
+    def __init__(self, rule: ChoiceRule, conversation: Conversation, tokens: list[int]) -> None:
+        self.opening = list(conversation.opening)
+        self.fed, before = conversation.with_answer(tokens, rule.end)
+        self.rows = list(dict.fromkeys(before))  # where the next token is chosen; after its end an answer has no such place
+        self.judge = _Judge(rule, tokens)
+
+
 class Replayer:
-    """Replays answers on sequence 0 of one context. What an answer's prompt shares with the last one's is not computed
-    again: the answers of a validator's round all answer one request."""
+    """Replays answers on one context, whose sequences have all cells together: as many answers at once as fit into one batch, so
+    that the weights are read once for all of them. What their prompts share is computed once, for the next ones too: the answers
+    of a validator's round all answer one request."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._held: list[int] = []  # what the sequence's cells hold
+        self._held: list[int] = []  # the tokens that all sequences begin with
 
     def replay(self, rule: ChoiceRule, conversation: Conversation, tokens: list[int]) -> Replay:
-        """Prefills the conversation with the answer's turns in it, and scores each position that was sampled. `rule` is a
-        fresh one. The last token's own logits are not needed. Raises EngineError if llama.cpp fails."""
-        judge = _Judge(rule, tokens)
-        fed, before = conversation.with_answer(tokens, rule.end)
-        start = self._keep(list(conversation.opening))
-        position = 0
-        while position < len(before) and not judge.refuted:
-            chunk = fed[start : start + self._context.n_batch]
-            count = sum(at < start + len(chunk) for at in before[position:])
-            rows = [at - start for at in before[position : position + count]]
-            for logits in self._feed(start, chunk, rows):
-                judge.look(position, logits)
-                if judge.refuted:
-                    return judge.result()
-                position += 1
-            start += len(chunk)
-        judge.end()
-        return judge.result()
+        """Replays one answer. Raises EngineError if llama.cpp fails."""
+        return next(self.replay_all([GivenAnswer(rule, conversation, tokens)]))[1]
 
-    def _keep(self, prompt: list[int]) -> int:
-        """Drops all cells but those that hold the prompt's beginning, its last token excepted; says how many stay."""
-        shared = next((at for at, (old, new) in enumerate(zip(self._held, prompt, strict=False)) if old != new), None)
-        kept = min(len(self._held), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
-        if not self._context.forget(0, kept):
-            self._context.forget(0)
-            kept = 0
-        self._held = self._held[:kept]
+    def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
+        """Replays all answers, those to one request together; yields each one's place in `answers` with what was found. The
+        context has cells for the longest, and for a whole batch. Raises EngineError if llama.cpp fails."""
+        order = sorted(range(len(answers)), key=lambda at: answers[at].opening)
+        while order:
+            count = self._fitting([answers[at] for at in order[: self._context.n_sequences]])
+            chosen, order = order[:count], order[count:]
+            self._replay_together([answers[at] for at in chosen])
+            yield from ((at, answers[at].judge.result()) for at in chosen)
+
+    def _fitting(self, answers: list[GivenAnswer]) -> int:
+        """How many of the first answers fit into one batch; at least 1."""
+        count = 1
+        while count < len(answers):
+            shared = len(_shared(answers[: count + 1]))
+            if shared + sum(len(one.fed) - shared for one in answers[: count + 1]) > self._context.n_batch:
+                break
+            count += 1
+        return count
+
+    def _replay_together(self, answers: list[GivenAnswer]) -> None:
+        shared = _shared(answers)
+        kept = self._keep(shared)
+        everyone = Feed(0, kept, shared[kept:], [], self._context.n_sequences)
+        own = [
+            Feed(at, len(shared), one.fed[len(shared) :], [row - len(shared) for row in one.rows])
+            for at, one in enumerate(answers)
+        ]
+        self._held = []  # nothing is sure while it runs
+        for feeds in _batches([everyone, *own], self._context.n_batch):
+            found = self._context.decode(feeds)
+            for feed, logits in zip(feeds, found, strict=True):
+                for row in logits:
+                    answers[feed.sequence].judge.look(row)
+            if all(one.judge.refuted for one in answers):
+                return
+        self._held = shared
+
+    def _keep(self, shared: list[int]) -> int:
+        """Drops all cells but those that hold the beginning of `shared`; says how many stay in each sequence."""
+        kept = _common([self._held, shared])
+        for sequence in range(self._context.n_sequences):
+            if not self._context.forget(sequence, kept):
+                for every in range(self._context.n_sequences):
+                    self._context.forget(every)
+                return 0
         return kept
 
-    def _feed(self, start: int, chunk: list[int], rows: list[int]) -> list[Floats]:
-        held, self._held = self._held, []  # nothing is sure while it runs
-        logits = self._context.decode([Feed(0, start, chunk, rows)])[0]
-        self._held = held + chunk
-        return logits
+
+def _shared(answers: list[GivenAnswer]) -> list[int]:
+    """What all prompts begin with, the last token left out: it predicts an answer's first one."""
+    openings = [one.opening[:-1] for one in answers]
+    return openings[0][: _common(openings)]
+
+
+def _common(lists: list[list[int]]) -> int:
+    """How many tokens all begin with."""
+    columns = zip(*lists, strict=False)
+    return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, lists)))
+
+
+def _batches(feeds: list[Feed], n_batch: int) -> Iterator[list[Feed]]:
+    """Cuts what is to be fed into batches of at most so many tokens."""
+    batch: list[Feed] = []
+    room = n_batch
+    for feed in feeds:
+        done = 0
+        while done < len(feed.tokens):
+            part = feed.tokens[done : done + room]
+            rows = [row - done for row in feed.rows if done <= row < done + len(part)]
+            batch.append(Feed(feed.sequence, feed.start + done, part, rows, feed.shared_by))
+            done, room = done + len(part), room - len(part)
+            if not room:
+                yield batch
+                batch, room = [], n_batch
+    if batch:
+        yield batch
 
 
 class _Judge:
     def __init__(self, rule: ChoiceRule, tokens: list[int]) -> None:
         self._rule, self._tokens = rule, tokens
+        self._position = 0
         self._leads: list[float] = []
         self.refuted: str | None = None
 
-    def look(self, position: int, logits: np.ndarray) -> None:
+    def look(self, logits: np.ndarray) -> None:
         """Position by position; those that the rule forced are only compared."""
+        if self.refuted:
+            return
+        position, self._position = self._position, self._position + 1
         try:
             if position >= len(self._rule.tokens):
                 self._take_forced(position)
@@ -121,12 +182,13 @@ class _Judge:
         if forced and self._tokens[position : position + len(forced)] != forced:
             self.refuted = f"token {position}: the grammar forces other tokens"
 
-    def end(self) -> None:
+    def result(self) -> Replay:
+        """What was found, once all logits were looked at."""
         if not self.refuted:
             if not self._rule.done:
                 self._take_forced(len(self._rule.tokens))
             if not self._rule.done:
                 self.refuted = "the answer stops before its end"
-
-    def result(self) -> Replay:
+            elif self._position < len(self._tokens):
+                self.refuted = f"the answer goes on after its end, at token {self._position}"
         return Replay(tuple(self._leads), self.refuted)

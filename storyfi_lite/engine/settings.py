@@ -14,7 +14,10 @@ SAMPLER = "gumbel-softminp-dry/1"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Filled by the placement. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores."""
+    """Filled by the placement. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores.
+
+    `mapped`: weights on the host are read from the file as they are needed, and neither copied nor repacked, so that the file may
+    be larger than the RAM. For replays, which need each weight once a batch; writing reads the whole file for each token."""
 
     n_ctx: int = 4096
     n_slots: int = 1
@@ -26,6 +29,7 @@ class EngineSettings:
     flash_attn: bool = True
     tensor_split: tuple[float, ...] = ()
     experts_in_ram: int = 0  # the first so many layers keep their experts' tensors in RAM
+    mapped: bool = False
 
     def used_gpus(self, n_gpus: int) -> list[int]:
         """Which of so many GPUs hold something. The others stay hidden from llama.cpp, which would take memory on each it

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,7 +102,8 @@ def weight(one: Candidate, policy: RewardPolicy) -> float:
 
 
 class Auditor:
-    """Replays answers, with one file in memory at a time. Call `prove` from one thread; `close` may be called from another.
+    """Replays answers, a file's together, with one file in memory at a time. Call `prove` from one thread; `close` may be called
+    from another.
 
     `open_prover` loads a file with the whole layout that this machine has for it (opening/local.py)."""
 
@@ -118,29 +119,49 @@ class Auditor:
 
     def prove(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
         """Return the verdicts by hotkey. An answer that could not be replayed for our own reasons is left out and logged."""
-        found = {}
+        by_file: dict[str, list[Candidate]] = {}
+        found: dict[str, Verdict] = {}
+        for one in chosen:
+            assert one.response.proof is not None  # or it were no Candidate
+            file = self.files[one.response.proof.model_sha256]
+            claimed = claimed_model(self._registry, one.response)
+            assert claimed is not None
+            if file.spec.key == claimed.key:
+                by_file.setdefault(file.sha256, []).append(one)
+            else:
+                reason = f"{claimed.key} is claimed, the header names a file of {file.spec.key}"
+                found[one.hotkey] = Verdict("refuted", reason, model=claimed.key)
         with self._in_use:
-            for one in sorted(chosen, key=lambda one: one.response.proof.model_sha256 if one.response.proof else ""):
-                if self._stopped:
-                    break
-                try:
-                    found[one.hotkey] = self._prove(one)
-                except LiteError as error:
-                    log.warning("cannot replay the answer of %s: %s", one.hotkey, error)
+            for sha256, candidates in by_file.items():
+                found |= self._prove(self.files[sha256], candidates)
         return found
 
-    def _prove(self, one: Candidate) -> Verdict:
-        claimed = claimed_model(self._registry, one.response)
-        assert one.response.proof is not None and claimed is not None  # or it were no Candidate
-        file = self.files[one.response.proof.model_sha256]
-        if file.spec.key != claimed.key:
-            verdict = Verdict("refuted", f"{claimed.key} is claimed, the header names a file of {file.spec.key}")
-        else:
-            if self._open is None or self._open[0] != file.sha256:
-                self._close_file()
-                self._open = (file.sha256, self._open_prover(file))
-            verdict = self._open[1].prove(one.request, one.response, one.seed)
-        return replace(verdict, model=claimed.key)
+    def _prove(self, file: KnownFile, candidates: Sequence[Candidate]) -> dict[str, Verdict]:
+        """All answers in one pass over the file; where one of them fails, the others one by one."""
+        found: dict[str, Verdict] = {}
+        try:
+            for hotkey, verdict in self._verdicts(file, candidates):
+                found[hotkey] = replace(verdict, model=file.spec.key)
+        except LiteError as error:
+            if len(candidates) == 1 or self._open is None:
+                log.warning("cannot replay the answer of %s: %s", ", ".join(one.hotkey for one in candidates), error)
+                return found
+            for one in candidates:
+                if one.hotkey not in found:
+                    found |= self._prove(file, [one])
+        return found
+
+    def _verdicts(self, file: KnownFile, candidates: Sequence[Candidate]) -> Iterator[tuple[str, Verdict]]:
+        if self._stopped:
+            return
+        if self._open is None or self._open[0] != file.sha256:
+            self._close_file()
+            self._open = (file.sha256, self._open_prover(file))
+        asked = [(one.request, one.response, one.seed) for one in candidates]
+        for at, verdict in self._open[1].prove_all(asked):
+            yield candidates[at].hotkey, verdict
+            if self._stopped:
+                return
 
     def close(self) -> None:
         """Wait for the replay in hand, start no other, and free the file's memory."""

@@ -7,7 +7,7 @@ on which machine it ran, or that a miner without the file did not have it writte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from storyfi_lite.validator.verify import same_answer, sampling
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
-    from storyfi_lite.engine.replay import Replay, Replayer
+    from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer
     from storyfi_lite.engine.settings import EngineSettings
 
 Status = Literal["proven", "refuted", "inconclusive"]
@@ -33,6 +33,7 @@ FAR_Z = 30.0  # refutes short answers too: the farthest of 1,601 short honest te
 ELSEWHERE_NATS = (
     0.015  # another machine's kernels: an honest AVX2 answer was 0.036 off on AVX-512, 0.013 above all of its own
 )
+SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a batch has no room for more
 MOVED_BY = "XDG_CONFIG_HOME=DIRECTORY"
 _CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
 
@@ -130,13 +131,37 @@ class Prover:
 
     def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
         """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.protocol.seed), if there is one."""
-        wrong = self._wrong_claim(request, response, seed)
-        if wrong:
-            return wrong
-        return judge(self.replay(request, response), calibration_of(self.sha256))
+        return next(self.prove_all([(request, response, seed)]))[1]
+
+    def prove_all(
+        self, asked: Sequence[tuple[StoryRequest, StoryResponse, int | None]]
+    ) -> Iterator[tuple[int, Verdict]]:
+        """Prove answers, as many in one pass over the file as a batch of the layout holds. Takes what `prove` takes; yields each
+        one's place in `asked` with its verdict, as soon as it is known. Raises EngineError or DoesNotFit."""
+        calibration = calibration_of(self.sha256)
+        by_kv_type: dict[Any, list[int]] = {}
+        for at, (request, response, seed) in enumerate(asked):
+            wrong = self._wrong_claim(request, response, seed)
+            if wrong:
+                yield at, wrong
+            else:
+                by_kv_type.setdefault(response.proof and response.proof.kv_type, []).append(at)
+        for kv_type, places in by_kv_type.items():
+            answers = [self._given(*asked[at][:2]) for at in places]
+            longest = max(len(one.fed) for one in answers)
+            together = min(sum(len(one.fed) for one in answers), self._settings.n_batch)
+            for at, replay in self._replayer(kv_type, max(longest, together)).replay_all(answers):
+                yield places[at], judge(replay, calibration)
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
+        assert response.proof is not None
+        answer = self._given(request, response)
+        replayer = self._replayer(response.proof.kv_type, len(answer.fed))
+        return next(replayer.replay_all([answer]))[1]
+
+    def _given(self, request: StoryRequest, response: StoryResponse) -> GivenAnswer:
+        from storyfi_lite.engine.replay import GivenAnswer
         from storyfi_lite.engine.rule import ChoiceRule
         from storyfi_lite.engine.settings import SamplingParams
 
@@ -156,8 +181,7 @@ class Prover:
         script = _task(request).script(request, constraint)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         rule = ChoiceRule(self.model.vocabulary, conversation, script, params, header.max_tokens)
-        replayer = self._replayer(header.kv_type, len(conversation) + len(response.tokens))
-        return replayer.replay(rule, conversation, response.tokens)
+        return GivenAnswer(rule, conversation, response.tokens)
 
     def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
         """On a context of the claimed KV type that holds so many tokens, kept for the next answer; one at a time, or whoever
@@ -167,8 +191,11 @@ class Prover:
 
         if self._held is None or self._held[0].kv_type != kv_type or self._held[0].n_ctx < tokens + 8:
             self._drop_context()
-            settings = replace(self._settings, kv_type=kv_type, n_ctx=1 << max(11, (tokens + 8).bit_length()))
-            context = Context(self.model, settings)
+            cells = 1 << max(11, (tokens + 8).bit_length())
+            if self._settings.mapped:  # where memory is scarce: as planned, if that is enough
+                cells = max(self._settings.n_ctx, tokens + 8)
+            settings = replace(self._settings, kv_type=kv_type, n_ctx=cells)
+            context = Context(self.model, settings, max(1, settings.n_batch // SHORTEST_ANSWER_TOKENS))
             self._held = (settings, context, Replayer(context))
         return self._held[2]
 
