@@ -9,6 +9,8 @@ llama-models carries (llama_models/llama3/tokenizer.model, 128,256 tokens). For 
 
 pip download --no-deps llama-models && unzip llama_models-*.whl llama_models/llama3/tokenizer.model
 scripts/make_gguf.py out/ --size full --only llama --type Q4_K --random --tokenizer llama_models/llama3/tokenizer.model
+
+The vocabulary of another GGUF file serves as well (--tokenizer FILE.gguf): then one file's answers can be replayed with the other.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 
 # Of the last norm: then some dozens of tokens are likely, as in a story; with 0.05 the whole vocabulary is, and choosing slow.
 _NORM_DEVIATION = 0.75
+_PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def write(path: Path, shape: Shape, sparse: bool, kind_name: str, tokenizer: Pat
     _metadata(writer, shape)
     if tokenizer is None:
         _made_up_vocabulary(writer, shape)
+    elif tokenizer.suffix == ".gguf":
+        _copied_vocabulary(writer, tokenizer)
     else:
         _real_vocabulary(writer, shape, tokenizer)
     block_weights, block_bytes, _ = BLOCKS[kind_name]
@@ -188,10 +193,10 @@ def _metadata(writer: Any, shape: Shape) -> None:
         writer.add_expert_feed_forward_length(shape.feed_forward)
     if shape.window:
         writer.add_sliding_window(shape.window)
-    writer.add_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
 
 
 def _made_up_vocabulary(writer: Any, shape: Shape) -> None:
+    writer.add_chat_template(_PLAIN_TEMPLATE)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"w{i}" for i in range(shape.vocabulary - len(tokens))]
     writer.add_tokenizer_model("llama")
@@ -208,6 +213,7 @@ def _real_vocabulary(writer: Any, shape: Shape, tokenizer: Path) -> None:
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
+    writer.add_chat_template(_PLAIN_TEMPLATE)
     ordered = sorted(ranks, key=ranks.__getitem__)
     halves = [_halves(ranks, token) for token in ordered if len(token) > 1]
     merges = [" ".join(map(spelled, pair)) for pair in halves if pair]
@@ -219,6 +225,16 @@ def _real_vocabulary(writer: Any, shape: Shape, tokenizer: Path) -> None:
     writer.add_token_merges(merges)
     writer.add_bos_token_id(len(ordered))
     writer.add_eos_token_id(len(ordered) + 1)
+
+
+def _copied_vocabulary(writer: Any, source: Path) -> None:
+    """With the chat template. The shape's vocabulary must be of its size."""
+    import gguf
+
+    for name, field in gguf.GGUFReader(source).fields.items():
+        if name.startswith("tokenizer."):
+            inner = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
 
 
 def _printable_bytes() -> list[str]:

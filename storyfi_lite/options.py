@@ -51,7 +51,7 @@ class ApiOptions:
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Says which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
-    which must hold keys and values as the answer's claim says."""
+    which must hold keys and values as the answer's claim says; `mapped` too: the weights stay in the file (EngineSettings)."""
 
     name: str | None = None
     path: Path | None = None
@@ -59,6 +59,7 @@ class ModelOptions:
     n_ctx: int | None = None
     n_threads: int | None = None
     kv_type: KVType | None = None
+    mapped: bool = False
     policy: PlacementPolicy = "reward"
     min_quant: str | None = None
     api: ApiOptions = field(default_factory=ApiOptions)

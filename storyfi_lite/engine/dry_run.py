@@ -10,6 +10,7 @@ import ctypes
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
     breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
     gpus = [device.handle for device in devices.gpus()]
     with _quiet(), closing(Model(path, settings, dry_run=True)) as model, closing(Context(model, settings)) as context:
-        found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.n_slots)]
+        found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.logit_rows)]
         buffers = breakdown(context.handle)
         if (buffers.root or 0) < _PAGE_BYTES:  # another C++ library's map, with its size here
             return None
         for node in _nodes(buffers.root):
             device = devices.of_buffer_type(node.buffer_type)
             need = Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
+            if settings.mapped and device not in gpus:
+                need = replace(need, weights_bytes=0)
             found[gpus.index(device) if device in gpus else -1] += need
     return tuple(found)
 

@@ -31,6 +31,11 @@ class EngineSettings:
     experts_in_ram: int = 0  # the first so many layers keep their experts' tensors in RAM
     mapped: bool = False
 
+    @property
+    def logit_rows(self) -> int:
+        """For how many tokens of a batch llama.cpp keeps the logits: one a slot, or of an answer replayed from the file all."""
+        return self.n_batch if self.mapped else self.n_slots
+
     def used_gpus(self, n_gpus: int) -> list[int]:
         """Which of so many GPUs hold something. The others stay hidden from llama.cpp, which would take memory on each it
         sees: a driver's context, and a copy of the largest matrix to help with prompts."""

@@ -103,15 +103,31 @@ class LocalOpener:
         return loader, _facts(placed)
 
     def prover(self, options: ModelOptions) -> Prover:
-        """Load the file that the options name, for replays. Raises what `loader` raises."""
+        """Load the file that the options name, for replays; where there is no memory for it, leave the weights in the file. Raises
+        what `loader` raises."""
         wanted = replace(options, kv_type=options.kv_type or "f16")
-        return self._prover(self.find(wanted), wanted)
+        return self._or_mapped(wanted, lambda options: self._prover(self.find(options), options))
 
     def prover_of(self, spec: ModelSpec, file: GGUFFile, path: Path, n_threads: int | None = None) -> Prover:
         """Load a file for replays that the caller knows to be `file` of `spec`. Raises what `loader` raises."""
-        options = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
         header = read_local(path) if len(file.parts) == 1 else None
-        return self._prover(PlacedFile(place_file(spec, file, self.hardware, options, header), path), options)
+
+        def load(options: ModelOptions) -> Prover:
+            return self._prover(PlacedFile(place_file(spec, file, self.hardware, options, header), path), options)
+
+        wanted = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
+        return self._or_mapped(wanted, load)
+
+    def _or_mapped(self, options: ModelOptions, load: Callable[[ModelOptions], Prover]) -> Prover:
+        try:
+            return load(options)
+        except DoesNotFit as error:
+            try:
+                prover = load(replace(options, mapped=True))
+            except DoesNotFit:
+                raise error from None
+            self._notices.note(f"{error}; the weights stay in the file and are read once a batch")
+            return prover
 
     def _prover(self, placed: PlacedFile, options: ModelOptions) -> Prover:
         from storyfi_lite.validator.proof import Prover

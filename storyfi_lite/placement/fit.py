@@ -1,6 +1,7 @@
 """Finds the best settings under which one model file fits one machine.
 
-Order: all on the GPU with f16 keys and values, then with quantized ones; a mixture's experts to RAM, as few as need be;
+Where the weights may stay in the file, the widest batch that fits comes first: it is what one pass over the file serves. Then
+the order is: all on the GPU with f16 keys and values, then with quantized ones; a mixture's experts to RAM, as few as need be;
 then fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all.
 """
 
@@ -19,6 +20,7 @@ GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 GPU_SLOTS = (4, 2)  # requests at once where memory is left over
+MAPPED_BATCHES = (8192, 4096, 2048, 1024, 512, 256)  # tokens
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
 
 
@@ -56,6 +58,12 @@ class Fitter:
 
     def best(self, base: EngineSettings) -> EngineSettings | None:
         """Return the best settings that fit; None if none do."""
+        if not base.mapped:
+            return self._best(base)
+        widths = (replace(base, n_batch=width, n_ubatch=width) for width in MAPPED_BATCHES)
+        return next((fit for wide in widths if (fit := self._best(wide))), None)
+
+    def _best(self, base: EngineSettings) -> EngineSettings | None:
         layers = self.arch.block_count
         if not self._gpus:
             return self._first(replace(base, kv_type=kv) for kv in self._kv_types)

@@ -63,8 +63,10 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
         kv[device] += kv_layer_bytes(arch, settings, number)
     weight[-1] += weights.embedding_bytes
     weight[devices[-1]] += weights.output_bytes + (weights.tied_bytes if devices[-1] >= 0 else 0)
+    if settings.mapped:
+        weight[-1] = 0
     work = [_compute_bytes(arch, weights, settings, devices, device) for device in (*range(n_gpus), -1)]
-    output = [0] * n_gpus + [4 * arch.vocab_size * settings.n_slots]  # a row of logits a slot
+    output = [0] * n_gpus + [4 * arch.vocab_size * settings.logit_rows]
     return with_context(map(Demand, weight, kv, work, output), settings)
 
 

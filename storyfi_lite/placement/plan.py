@@ -75,7 +75,7 @@ class Placement:
     @property
     def where(self) -> str:
         if not self.n_on_gpu:
-            return "in RAM, on the CPU"
+            return "in the file, on the CPU" if self.settings.mapped else "in RAM, on the CPU"
         layers = "all" if self.n_on_gpu == self.n_layers else f"{self.n_on_gpu} of {self.n_layers}"
         experts = self.settings.experts_in_ram
         return f"{layers} layers on the GPU" + (f", the experts of {experts} layers in RAM" if experts else "")
@@ -99,7 +99,8 @@ def place_file(
     if options.n_ctx and options.n_ctx > arch.context_length:
         raise DoesNotFit(f"--ctx {options.n_ctx} is more than the {arch.context_length} tokens that it was made for")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
-    base = EngineSettings(n_ctx=options.n_ctx or MIN_CONTEXT, n_threads=options.n_threads or 0)
+    n_ctx, n_threads = options.n_ctx or MIN_CONTEXT, options.n_threads or 0
+    base = EngineSettings(n_ctx=n_ctx, n_threads=n_threads, mapped=options.mapped)
     settings = Fitter(arch, loads, hardware, options.kv_type).best(base)
     if settings is None:
         gpus, smallest = hardware.usable_gpus, replace(base, kv_type=kv_types(arch)[-1])

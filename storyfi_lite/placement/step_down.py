@@ -1,6 +1,6 @@
 """Chooses the next smaller layout after a load ran out of memory, because another program took it or the plan was wrong.
 
-One step at a time: one slot, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
+One step at a time: one slot, of a file that is replayed from the disk a narrower batch, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
 (never below what the tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
 """
 
@@ -14,7 +14,7 @@ from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
-from storyfi_lite.placement.fit import kv_types
+from storyfi_lite.placement.fit import MAPPED_BATCHES, kv_types
 from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, place_file
 
 LAYERS_A_STEP = 0.1  # of all layers
@@ -36,6 +36,9 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
     step = max(1, round(blocks * LAYERS_A_STEP))
     if settings.n_slots > 1:
         return replace(settings, n_slots=1), "one request at a time"
+    if settings.mapped and settings.n_batch > MAPPED_BATCHES[-1]:
+        width = settings.n_batch // 2
+        return replace(settings, n_batch=width, n_ubatch=width), f"batches of {width} tokens"
     kinds = kv_types(placement.arch)
     if options.kv_type is None and settings.kv_type != kinds[-1]:
         kv = kinds[kinds.index(settings.kv_type) + 1]

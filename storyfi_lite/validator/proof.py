@@ -138,27 +138,32 @@ class Prover:
     ) -> Iterator[tuple[int, Verdict]]:
         """Prove answers, as many in one pass over the file as a batch of the layout holds. Takes what `prove` takes; yields each
         one's place in `asked` with its verdict, as soon as it is known. Raises EngineError or DoesNotFit."""
-        calibration = calibration_of(self.sha256)
-        by_kv_type: dict[Any, list[int]] = {}
-        for at, (request, response, seed) in enumerate(asked):
-            wrong = self._wrong_claim(request, response, seed)
+        calibration, places = calibration_of(self.sha256), []
+        for at, one in enumerate(asked):
+            wrong = self._wrong_claim(*one)
             if wrong:
                 yield at, wrong
             else:
-                by_kv_type.setdefault(response.proof and response.proof.kv_type, []).append(at)
-        for kv_type, places in by_kv_type.items():
-            answers = [self._given(*asked[at][:2]) for at in places]
-            longest = max(len(one.fed) for one in answers)
-            together = min(sum(len(one.fed) for one in answers), self._settings.n_batch)
-            for at, replay in self._replayer(kv_type, max(longest, together)).replay_all(answers):
-                yield places[at], judge(replay, calibration)
+                places.append(at)
+        for which, replay in self.replay_all([asked[at][:2] for at in places]):
+            yield places[which], judge(replay, calibration)
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
-        assert response.proof is not None
-        answer = self._given(request, response)
-        replayer = self._replayer(response.proof.kv_type, len(answer.fed))
-        return next(replayer.replay_all([answer]))[1]
+        return next(self.replay_all([(request, response)]))[1]
+
+    def replay_all(self, asked: Sequence[tuple[StoryRequest, StoryResponse]]) -> Iterator[tuple[int, Replay]]:
+        """Replay answers whose claims are not looked at. Yields as `prove_all` does, and raises the same."""
+        by_kv_type: dict[Any, list[int]] = {}
+        for at, (_, response) in enumerate(asked):
+            assert response.proof is not None
+            by_kv_type.setdefault(response.proof.kv_type, []).append(at)
+        for kv_type, places in by_kv_type.items():
+            answers = [self._given(*asked[at]) for at in places]
+            longest = max(len(one.fed) for one in answers)
+            together = min(sum(len(one.fed) for one in answers), self._settings.n_batch)
+            for which, replay in self._replayer(kv_type, max(longest, together)).replay_all(answers):
+                yield places[which], replay
 
     def _given(self, request: StoryRequest, response: StoryResponse) -> GivenAnswer:
         from storyfi_lite.engine.replay import GivenAnswer
