@@ -97,6 +97,15 @@ def test_no_weight_is_read(small_model_path: Path, tmp_path: Path) -> None:
     assert measure(hollow, EngineSettings()) == measure(small_model_path, EngineSettings())
 
 
+def test_weights_that_stay_in_the_file_take_no_memory(small_model_path: Path) -> None:
+    """As a replay holds them: neither copied nor repacked, and the logits of a whole batch instead of one token's."""
+    held = measure(small_model_path, EngineSettings(n_threads=1))
+    mapped = measure(small_model_path, EngineSettings(n_threads=1, mapped=True))
+    assert held and mapped
+    assert held[-1].weights_bytes > 80e6 and mapped[-1].weights_bytes == 0
+    assert mapped[-1].output_bytes == 512 * held[-1].output_bytes and mapped[-1].kv_bytes == held[-1].kv_bytes
+
+
 def test_a_damaged_file_is_refused_before_it_is_loaded(small_model_path: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(small_model_path.read_bytes()[: 40 << 20])

@@ -361,6 +361,27 @@ def test_a_prover_gets_the_whole_layout(
 
 
 @pytest.mark.usefixtures("described")
+@pytest.mark.parametrize(("gpu_gb", "ram_gb", "layers"), [(0, 8, 0), (24, 4, 40)])
+def test_a_prover_without_memory_for_a_file_leaves_the_weights_in_it(
+    monkeypatch: pytest.MonkeyPatch, gpu_gb: float, ram_gb: float, layers: int
+) -> None:
+    """What the GPU holds it holds; no miner is given such a layout, which reads the whole file for each token."""
+    given: list[EngineSettings] = []
+    notes: list[str] = []
+    monkeypatch.setattr(proof, "Prover", lambda path, settings, template: given.append(settings))
+    monkeypatch.setattr(local_opening, "read_local", lambda path: None)
+    spec = REGISTRY.find("llama-3-70b")
+    assert isinstance(spec, ModelSpec)
+    hardware = machine(gpu_gb, ram_gb)
+    with pytest.raises(DoesNotFit):
+        place_file(spec, spec.file("IQ4_XS"), hardware, ModelOptions(), None)
+    opener = LocalOpener(Notices(lambda *_: None, notes.append), REGISTRY, hardware)
+    opener.prover_of(spec, spec.file("IQ4_XS"), Path("x.gguf"))
+    assert given[0].mapped and given[0].n_ubatch == given[0].n_batch >= 1024 and given[0].n_gpu_layers >= layers
+    assert "the weights stay in the file" in notes[0]
+
+
+@pytest.mark.usefixtures("described")
 def test_a_prover_never_steps_down_to_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise DoesNotFit("another program took the memory")

@@ -69,6 +69,23 @@ def test_a_mixture_with_experts_in_ram_is_proven(tmp_path: Path) -> None:
         assert prover.prove(request, response, SEED).status == "proven"
 
 
+def test_answers_replayed_in_one_batch_from_the_file_are_judged_as_if_alone(
+    prover: Prover, honest: StoryResponse, small_model_path: Path
+) -> None:
+    """Three sequences over one prompt, the weights mapped: an honest answer, one under another seed, one cut off."""
+    assert honest.tokens is not None
+    other, cut = changed(honest, {"seed": SEED + 1}), changed(honest, tokens=honest.tokens[:-3])
+    layout = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
+    with Prover(small_model_path, layout) as mapped:
+        found = dict(mapped.replay_all([(REQUEST, one) for one in (honest, other, cut, honest)]))
+        assert mapped._held is not None and mapped._held[0].n_ctx <= 1032  # what was planned, if that is enough
+    alone = prover.replay(REQUEST, honest)
+    for one in (found[0], found[3]):
+        assert one.refuted is None and one.mean_margin == pytest.approx(alone.mean_margin, abs=0.01)
+    assert found[1].mean_margin == pytest.approx(prover.replay(REQUEST, other).mean_margin, abs=0.1)
+    assert found[2].refuted
+
+
 def changed(response: StoryResponse, proof: dict[str, Any] | None = None, **fields: Any) -> StoryResponse:
     assert response.proof is not None
     header = response.proof.model_copy(update=proof or {})
