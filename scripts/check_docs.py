@@ -4,7 +4,8 @@
     scripts/check_docs.py            says what is wrong; exit code 1 if anything is
     scripts/check_docs.py --write    writes the generated tables anew
 
-Runs no command: whether one works is for the tests.
+Runs no command: tests/test_documented.py does. A command that no test can run says what it needs, of NEEDS: a block behind its
+language (```bash network, wallet), a line at the end of its comment (# …; needs network), a sentence in <!-- needs network -->.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -23,6 +25,48 @@ COMMAND = re.compile(r"(?:^\s*|`)storyfi-lite ([a-z][^`\n]*)")
 FILE = re.compile(r"`((?:storyfi_lite|scripts|tests|docs)/[\w./-]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TABLE = re.compile(r"(<!-- (\w+): made by scripts/check_docs\.py --write -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(storyfi-lite [^`\n]+)`")
+MARK = re.compile(r"(?:needs|需要) ([a-z, ]+)$")
+NEEDS = {"network", "gpu", "wallet", "key"}
+
+
+@dataclass(frozen=True)
+class Documented:
+    """Holds a command that a page tells people to type, without its comment; for a block of Python, the block. `fenced`: not in
+    the middle of a sentence."""
+
+    where: str
+    text: str
+    needs: frozenset[str]
+    language: str = "bash"
+    fenced: bool = True
+
+
+def documented(page: Path) -> Iterator[Documented]:
+    """Find the page's commands: the lines of its blocks of shell, and what stands in backquotes and has arguments."""
+    text = page.read_text(encoding="utf-8")
+
+    def where(at: int) -> str:
+        return f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, at) + 1}"
+
+    for block in FENCE.finditer(text):
+        language, marks, body = block[1], frozenset(re.findall(r"\w+", block[2])), block[3]
+        if language == "python":
+            yield Documented(where(block.start(3)), body, marks, language)
+        at = block.start(3)
+        for line in body.splitlines(keepends=True) if language == "bash" else ():
+            command, _, comment = line.partition(" # ")
+            said = MARK.search(comment.strip())
+            needs = marks.union(said[1].split(", ") if said else ())
+            if command.strip() and not command.startswith("#"):
+                yield Documented(where(at), command.strip(), needs, language)
+            at += len(line)
+    for inline in INLINE.finditer(text):
+        if len(inline[1].split()) > 2:
+            said = re.search(r"<!-- needs ([a-z, ]+) -->", text[inline.end() : text.find("\n", inline.end())])
+            needs = frozenset(said[1].split(", ") if said else ())
+            yield Documented(where(inline.start()), inline[1], needs, fenced=False)
 
 
 def problems(page: Path) -> Iterator[str]:
@@ -39,6 +83,11 @@ def problems(page: Path) -> Iterator[str]:
         for match in LINK.finditer(line):
             if not (page.parent / match[1]).exists():
                 yield f"{where}: the link to {match[1]} leads nowhere"
+    for command in documented(page):
+        for unknown in command.needs - NEEDS:
+            yield f"{command.where}: {unknown!r} is not one of {', '.join(sorted(NEEDS))}"
+        if not command.needs and command.language == "bash" and not command.text.startswith("storyfi-lite "):
+            yield f"{command.where}: no test runs {command.text!r}; say what it needs: {', '.join(sorted(NEEDS))}"
     for match in TABLE.finditer(text):
         if match[3] != TABLES[match[2]]():
             yield f"{page.relative_to(ROOT)}: the table {match[2]} is not what the code says now; --write mends it"
@@ -49,17 +98,17 @@ def wrong_use(words: str) -> str:
     from storyfi_lite.cli import cli
 
     words = re.split(r"\s(?:#|\||&&|>|2>|←|→)|\s{3,}|;", words)[0]
+    command: click.Command | None = cli
     try:
-        name, *arguments = shlex.split(words)
-    except ValueError as error:
-        return str(error)
-    command = cli.get_command(click.Context(cli), name)
-    if command is None:
-        return "no such command"
-    try:
-        command.make_parser(click.Context(command)).parse_args(arguments)
+        context, arguments = click.Context(cli), shlex.split(words)
+        while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+            _, command, arguments = command.resolve_command(context, arguments)
+        if command is not None:
+            command.make_parser(click.Context(command)).parse_args(arguments)
     except click.UsageError as error:
         return error.format_message()
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -153,6 +153,15 @@ def test_the_shell_completes_values(line: str, offers: set[str]) -> None:
     assert offers <= {offer.partition(",")[2] for offer in result.output.splitlines()}
 
 
+def test_a_file_that_was_typed_counts_for_more_than_a_model_in_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    typed = ["generate", "x", "--model.path", str(tmp_path / "other.gguf")]
+    both = CliRunner().invoke(cli, [*typed, "--model.name", "smollm2-135m"])
+    assert "do not go with it" in str(both.exception)
+    only = CliRunner().invoke(cli, typed, env={"MODEL_NAME": "smollm2-135m"})
+    assert "other.gguf" in str(only.exception) and "do not go with it" not in str(only.exception)
+
+
 @pytest.mark.parametrize("arguments", [["generate", "caf\udce9"], ["story", "caf\udce9"]])
 def test_text_in_another_encoding_is_named(arguments: list[str]) -> None:
     """As Python hands over the byte E9, a Latin-1 é."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -11,12 +13,21 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
 
-from storyfi_lite.cli import COMMANDS, cli, table
+from scripts.check_docs import wrong_use
+from storyfi_lite.cli import cli, table
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.check import parse_json
 from storyfi_lite.models.registry import load_registry
+from tests.answers import ENGLISH
 
 ROWS = [("gemini-3.5-flash-lite", "4", "gemini API, ends 2026-12-01"), ("灯塔-七", "1", "all layers on the GPU")]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    path = tmp_path / "machine.json"
+    path.write_text('{"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}')
+    return path
 
 
 @pytest.fixture
@@ -42,19 +53,85 @@ def test_wide_characters_keep_their_columns(terminal: int, capsys: pytest.Captur
     assert len(set(starts)) == 1
 
 
-@pytest.mark.parametrize("width", [60, 80])
-def test_help_lists_every_command_with_a_whole_sentence(width: int) -> None:
-    printed = CliRunner().invoke(cli, ["--help"], terminal_width=width).output
-    assert printed.count("...") == 1  # the usage line's
-    assert max(map(len, printed.splitlines())) <= max(width, 70)
-    for name in COMMANDS:
-        first = cli.get_command(click.Context(cli), name).get_short_help_str(1_000)  # type: ignore[union-attr]
-        assert first.endswith(".") and first in " ".join(printed.split())
+@pytest.mark.parametrize("terminal", [30, 60, 80], indirect=True)
+def test_a_line_breaks_between_words_by_the_terminals_cells(terminal: int) -> None:
+    path = "/home/me/" + "models/" * 12 + "a.gguf"
+    line = f"  - 灯塔 守护人 听见 大海 说话 的 故事 in a store on this machine, which has a name: {path} is its path"
+    rows = table.reflow(line).splitlines()
+    assert " ".join(rows).split() == line.split() and rows[0].startswith("  - ")
+    assert all(row.startswith("      ") for row in rows[1:])
+    assert all(cell_len(row) <= terminal for row in rows if path not in row)
 
 
-def test_a_pipe_gets_every_name_whole(tmp_path: Path) -> None:
-    (tmp_path / "machine.json").write_text('{"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}')
-    printed = CliRunner().invoke(cli, ["models", "--hardware", str(tmp_path / "machine.json")]).output
+def _all(command: click.Command, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Walk the tree of commands, so that no new one is forgotten."""
+    yield names, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            one = command.get_command(click.Context(command), name)
+            assert one is not None
+            yield from _all(one, *names, name)
+
+
+TREE = dict(_all(cli))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("names", TREE, ids=" ".join)
+def test_help_is_whole_at_every_width(names: tuple[str, ...], width: int) -> None:
+    command, printed = TREE[names], CliRunner().invoke(cli, [*names, "--help"], terminal_width=width).output
+    assert max(map(cell_len, printed.splitlines())) <= width
+    words, dense = set(printed.split()), "".join(printed.split())
+    for option in command.params:
+        said = getattr(option, "help", None) or ""
+        assert set(said.split()) <= words and "".join(said.split()) in dense
+        assert set(option.opts) <= {word.rstrip(",") for word in words} or isinstance(option, click.Argument)
+    for line in command.help.splitlines() if command.help else ():
+        assert set(line.replace("\b", "").split()) <= words
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("names", [names for names, one in TREE.items() if isinstance(one, click.Group)], ids=" ".join)
+def test_help_lists_every_command_with_a_whole_sentence(names: tuple[str, ...], width: int) -> None:
+    printed = CliRunner().invoke(cli, [*names, "--help"], terminal_width=width).output
+    for below, command in TREE.items():
+        if below[:-1] == names and below:
+            first = command.get_short_help_str(1_000)
+            assert first.endswith(".") and first in " ".join(printed.split()) and below[-1] in printed.split()
+
+
+@pytest.mark.parametrize("names", TREE, ids=" ".join)
+def test_every_example_in_help_is_one_that_click_takes(names: tuple[str, ...]) -> None:
+    for line in (TREE[names].help or "").splitlines():
+        if line.strip().startswith("storyfi-lite "):
+            assert wrong_use(line.strip().removeprefix("storyfi-lite ")) == "", line
+
+
+@pytest.mark.parametrize("terminal", [60, 80, 120], indirect=True)
+@pytest.mark.parametrize("command", ["place", "models"])
+def test_a_plan_breaks_no_word(terminal: int, command: str, machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli([command, "--hardware", str(machine)], standalone_mode=False)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(cell_len, printed.splitlines())) <= terminal
+    assert {"mixtral-8x7b", "layers", "experts", "Q4_K_M"} <= set(re.split(r"[\s,;]+", printed)) and "…" not in printed
+
+
+@pytest.mark.parametrize("terminal", [60, 80], indirect=True)
+def test_what_verify_says_is_whole(
+    terminal: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(terminal))
+    story = tmp_path / "story.json"
+    story.write_text(json.dumps({**ENGLISH, "额外的很长的字段名": 1}), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        cli(["verify", str(story)], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert max(map(cell_len, printed.splitlines())) <= terminal
+    assert {"额外的很长的字段名", "grammar's", "spelling"} <= set(printed.split())
+
+
+def test_a_pipe_gets_every_name_whole(machine: Path) -> None:
+    printed = CliRunner().invoke(cli, ["models", "--hardware", str(machine)]).output
     assert all(key in printed for key in load_registry().keys) and "…" not in printed
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from storyfi_lite import __version__, files, stopping
+from storyfi_lite.cli import helptext
 from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.machine.build import rebuild_command
 
@@ -34,6 +35,8 @@ TAKE_A_TEXT = ("generate", "story")
 class LazyGroup(click.Group):
     """Lists the commands of COMMANDS and imports a command's module only when that command is used."""
 
+    context_class = helptext.Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -44,7 +47,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command if cmd_name in COMMANDS else None
+        if cmd_name not in COMMANDS:
+            return None
+        return helptext.use_in(importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept `help`, `help COMMAND` and `version` as well as the options `--help` and `--version`."""
@@ -131,5 +136,9 @@ def _failed_unforeseen() -> int:
 
 
 def _failed(message: str, exit_code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    """Print the message for a person: sentences in the terminal's width; commands, which are indented, as they are."""
+    from storyfi_lite.cli.table import reflow
+
+    for line in f"error: {message}".splitlines():
+        click.echo(line if line.startswith(" ") else reflow(line, err=True), err=True)
     return exit_code

@@ -42,7 +42,10 @@ def command(model: ModelOptions, as_json: bool) -> None:
     found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
 
     def show() -> None:
-        click.echo(json.dumps(found) if as_json else _table(found))
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            _print(found)
 
     with contextlib.closing(loader):
         _measure(loader.engine, found, show)
@@ -77,15 +80,17 @@ def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) ->
             found["complete"] = True
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    lines = [
-        f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}",
-        "at once  tokens/s  seconds a blueprint  network's points for time, of 10",
-    ]
+def _print(found: Mapping[str, Any]) -> None:
+    from storyfi_lite.cli.table import print_table, reflow
+
+    click.echo(
+        reflow(f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}", 0)
+    )
+    rows: list[tuple[str, ...]] = []
     if found["free_tokens_per_s"]:
-        lines.append(f"{'1, free':>7}  {found['free_tokens_per_s']:8.1f}")
+        rows.append(("1, free", f"{found['free_tokens_per_s']:.1f}", "", ""))
     for row in found["together"]:
-        lines.append(
-            f"{row['slots']:>7}  {row['tokens_per_s']:8.1f}  {row['blueprint_s']:19.1f}  {row['time_points']:32.1f}"
-        )
-    return "\n".join(lines)
+        figures = (row["tokens_per_s"], row["blueprint_s"], row["time_points"])
+        rows.append((str(row["slots"]), *(f"{figure:.1f}" for figure in figures)))
+    heads = ("at once", "tokens/s", "seconds a blueprint", "points for time, of 10")
+    print_table(heads, rows, right=heads)

@@ -31,13 +31,15 @@ def command(as_json: bool, **options: object) -> None:
     storyfi-lite doctor --network dev --json
     """
     from storyfi_lite import doctor
+    from storyfi_lite.cli.table import reflow
 
     checks = []
     for check in doctor.run(doctor.Setup(**options)):  # type: ignore[arg-type]
         checks.append(check)
         if not as_json:
             mark, colour = MARKS[check.status]
-            click.echo(f"{click.style(mark, fg=colour)} {check.name}: {check.detail}")
+            said = reflow(f"{mark} {check.name}: {check.detail}")
+            click.echo(click.style(mark, fg=colour) + said.removeprefix(mark))
             for line in check.fix.splitlines():
                 click.echo(f"    {line.strip()}")
     to_mend = [check.name for check in checks if check.status == "mend"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
 
@@ -190,8 +191,12 @@ def _chain(**fields: Any) -> Any:
 
 
 def _model(**fields: Any) -> Any:
-    """Make ModelOptions; `api_…` fields go to ApiOptions."""
+    """Make ModelOptions; `api_…` fields go to ApiOptions. A file that was typed counts for more than $MODEL_NAME."""
     from storyfi_lite.options import ApiOptions, ModelOptions
+
+    source = click.get_current_context().get_parameter_source("model_name")
+    if fields.get("path") and source is ParameterSource.ENVIRONMENT:
+        fields["name"] = None
 
     api = {name: fields.pop(name) for name in list(fields) if name.startswith("api_")}
     return ModelOptions(**fields, api=ApiOptions(**{name.removeprefix("api_"): value for name, value in api.items()}))

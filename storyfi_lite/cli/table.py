@@ -5,9 +5,10 @@ Widths are counted in terminal cells, so Chinese text keeps its columns.
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -38,17 +39,18 @@ def print_table(
         console.print(Text(first, style="bold"), Text(f"\n{facts}"), sep="")
 
 
-def reflow(line: str) -> str:
-    """Break a line between words where a terminal ends, and indent what follows; a pipe gets the line whole."""
-    console = Console()
+def reflow(line: str, indent: int | None = None, err: bool = False) -> str:
+    """Break a line between words where a terminal ends; a pipe gets the line whole. `indent`: cells before what follows, by
+    default 4 more than before the line; `err`: for stderr. A word longer than the terminal is left to it, and can be copied."""
+    console = Console(stderr=err)
     if not console.is_terminal:
         return line
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(
-        line,
-        console.width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
+    before = len(line) - len(line.lstrip(" "))
+    after = " " * (before + 4 if indent is None else indent)
+    rows = [""]
+    for word in re.findall(r" *[^ ]+", line):
+        if rows[-1].strip() and cell_len(rows[-1] + word) > console.width:
+            rows.append(after + word.lstrip(" "))
+        else:
+            rows[-1] += word
+    return "\n".join(rows)

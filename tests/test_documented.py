@@ -1,0 +1,156 @@
+"""What README and docs tell people to type works, as it stands there: in a shell, in a home of its own, with the small model.
+
+What needs a network, a GPU, a wallet or a key says so on its page (scripts/check_docs.py has the notation), and is not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import platformdirs
+import pytest
+
+from scripts.check_docs import PAGES, ROOT, Documented, documented
+from storyfi_lite.cli import cli
+from storyfi_lite.models.store import Store
+from tests.answers import ENGLISH, envelope
+
+# a page's placeholders -> something of that kind; the first of several choices
+VALUES = {"FILE": "model.gguf", "KEY": "smollm2-135m", "TASK": "blueprint", "…": '"a heist"'}
+# flags that make a run short, or keep it off a port that others use; {port} is free
+ALSO = {"calibrate": "--answers 6", "doctor": "--axon.port {port}", "mine": "--axon.port {port} --threads 1"}
+HARDWARE = {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}
+START_S, RUN_S = 120, 300
+
+
+def command_of(text: str) -> str:
+    return text.removeprefix("storyfi-lite ").split()[0]
+
+
+def loads_a_model(text: str) -> bool:
+    command = cli.get_command(click.Context(cli), command_of(text))
+    assert command is not None
+    return any(option.name in ("model_path", "model_paths") for option in command.params)
+
+
+def runnable() -> dict[str, Documented]:
+    """Return each command that runs here, once, with the first place that names it."""
+    found: dict[str, Documented] = {}
+    for page in PAGES:
+        for one in documented(page):
+            if not one.needs and one.language == "bash":
+                found.setdefault(one.text, one)
+    return found
+
+
+COMMANDS = list(runnable())
+QUICK = [text for text in COMMANDS if not loads_a_model(text)]
+LOADING = [text for text in COMMANDS if loads_a_model(text) and not text.startswith("storyfi-lite mine")]
+PYTHON = [one for page in PAGES for one in documented(page) if one.language == "python"]
+
+
+class Shell:
+    """Runs command lines in a directory that is also their home."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        program = home / "bin" / "storyfi-lite"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m storyfi_lite "$@"\n')
+        program.chmod(0o755)
+        (home / "model.gguf").symlink_to(model)
+        (home / "machine.json").write_text(json.dumps(HARDWARE))
+        (home / "response.json").write_text(json.dumps(envelope(ENGLISH)))
+        (home / "story.json").write_text(json.dumps(ENGLISH))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.home = home
+        kept = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_HOME"))}
+        self.environment = kept | {
+            "HOME": str(home),
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": platformdirs.user_cache_dir(),  # measured and checked once for all tests
+            "STORYFI_LITE_MODELS": str(Store().root),
+            "MODEL_NAME": "smollm2-135m",
+        }
+
+    def start(self, text: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        line = re.sub(r"(\w)(\|[\w-]+)+(?=\s|$)", r"\1", text).replace("FILE.json", "machine.json")
+        for placeholder, value in VALUES.items():
+            line = line.replace(placeholder, value)
+        name = command_of(text)
+        line = line.replace(f" {name}", f" {name} {ALSO.get(name, '').format(port=self.port)}", 1)
+        command = ["bash", "-c", f"exec {line}" if "|" not in line else line]
+        return subprocess.Popen(
+            command, cwd=self.home, env=self.environment, text=True, stdout=stdout, stderr=subprocess.PIPE
+        )
+
+    def run(self, text: str) -> None:
+        process = self.start(text, stdout=subprocess.PIPE)
+        try:
+            out, err = process.communicate(timeout=RUN_S)
+        finally:
+            process.kill()
+        assert process.returncode == 0, f"{text}\n{out}\n{err}"
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, small_model_path: Path) -> Shell:
+    return Shell(tmp_path_factory.mktemp("home"), small_model_path)
+
+
+@pytest.mark.parametrize("text", QUICK)
+def test_a_documented_command_works(shell: Shell, text: str) -> None:
+    shell.run(text)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda one: one.where)
+def test_a_documented_piece_of_python_works(block: Documented) -> None:
+    exec(compile(block.text, block.where, "exec"), {})
+
+
+@pytest.fixture(scope="module")
+def miner(shell: Shell) -> Iterator[None]:
+    """`storyfi-lite mine --network dev`, as the pages start it, until Ctrl-C."""
+    process = shell.start(next(text for text in COMMANDS if text.startswith("storyfi-lite mine")))
+    assert process.stderr is not None
+    end_s = time.monotonic() + START_S
+    for line in process.stderr:
+        if "published" in line or time.monotonic() > end_s:
+            break
+    yield
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+
+
+@pytest.fixture(scope="module")
+def answer(shell: Shell) -> None:
+    shell.run('storyfi-lite generate "a heist" --json > response.json')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", LOADING)
+def test_a_documented_command_that_loads_a_model_works(shell: Shell, miner: None, answer: None, text: str) -> None:
+    shell.run(text)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.with_suffix(".zh.md").exists()], ids=lambda page: page.stem
+)
+def test_a_chinese_page_tells_people_to_type_the_same(page: Path) -> None:
+    def typed(one: Path) -> list[tuple[str, frozenset[str]]]:
+        return [(re.sub('generate ".*?"', "generate", it.text), it.needs) for it in documented(one)]
+
+    assert typed(page.with_suffix(".zh.md")) == typed(page)
