@@ -1,19 +1,16 @@
 """Finds near-copies of another answer in the same round and of old answers, by an index rather than pair by pair.
 
-    Two rules, each exact, both on folded text (text.py), so that the order of fields and items, case, accents,
-    look-alike letters, invisible characters, punctuation and spacing change nothing:
+Two rules, both exact, both on folded text (text.py), so that order of fields, case, look-alike letters and spacing change nothing:
 
-    bigrams    the network's rule: character-bigram Jaccard above 0.95 with an answer of the round, above 0.90 with an
-               old one. Bigrams are counted with their repeats, sum of minima over sum of maxima: as bare sets, long
-               honest texts of one language are nearly alike, because there are only so many bigrams.
-    passages   this project's: at least half of the answer's passages (12 symbols) stand in one other answer. It sees
-               what padding, cutting and shuffling hide from the first rule. Passages of the request are left out; those
-               that a hundred old answers and more share are nobody's.
+    bigrams    the network's rule: character-bigram Jaccard above 0.95 with an answer of the round, above 0.90 with an old
+               one. Repeats count: as bare sets, long honest texts of one language are nearly alike.
+    passages   this project's: at least half of the answer's passages (12 symbols) stand in one other answer. It sees what
+               padding, cutting and shuffling hide from the first rule. Passages of the request are left out; those that a
+               hundred old answers and more share are nobody's.
 
-    Who copied whom in one round: an answer proven under its own challenge seed is its writer's (a copy cannot be); among the
-    rest the first received, by the validator's clock, is the original, and every later one that is like it is a copy.
-    Who can delay another's answer on the wire could turn that round: proofs are the cure. An old answer counts
-    whoever gave it, its own miner too: that is a replay.
+In one round, an answer that was proven under its own challenge seed is no copy. Among the rest the first received, by the
+validator's clock, is the original: who can delay another's answer on the wire could turn that round, and proofs are the cure.
+An old answer counts whoever gave it, its own miner too: that is a replay.
 
 How the first rule is made fast: with totals A and B (repeats counted) and L the sum of differences, J = (A+B-L)/(A+B+L). So
 J > t needs sizes within a factor of t and L < (A+B)(1-t)/(1+t). Adding bigrams up in a few bins can only shrink L, so what is
@@ -37,7 +34,7 @@ ROUND_JACCARD = 0.95
 HISTORY_JACCARD = 0.90
 PASSAGE_SHARE = 0.5
 MIN_PASSAGES = 16  # sampled; fewer say nothing
-MAX_TEXT_CHARS = 60_000  # twelve chapters with their choices; what is beyond is not looked at
+COMPARED_CHARS = 60_000  # twelve chapters with their choices; what is beyond is not looked at
 
 _SAMPLE = 8  # one passage in so many is kept, the same ones in every answer
 _BINS = 32
@@ -102,9 +99,9 @@ UNCOMPARED = Likeness(None, 0.0, "compared with no other answer")
 
 def fingerprint(request: StoryRequest, data: dict[str, Any], hotkey: str) -> Fingerprint:
     """Fingerprint an answer's strings, whatever its shape. Passages of the request are not counted as the answer's own."""
-    folded = fold(SEPARATOR.join(strings(data, MAX_TEXT_CHARS)))
+    folded = fold(SEPARATOR.join(strings(data, COMPARED_CHARS)))
     keys, counts = np.unique(bigrams(folded), return_counts=True)
-    given = [request.user_input, *strings([request.blueprint, request.characters, request.story_arc], MAX_TEXT_CHARS)]
+    given = [request.user_input, *strings([request.blueprint, request.characters, request.story_arc], COMPARED_CHARS)]
     own = np.setdiff1d(_sampled(folded), _sampled(fold(SEPARATOR.join(given))))
     return Fingerprint(request.task_type, hotkey, keys, np.minimum(counts, 2**16 - 1).astype(np.uint16), own)
 

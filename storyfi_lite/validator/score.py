@@ -1,11 +1,10 @@
-"""The base score of one answer, 0 to 100: technical 30, structure 40, content 30 (docs/scoring.md). Pure, deterministic.
+"""Scores one answer, 0 to 100: technical 30, structure 40, content 30 (docs/scoring.md). Pure, deterministic.
 
-The content part's measures are lexical. They are gates, not rankings: they turn away what is off topic, broken, looping or
-copied, and cost nothing. No published lexical measure agrees with readers on which of two outlines is better, so a point
-more or less above the gates says nothing of quality.
+The content part's measures are lexical. They turn away what is off topic, broken, looping or copied. They rank nothing: no
+published lexical measure agrees with readers on which of two outlines is better.
 
-    Zero in all: an answer that cannot be read as one JSON object with one meaning; a near-copy (copies.py).
-    Stricter than the network: no points for speed to an answer whose schema part is 0, or `{}` would earn a fifth.
+An answer has 0 in all if it cannot be read as one JSON object with one meaning, or is a near-copy (copies.py). Stricter than
+the network: an answer whose schema part is 0 gets no points for speed, or `{}` would earn a fifth.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-from storyfi_lite.validator.copies import MAX_TEXT_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
+from storyfi_lite.validator.copies import COMPARED_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
 from storyfi_lite.validator.readable import Reading
 from storyfi_lite.validator.structure import Part, prose, score_structure
 from storyfi_lite.validator.text import (
@@ -50,7 +49,7 @@ _SHARED_FREE = 0.1  # passages that stand in another answer: stock phrases
 
 @dataclass(frozen=True)
 class Context:
-    """What the validator knows of the call. `elapsed_s`: from sending the request to the answer's last byte, by the
+    """Holds what the validator knows of the call. `elapsed_s`: from sending the request to the answer's last byte, by the
     validator's clock; the answer's own `generation_time` is never used."""
 
     request: StoryRequest
@@ -59,7 +58,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Score:
-    """`total` 0 to 100 with two decimals. `zeroed` says why the whole score is 0, if it is; `parts` still show what was
+    """Holds a score. `total`: 0 to 100 with two decimals; `zeroed`: why it is 0, if it is, while `parts` still show what was
     seen."""
 
     total: float
@@ -72,7 +71,7 @@ class Score:
 
 
 def score(response: StoryResponse | bytes | Verification, context: Context, history: Likeness = UNCOMPARED) -> Score:
-    """Scores one answer. `history` is what copies.CopyIndex found of it.
+    """Score one answer. `history` is what copies.CopyIndex found of it.
 
     >>> from storyfi_lite.protocol.messages import StoryRequest
     >>> request = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
@@ -91,7 +90,7 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
 
 
 def time_points(elapsed_s: float) -> float:
-    """Of 10, for a valid answer that took so long: all up to FULL_MARKS_S, none from NO_MARKS_S on, a line between."""
+    """Return the points for time, 0 to 10: all up to FULL_MARKS_S, none from NO_MARKS_S on, a line between."""
     return 10 * falling(elapsed_s, FULL_MARKS_S, NO_MARKS_S)
 
 
@@ -99,8 +98,8 @@ def time_points(elapsed_s: float) -> float:
 
 
 def _technical(seen: Verification, elapsed_s: float, structure: float) -> tuple[Part, ...]:
-    """The schema part loses a point for each problem, and is never better than the structure (0 to 1): what is missing
-    altogether is one problem only."""
+    """Score reading, schema and time. The schema part loses a point for each problem, and is never better than `structure`, 0 to
+    1: what is missing altogether is one problem only."""
     problems = [check.detail for check in seen.checks if not check.ok and check.name in RULES]
     schema = max(0.0, min(10.0 - len(problems), 10 * structure)) if problems else 10.0
     time = time_points(elapsed_s) if schema else 0.0
@@ -115,28 +114,34 @@ def _technical(seen: Verification, elapsed_s: float, structure: float) -> tuple[
 
 
 def _content(request: StoryRequest, data: dict[str, Any], history: Likeness) -> tuple[Part, ...]:
-    """Noise earns nothing by naming the topic, by its script or by being unlike others: each part counts as far as the text
-    is prose."""
-    folded = fold(SEPARATOR.join(strings(data, MAX_TEXT_CHARS)))
-    reading = Reading(prose(request.task_type, data, MAX_TEXT_CHARS))
+    """Score relevance, fluency and originality. Each counts as far as the text is prose, so noise earns nothing by naming the
+    topic or by being unlike others."""
+    folded = fold(SEPARATOR.join(strings(data, COMPARED_CHARS)))
+    own = falling(history.shared, _SHARED_FREE, PASSAGE_SHARE)
+    original = own if folded.strip(SEPARATOR + " ") and history.copy_of is None else 0.0
+    reading = Reading(prose(request.task_type, data, COMPARED_CHARS))
     kept, faults = reading.worth(request.user_input)
-    parts = (_relevance(request, folded), *_fluency(request, reading), _originality(folded, history))
+    parts = (
+        _relevance(request, folded),
+        *_fluency(request, reading),
+        Part("originality", 5 * original, 5, history.saw),
+    )
     saw = f"; as prose worth {kept:.0%}: {faults}" if faults else ""
     return tuple(replace(part, points=kept * part.points, saw=part.saw + saw) for part in parts)
 
 
 def _relevance(request: StoryRequest, folded: str) -> Part:
-    """Names what the request is about, without being the request over again. The mean over the user's input and each
+    """Score how far the answer names what the request is about without repeating it: the mean over the user's input and each
     earlier stage."""
     sources = {"user_input": _source(request.user_input)}
     for stage in ("blueprint", "characters", "story_arc"):
         if getattr(request, stage):
-            sources[stage] = _source(SEPARATOR.join(strings(getattr(request, stage), MAX_TEXT_CHARS)))
+            sources[stage] = _source(SEPARATOR.join(strings(getattr(request, stage), COMPARED_CHARS)))
     own, marks, saw = terms(folded), [], []
     for name, source in sources.items():
         asked = source.terms
         named = len(asked & own)
-        marks.append(_clamp(named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
+        marks.append(min(1.0, named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
         saw.append(f"{named} of {len(asked)} terms of {name}")
     echo = _echo(folded, list(sources.values()))
     points = 15 * sum(marks) / len(marks) * falling(echo, _ECHO_FREE, _ECHO_ALL)
@@ -145,7 +150,7 @@ def _relevance(request: StoryRequest, folded: str) -> Part:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """One text of a request. `passages` are those of the text said over and over: a short prompt repeated is an echo."""
+    """Holds one text of a request. `passages`: of the text said over and over, so that a short prompt repeated is an echo."""
 
     terms: frozenset[str]
     passages: npt.NDArray[np.uint64]
@@ -164,7 +169,7 @@ def _echo(folded: str, sources: Sequence[_Source]) -> float:
 
 
 def _fluency(request: StoryRequest, reading: Reading) -> tuple[Part, ...]:
-    """Sentences of a sane length 3, no loops 4, the language of the request 3; nothing for an answer without prose."""
+    """Score sentences of a sane length 3, no loops 4, the request's language 3; an answer without prose gets nothing."""
     if not reading.hashes.size:
         return (Part("fluency", 0.0, 10, "no prose"),)
     lengths = [pair for text in reading.texts for pair in sentence_lengths(text)]
@@ -178,12 +183,3 @@ def _fluency(request: StoryRequest, reading: Reading) -> tuple[Part, ...]:
         Part("repetition", 4 * loops, 4, f"{repeated:.0%} said before; {varied:.0%} different words in a hundred"),
         Part("language", 3 * spoken, 3, f"{share:.0%} of the letters in the request's script ({language})"),
     )
-
-
-def _originality(folded: str, history: Likeness) -> Part:
-    points = 5 * falling(history.shared, _SHARED_FREE, PASSAGE_SHARE) if folded.strip(SEPARATOR + " ") else 0.0
-    return Part("originality", 0.0 if history.copy_of else points, 5, history.saw)
-
-
-def _clamp(value: float) -> float:
-    return min(1.0, max(0.0, value))

@@ -1,8 +1,7 @@
-"""The structure part of a score, 40 points by task, and where each task's prose stands. Pure.
+"""Scores the structure of an answer, 40 points by task, and finds each task's prose. Pure.
 
-Reads answers that may break the schema in any way: what is not of the right kind counts as missing. Lengths are of
-what a reader sees; the bounds are the task's own (tasks/), so that generating, checking and scoring cannot disagree: all
-that a blueprint was asked for has full marks, a chapter where the network's scorer gives them.
+An answer may break the schema in any way: what is not of the right kind counts as missing. Lengths are those of the visible text.
+The bounds are the task's own (tasks/), so that generating, checking and scoring cannot disagree.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from storyfi_lite.grammar.schema import Array, Text, dump
+from storyfi_lite.grammar.schema import dump
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks import blueprint
@@ -28,7 +27,7 @@ _BLUEPRINT: dict[str, Any] = dict(blueprint.SCHEMA.fields)
 
 @dataclass(frozen=True)
 class Part:
-    """`points` of at most `of`, and what was seen."""
+    """Holds one part of a score: `points` of at most `of`, and what was seen."""
 
     name: str
     points: float
@@ -37,12 +36,12 @@ class Part:
 
 
 def score_structure(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
-    """The task's three parts, 40 points together."""
+    """Score the task's three parts, 40 points together."""
     return _TASKS[request.task_type](request, data)
 
 
 def prose(task: str, data: dict[str, Any], limit_chars: int) -> list[str]:
-    """The answer's longer texts: those in which there are sentences to look at."""
+    """Return the answer's longer texts, which have sentences to look at."""
     if task == "blueprint":
         found = [data.get("setting"), data.get("core_conflict")]
     elif task == "characters":
@@ -58,12 +57,11 @@ def _blueprint(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
     there = [name for name in _BLUEPRINT if _filled(data.get(name))]
     setting, conflict = _length(data.get("setting")), _length(data.get("core_conflict"))
     themes = {fold(theme).strip() for theme in _list(data.get("themes")) if isinstance(theme, str)} - {""}
-    fits = [_fits(size, _BLUEPRINT[name]) for name, size in (("setting", setting), ("core_conflict", conflict))]
-    node: Array = _BLUEPRINT["themes"]
+    fits = [_band(size, *_BLUEPRINT[name].accept) for name, size in (("setting", setting), ("core_conflict", conflict))]
     return (
         Part("fields", 20 * len(there) / len(_BLUEPRINT), 20, f"{len(there)} of {len(_BLUEPRINT)}"),
         Part("lengths", 5 * sum(fits), 10, f"setting {setting:,}, core_conflict {conflict:,} visible characters"),
-        Part("themes", 10 * _band(len(themes), *node.accept), 10, f"{len(themes)} different themes"),
+        Part("themes", 10 * _band(len(themes), *_BLUEPRINT["themes"].accept), 10, f"{len(themes)} different themes"),
     )
 
 
@@ -71,12 +69,14 @@ def _characters(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]
     by_id = {one["id"]: one for one in reversed(_objects(data, "characters")) if one.get("id") in IDS}
     extra = max(0, len(_list(data.get("characters"))) - len(IDS))
     complete = sum(_filled(one.get(field)) for one in by_id.values() for field in _CHARACTER_FIELDS)
-    tied = [id for id, one in by_id.items() if len(_ties(id, one)) >= MIN_RELATIONSHIPS]
+    ties = {id: one["relationships"] for id, one in by_id.items() if isinstance(one.get("relationships"), dict)}
+    others = [sum(_filled(tie.get(other)) for other in IDS if other != id) for id, tie in ties.items()]
+    tied = sum(count >= MIN_RELATIONSHIPS for count in others)
     fields = len(IDS) * len(_CHARACTER_FIELDS)
     return (
         Part("five", 20 * _share(len(by_id) - extra, len(IDS)), 20, f"{len(by_id)} of the five, {extra} too many"),
         Part("complete", 10 * _share(complete, fields), 10, f"{complete} of {fields} fields"),
-        Part("relationships", 10 * _share(len(tied), len(IDS)), 10, f"{len(tied)} characters tied to two others"),
+        Part("relationships", 10 * _share(tied, len(IDS)), 10, f"{tied} characters tied to two others"),
     )
 
 
@@ -141,27 +141,16 @@ def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _filled(value: Any) -> bool:
-    """Something that a reader would see: text, or a list or object with some."""
-    if isinstance(value, str):
-        return bool(visible(value).strip())
-    return isinstance(value, list | dict) and any(visible(text).strip() for text in strings(value, 100_000))
-
-
-def _ties(id: str, character: dict[str, Any]) -> list[str]:
-    ties = character.get("relationships")
-    return [other for other in IDS if other != id and _filled(ties.get(other))] if isinstance(ties, dict) else []
+    """Return whether the value holds visible text, itself or in a list or object."""
+    return any(visible(text).strip() for text in strings(value, 100_000))
 
 
 def _length(value: Any) -> int:
     return len(visible(value)) if isinstance(value, str) else 0
 
 
-def _fits(size: int, node: Text) -> float:
-    return _band(size, *node.accept)
-
-
 def _band(size: int, low: int, high: int) -> float:
-    """1 from `low` to `high`; below in proportion; above falling to 0 at twice `high`."""
+    """Return 1 from `low` to `high`, less in proportion below, and above less until it is 0 at twice `high`."""
     return size / low if size < low else max(0.0, min(1.0, 2 - size / high))
 
 

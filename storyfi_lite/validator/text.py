@@ -1,10 +1,9 @@
-"""Measures of text that hold in every script: folding, terms, sentences, passages. Pure; knows no task and no score.
+"""Measures text in any script: folding, terms, sentences, passages. Pure; it knows no task and no score.
 
-Words are counted where a script writes spaces between them; where it does not (Chinese, Japanese, Thai, Lao, Khmer,
-Burmese, Tibetan) character n-grams stand in. Two texts are only ever compared folded, so that case, accents, full-width
-forms, the common look-alike letters, invisible characters, punctuation and spacing make no difference. What folding does
-not undo: paraphrase, translation, simplified against traditional Chinese, and the rarer look-alikes. Time is linear in the
-length of any text.
+Words are counted where a script writes spaces between them. Where it does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+Tibetan), runs of characters are counted. Texts are compared folded, so that case, accents, full-width forms, common look-alike
+letters, invisible characters, punctuation and spacing make no difference. Paraphrase, translation, and simplified against
+traditional Chinese still make one. All functions take time in proportion to the text's length.
 """
 
 from __future__ import annotations
@@ -55,19 +54,13 @@ _LOOK_ALIKES = {
     **dict(zip("ロカタニハエトー", "口力夕二八工卜一", strict=True)),  # kana that look like Han
 }
 
-# Function words tell nothing of a topic. English only: elsewhere short words are left out by their length.
-_STOP_WORDS = """about after again all also and any are because been before being between both but can could did does down
-each ever every for from had has have her here hers him his how however into its just like made make many more most much
-must not now off once only other our out over own same she should some such than that the their them then there these they
-this those through too under until upon very was were what when where which while who whom whose why will with without
-would you your story write tale"""
 _STOP_HAN = re.compile(
     "[\u3000-\u30ff的了是在和与一个有这那我你他她它们不之也就都而及着或被把从到为以其于上下中里请写关故事]+"
 )
 
 
 class _Folding(dict[int, str]):
-    """`str.translate` table, filled as characters are met."""
+    """Serves `str.translate` as a table, which is filled as characters are met."""
 
     def __missing__(self, code: int) -> str:
         folded = "".join(map(_folded, unicodedata.normalize("NFKD", chr(code)).casefold()))
@@ -77,7 +70,7 @@ class _Folding(dict[int, str]):
 
 
 def _folded(char: str) -> str:
-    """Of one decomposed character: what is not a letter, mark or digit becomes a space; accents and points are taken off."""
+    """Fold one decomposed character: an accent or point goes, and what is no letter, mark or digit becomes a space."""
     kind, place = unicodedata.category(char), unicodedata.combining(char)
     if kind in ("Cf", "Me") or place == 1 or 10 <= place <= 36 or place >= 200:
         return ""
@@ -93,7 +86,7 @@ _FOLDING = _Folding()
 
 
 def strings(value: Any, limit_chars: int) -> Iterator[str]:
-    """Every string that is a value in `value`, in order, up to `limit_chars` in all; without recursion."""
+    """Yield every string in `value`, keys apart, in order, up to `limit_chars` in all. Without recursion."""
     stack = [value]
     while stack and limit_chars > 0:
         item = stack.pop()
@@ -107,15 +100,27 @@ def strings(value: Any, limit_chars: int) -> Iterator[str]:
 
 
 def visible(text: str) -> str:
-    """Without invisible characters, and with white space collapsed: what a reader can count."""
+    """Return the text without invisible characters, and each run of white space as one space."""
     return _WHITE_SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 
 def fold(text: str) -> str:
-    """The form in which texts are compared. SEPARATOR stays; spaces stay only where the script uses them."""
+    """Return the form in which texts are compared. SEPARATOR stays; spaces stay only where the script uses them."""
     text = _MARKS_TOO_MANY.sub(r"\1", _INVISIBLE.sub("", text).translate(_FOLDING))
     text = unicodedata.normalize("NFC", text)  # Hangul and kana together again
     return _UNSPACED_GAP.sub("", _SPACES.sub(" ", _STRAY_MARKS.sub(r"\1", text)))
+
+
+# Function words tell nothing of a topic. English only: elsewhere short words are left out by their length.
+_STOP_WORDS = frozenset(
+    fold(
+        """about after again all also and any are because been before being between both but can could did does down
+each ever every for from had has have her here hers him his how however into its just like made make many more most much
+must not now off once only other our out over own same she should some such than that the their them then there these they
+this those through too under until upon very was were what when where which while who whom whose why will with without
+would you your story write tale"""
+    ).split()
+)
 
 
 # --- numbers for each place in a folded text ---------------------------------------------------------------------
@@ -126,14 +131,14 @@ def _codes(folded: str) -> npt.NDArray[np.uint64]:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64: every input bit reaches every output bit."""
+    """Mix bits with the finalizer of splitmix64: every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def bigrams(folded: str) -> npt.NDArray[np.uint32]:
-    """One number for each pair of neighbouring characters, in order of the text, repeats included."""
+    """Return a number for each pair of neighbouring characters, in order of the text, repeats included."""
     codes = _codes(folded)
     if len(codes) < 2:
         return np.empty(0, np.uint32)
@@ -143,8 +148,8 @@ def bigrams(folded: str) -> npt.NDArray[np.uint32]:
 
 
 def passages(folded: str) -> npt.NDArray[np.uint64]:
-    """One number for each passage of PASSAGE_SYMBOLS, in order of the text, repeats included. Spaces do not count; a
-    Han, kana or Hangul character counts as two symbols, because it says about as much as two letters."""
+    """Return a number for each passage of PASSAGE_SYMBOLS, in order of the text, repeats included. Spaces do not count; a Han,
+    kana or Hangul character counts as two symbols, because it says about as much as two letters."""
     codes = _codes(folded.replace(" ", ""))
     wide = (codes >= 0x2E80) & (codes <= 0xD7AF) | (codes >= 0x20000) | (codes >= 0xF900) & (codes <= 0xFAFF)
     symbols = np.repeat(codes, np.where(wide, 2, 1))
@@ -160,16 +165,15 @@ def passages(folded: str) -> npt.NDArray[np.uint64]:
 
 
 def repeated_share(hashes: npt.NDArray[np.uint64]) -> float:
-    """0 to 1: how much of a text, given by its passages, stands in passages that stood in it before. Prose is near 0."""
+    """Return the share of a text's passages that stood in it before, 0 to 1. In prose it is near 0."""
     return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
-def variety(folded: str, span: int = 100) -> float:
-    """0 to 1: different words (or characters, where there are no spaces) among each `span` in a row, on average."""
+def variety(folded: str) -> float:
+    """Return the share of different words (or characters, where there are no spaces) among each hundred in a row, on average."""
     units = [unit for word in folded.replace(SEPARATOR, " ").split() for unit in _units(word)]
-    starts = range(0, max(1, len(units) - span + 1), span)
-    shares = [len(set(units[at : at + span])) / len(units[at : at + span]) for at in starts if units]
-    return sum(shares) / len(shares) if shares else 0.0
+    hundreds = [units[at : at + 100] for at in range(0, max(1, len(units) - 99), 100)] if units else []
+    return sum(len(set(some)) / len(some) for some in hundreds) / max(1, len(hundreds))
 
 
 def _units(word: str) -> list[str]:
@@ -185,15 +189,15 @@ def _units(word: str) -> list[str]:
 
 
 def terms(folded: str) -> frozenset[str]:
-    """What a text is about, roughly: stems of its longer words; pairs of Han characters; runs of katakana; four
-    letters at a time of Thai and its neighbours. Function words are left out where they are known."""
+    """Return what a text is about, roughly: stems of its longer words; pairs of Han characters; runs of katakana; four letters
+    at a time of Thai and its neighbours. Function words are left out where they are known."""
     found: set[str] = set()
     for word in folded.replace(SEPARATOR, " ").split():
         for run in _UNSPACED_RUN.findall(word):
             found.update(_unspaced_terms(run))
         for rest in _UNSPACED_RUN.split(word):
-            if _is_term(rest):
-                found.add(_stem(rest))
+            if _is_term(rest):  # its beginning is enough for keeper and keepers, and for Hangul without its particles
+                found.add(rest[:2] if _is_hangul(rest) else rest.removesuffix("s")[:5])
     return frozenset(found)
 
 
@@ -207,24 +211,18 @@ def _unspaced_terms(run: str) -> Iterator[str]:
 
 
 def _is_term(word: str) -> bool:
-    if "\uac00" <= word[:1] <= "\ud7a3":
+    if _is_hangul(word):
         return len(word) >= 2
-    return len(word) >= (3 if word.isascii() else 4) and word not in _folded_stop_words()
+    return len(word) >= (3 if word.isascii() else 4) and word not in _STOP_WORDS
 
 
-@lru_cache(maxsize=1)
-def _folded_stop_words() -> frozenset[str]:
-    return frozenset(fold(word) for word in _STOP_WORDS.split())
-
-
-def _stem(word: str) -> str:
-    """Its beginning: enough for keeper and keepers, light and lights, Hangul without its particles."""
-    return word[:2] if "\uac00" <= word[0] <= "\ud7a3" else word.removesuffix("s")[:5]
+def _is_hangul(word: str) -> bool:
+    return "\uac00" <= word[:1] <= "\ud7a3"
 
 
 def sentence_lengths(text: str) -> list[tuple[int, int]]:
-    """For each sentence of a text that was not folded: its length in units (words, or characters where there are no
-    spaces between words) and the highest that reads well."""
+    """Return, for each sentence of a text that was not folded, its length in words (in characters, where there are no spaces
+    between words) and the greatest length that reads well."""
     found = []
     for sentence in _SENTENCE_END.split(text):
         unspaced = sum(map(len, _UNSPACED_RUN.findall(sentence)))
@@ -238,7 +236,7 @@ def sentence_lengths(text: str) -> list[tuple[int, int]]:
 
 
 def ends_a_sentence(text: str) -> bool:
-    """Whether the text, not folded, stops where a sentence does. Scripts that end it with a space always do."""
+    """Return whether the text, not folded, stops where a sentence does; always in scripts that end a sentence with a space."""
     last = text.rstrip()[-1:]
     return "\u0e00" <= last <= "\u17ff" or bool(_LAST_SENTENCE_END.search(text))
 
@@ -250,7 +248,7 @@ _SCRIPTS = {"CJK": "Han", "HIRAGANA": "kana", "KATAKANA": "kana", "HALFWIDTH": "
 
 @lru_cache(maxsize=20_000)
 def _script(char: str) -> str | None:
-    """The first word of a letter's Unicode name says its script; None if it is no letter."""
+    """Return a letter's script, which is the first word of its Unicode name; None if it is no letter."""
     if not char.isalpha():
         return None
     word = unicodedata.name(char, "UNKNOWN").split(" ")[0]
@@ -258,7 +256,7 @@ def _script(char: str) -> str | None:
 
 
 def script_shares(text: str) -> dict[str, float]:
-    """The share of each script among the text's letters."""
+    """Return the share of each script among the text's letters, the largest first."""
     counts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         for script in filter(None, map(_script, unicodedata.normalize("NFKC", char))):
@@ -267,29 +265,25 @@ def script_shares(text: str) -> dict[str, float]:
 
 
 def same_language_share(asked: str, answer: str) -> tuple[float, str]:
-    """The share of the answer's letters in the scripts of the request, and the request's language by its script:
-    "Han", "Japanese" (kana with Han) or the script's name. Languages of one script are not told apart. Without a
-    letter in the request, every script will do."""
+    """Return the share of the answer's letters in the scripts of the request, and the request's language by its script: "Han",
+    "Japanese" (kana with Han) or the script's name. Languages of one script are not told apart. If the request has no letter,
+    every script will do."""
     wanted = script_shares(asked)
     if not wanted:
         return 1.0, "any"
     found = script_shares(answer)
     if wanted.get("kana", 0) > 0.05:
         return (found.get("kana", 0) + found.get("Han", 0) if found.get("kana", 0) > 0.05 else 0.0), "Japanese"
-    main = _main(wanted)
+    # Latin names in a Han text do not make it Latin, because a word takes many letters.
+    main = "Han" if wanted.get("Han", 0) >= 0.2 else next(iter(wanted))
     if main == "Han" and found.get("kana", 0) > 0.05:
         return 0.0, "Han"  # Japanese is no answer in Chinese
     return found.get(main, 0.0), main
-
-
-def _main(shares: dict[str, float]) -> str:
-    """The leading script; Latin names in a Han text do not make it Latin, because a word takes many letters."""
-    return "Han" if shares.get("Han", 0) >= 0.2 else next(iter(shares))
 
 
 # --- from measures to marks --------------------------------------------------------------------------------------
 
 
 def falling(value: float, full: float, none: float) -> float:
-    """1 at `full` and beyond, 0 at `none` and beyond, a line between; `none` may be the higher or the lower."""
+    """Return 1 at `full` and beyond, 0 at `none` and beyond, a line between; `none` may be the higher or the lower."""
     return min(1.0, max(0.0, (none - value) / (none - full)))

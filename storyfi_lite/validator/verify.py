@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from storyfi_lite import tasks
@@ -28,7 +29,9 @@ MAX_HIDDEN_SHARE = 0.05  # Persian writes one joiner in some thirty characters; 
 _MAX_TOKEN_ID = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
 
-_PUBLISHED = SamplingParams(seed=0)
+# A miner that chose its own could make unlikely tokens likely: only answers with the published ones are proven.
+sampling = attrgetter("temperature", "min_p", "dry_multiplier", "dry_base", "dry_allowed_length")
+_PUBLISHED = sampling(SamplingParams(seed=0))
 
 # An answer is valid without these: they say what can be proven of it, and what a reader does not see.
 REMARKS = ("canonical", "proof", "visible")
@@ -153,21 +156,17 @@ def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
     """Compare two objects as JSON texts, because to Python true equals 1."""
     try:
         same = json.dumps(said, sort_keys=True) == json.dumps(given, sort_keys=True)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):  # of a typed response, which nobody parsed
         same = False
     return Check("data", same, f"output_text and output_data {'are the same' if same else 'differ'}")
 
 
 def _size(request: StoryRequest, data: dict[str, Any]) -> Check:
     """Bound the text: a miner could hide a copy in endless text, and fill the validator's database."""
-    size, most = sum(map(len, strings(data, MAX_RESPONSE_BYTES))), max_text_chars(request)
+    size = sum(map(len, strings(data, MAX_RESPONSE_BYTES)))
+    most = max(MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER * len(request.chapter_ids or ()))
     over = "" if size <= most else f"; at most {most:,} are read"
     return Check("size", not over, f"{size:,} characters of text{over}")
-
-
-def max_text_chars(request: StoryRequest) -> int:
-    """Return how many characters all strings of an answer may hold together."""
-    return max(MAX_TEXT_CHARS, MAX_TEXT_CHARS_A_CHAPTER * len(request.chapter_ids or ()))
 
 
 def _visible(data: dict[str, Any]) -> Check:
@@ -179,9 +178,9 @@ def _visible(data: dict[str, Any]) -> Check:
 
 def _tokens(tokens: list[int], text: str | None) -> Check:
     """Check the token ids' number and range: each spells at least one byte. Only the proof can check that they spell the text."""
-    most = len((text or "").encode(errors="replace"))
     if text is None:
         return Check("tokens", False, "token ids without the text that they spell")
+    most = len(text.encode(errors="replace"))
     ok = 0 < len(tokens) <= most and min(tokens) >= 0 and max(tokens) <= _MAX_TOKEN_ID
     wrong = "" if ok else f" out of range, or more than {most:,} bytes need"
     return Check("tokens", ok, f"{len(tokens):,} token ids{wrong}")
@@ -198,7 +197,7 @@ def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) 
         "the grammar is not this task's": task.constraint_named(request, header.grammar_sha256) is None,
         "the prompt's version is not this task's": header.prompt_version != task.script(request).version,
         "the sampler is not the published one": header.sampler != SAMPLER,
-        "the sampling parameters are not the published ones": sampling(header) != sampling(_PUBLISHED),
+        "the sampling parameters are not the published ones": sampling(header) != _PUBLISHED,
         "the seed is not the request's": request.seed is not None and header.seed != request.seed,
         "the budget is over the request's": request.max_tokens is not None and header.max_tokens > request.max_tokens,
         "there are more tokens than the budget": count > header.max_tokens,
@@ -206,17 +205,6 @@ def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) 
     }
     found = [problem for problem, is_wrong in wrong.items() if is_wrong]
     return Check("proof", not found, "; ".join(found) or "the header fits the request; the replay decides")
-
-
-def sampling(numbers: ProofHeader | SamplingParams) -> tuple[float, ...]:
-    """Return the sampling parameters. A miner that chose its own could make unlikely tokens likely: only the published are proven."""
-    return (
-        numbers.temperature,
-        numbers.min_p,
-        numbers.dry_multiplier,
-        numbers.dry_base,
-        float(numbers.dry_allowed_length),
-    )
 
 
 def same_answer(response: StoryResponse) -> bool:
