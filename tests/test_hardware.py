@@ -193,16 +193,16 @@ def test_this_macs_memory_counts_once(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("machine", "word"),
     [
-        ("{", "not JSON"),
-        ([], "JSON object"),
+        ("{", "Invalid JSON"),
+        ([], "the machine: Input should be an object"),
         ({"ram_gb": -1}, "ram_gb"),
         ({"ram_gb": True}, "ram_gb"),
         ({"ram_gb": "64"}, "ram_gb"),
         ({"gpus": []}, "ram_gb"),
-        ({"ram_gb": 64, "vram": 3}, "no key 'vram'"),
+        ({"ram_gb": 64, "vram": 3}, "vram: there is no such key"),
         ({"ram_gb": 64, "gpus": [{"total_gb": -24}]}, "total_gb"),
         ({"ram_gb": 64, "gpus": [{"total_gb": 8, "free_gb": 9}]}, "more memory free"),
-        ({"ram_gb": 64, "gpus": {}}, "list"),
+        ({"ram_gb": 64, "gpus": {}}, "gpus: Input should be a valid array"),
         ('{"ram_gb": NaN}', "ram_gb"),
     ],
 )

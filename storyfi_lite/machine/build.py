@@ -1,4 +1,4 @@
-"""The llama.cpp build at hand: what tells it from another one, and the command that makes a new one. Does not load it."""
+"""Tells one llama.cpp build from another, and names the command that makes a new one. It does not load llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def rebuild_command(cmake_args: str = "") -> str:
-    """Builds llama.cpp and installs it for this interpreter; to be typed in the source folder."""
+    """Return the command that builds llama.cpp for this interpreter, to be typed in the source folder."""
     before = f'CMAKE_ARGS="{cmake_args}" ' if cmake_args else ""
     if Path(sys.prefix).name == ".venv":
         return f"{before}scripts/setup"
@@ -18,8 +18,8 @@ def rebuild_command(cmake_args: str = "") -> str:
 
 
 def fingerprint() -> str:
-    """Of the installed libraries, the CPU and the GPUs' driver: another one of these may compute otherwise. Hex; empty
-    without llama.cpp. By the files' sizes and times of change, because a CUDA library takes a second to read."""
+    """Hash what may change how llama.cpp computes: its libraries, the CPU and the GPUs' driver. Returns hex; "" without llama.cpp.
+    A library counts by its size and time of change, because a CUDA library takes a second to read."""
     found = importlib.util.find_spec("llama_cpp")
     if found is None or found.origin is None:
         return ""

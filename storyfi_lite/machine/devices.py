@@ -1,4 +1,4 @@
-"""llama.cpp's devices: its back ends, loaded from the package, and the GPUs that they see. Knows no driver and no models."""
+"""Loads llama.cpp's back ends and lists the GPUs that they see. Knows no driver and no models."""
 
 from __future__ import annotations
 
@@ -48,13 +48,11 @@ def _forward(level: int, text: bytes, _: object) -> None:
 
 @cache
 def ggml() -> Any:
-    """Starts llama.cpp, once a process: its log goes to Python's, its back ends are loaded. Returns ggml's library, with typed
-    functions for devices.
+    """Start llama.cpp, once a process, with its log in Python's. Returns ggml's library, with typed functions for devices.
 
-    Back ends that are modules (GGML_BACKEND_DL) are loaded from the package: of the CPU's the best for this one, of the GPUs'
-    those that find their driver. Left alone, llama.cpp would look for them beside the interpreter and in the working folder.
-    The library is reached through libllama: the package holds a second libggml.so, with a registry of its own, which
-    `llama_cpp._ggml` would answer from."""
+    Back ends that are modules (GGML_BACKEND_DL) are loaded from the package; left alone, llama.cpp would look for them beside the
+    interpreter and in the working folder. The library is reached through libllama, because `llama_cpp._ggml` is a second copy with
+    a list of devices of its own."""
     library = llama_cpp.llama_cpp._lib
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
@@ -68,25 +66,25 @@ def ggml() -> Any:
 
 @dataclass(frozen=True)
 class Device:
-    """`handle`: ggml's own pointer to it."""
+    """Names a CPU or GPU. `handle`: ggml's pointer to it."""
 
     handle: int
     description: str
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Free and total. On a CUDA device this opens a driver's context, which takes some memory there itself."""
+        """Return free and total memory. On a CUDA device this opens a driver's context, which itself takes some memory there."""
         free, total = _SIZE(), _SIZE()
         ggml().ggml_backend_dev_memory(self.handle, ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
     def buffer_type(self) -> int:
-        """ggml's pointer to the device's own kind of memory."""
+        """Return ggml's pointer to the device's own kind of memory."""
         handle: int = ggml().ggml_backend_dev_buffer_type(self.handle)
         return handle
 
 
 def gpus() -> list[Device]:
-    """In llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
+    """Return the GPUs in llama.cpp's order; integrated ones only where there are no others, as llama.cpp chooses too."""
     library = ggml()
     handles = [library.ggml_backend_dev_get(number) for number in range(library.ggml_backend_dev_count())]
     kinds = [library.ggml_backend_dev_type(handle) for handle in handles]
@@ -95,7 +93,7 @@ def gpus() -> list[Device]:
 
 
 def of_buffer_type(buffer_type: int) -> int | None:
-    """The handle of the GPU that the buffers of this type lie on; None for memory that the CPU reads, pinned memory too."""
+    """Return the handle of the GPU that holds buffers of this type; None for memory that the CPU reads, pinned memory too."""
     library = ggml()
     if library.ggml_backend_buft_is_host(buffer_type):
         return None
@@ -112,7 +110,7 @@ def _device(handle: int) -> Device:
 
 
 def gpu_backends() -> dict[str, str]:
-    """The back ends for GPUs that this build has, by name, and why one is not in use; empty if it is."""
+    """Return the back ends for GPUs that this build has, by name, each with why it is not in use; "" if it is."""
     library, found = ggml(), {}
     for path in sorted(LIBRARIES.glob("libggml-*.so")):  # modules; one without its driver cannot be loaded
         name = path.stem.removeprefix("libggml-")

@@ -1,6 +1,6 @@
-"""GPUs as NVIDIA's driver tells of them through NVML: names, memory, who holds it, and what keeps one from use.
+"""Asks NVIDIA's driver, through NVML, for the GPUs: names, memory, who holds it, and what keeps one from use.
 
-Knows nothing of llama.cpp. CUDA_VISIBLE_DEVICES is honoured as CUDA does.
+It knows nothing of llama.cpp. CUDA_VISIBLE_DEVICES counts as it does for CUDA.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NOT_SUPPORTED, _NOT_LOADED, _NO_LIBRARY, _MISMATCH = 3, 9, 12, 18
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU that this process may use. `holders`: what other processes hold there, by pid and name. `memory_unknown`: why
-    the driver does not tell its memory: UNIFIED, or an error of NVML's."""
+    """Describes a GPU that this process may use. `holders`: what other processes hold there, by pid and name. `memory_unknown`:
+    why the driver does not tell its memory: UNIFIED, or an error of NVML's."""
 
     name: str
     total_bytes: int
@@ -35,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """What NVIDIA's driver says. `hints`: GPUs that it left out, and why; `fault`: why it says nothing at all."""
+    """Holds what NVIDIA's driver says. `hints`: GPUs that it left out, and why; `fault`: why it says nothing at all."""
 
     version: str = ""
     gpus: tuple[Gpu, ...] = ()
@@ -44,7 +44,7 @@ class Driver:
 
 
 def _bandwidth(nvml: Any, handle: Any, name: str, total_bytes: int) -> float | None:
-    """From the memory's clock and bus, as CUDA's deviceQuery computes it: two transfers a clock."""
+    """Compute the bandwidth in GB/s from the memory's clock and bus, as CUDA's deviceQuery does: two transfers a clock."""
     try:
         bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
         mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
@@ -54,8 +54,8 @@ def _bandwidth(nvml: Any, handle: Any, name: str, total_bytes: int) -> float | N
 
 
 def visible(setting: str | None, uuids: list[str]) -> list[int]:
-    """The device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As CUDA: the list ends at the first entry that is
-    no device."""
+    """Return the device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As for CUDA, the list ends at the first entry that
+    is no device."""
     if setting is None:
         return list(range(len(uuids)))
     chosen: list[int] = []
@@ -71,7 +71,7 @@ def visible(setting: str | None, uuids: list[str]) -> list[int]:
 
 
 def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Driver:
-    """`nvml` is the pynvml module, or a test's. A machine without a driver is an ordinary case."""
+    """Ask the driver. `nvml` is the pynvml module, or a test's. Without a driver all fields are empty."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -94,7 +94,7 @@ def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Drive
 
 
 def _init_fault(error: Any) -> str:
-    """Empty where there is no driver; else what keeps it from answering, and what mends it."""
+    """Return what keeps the driver from answering, and what mends it; "" where there is no driver."""
     if error.value in (_NO_LIBRARY, _NOT_LOADED):
         return ""
     if error.value == _MISMATCH:
@@ -125,7 +125,7 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
 
 
 def _holders(nvml: Any, handle: Any) -> tuple[str, ...]:
-    """Other processes on this GPU. The driver tells no sizes inside containers, and no names of others' processes."""
+    """Return the other processes on this GPU. The driver tells no sizes inside containers, and no names of others' processes."""
     try:
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except nvml.NVMLError:

@@ -1,18 +1,19 @@
-"""What this machine has: GPUs, RAM, cores, disk, and whether llama.cpp can use the GPUs. Knows no models.
+"""Finds what this machine has: GPUs, RAM, cores, disk, and whether llama.cpp can use the GPUs. Knows no models.
 
-The driver is asked through NVML (names, memory, who holds it), llama.cpp's ggml for what it will see itself. A machine
-without a driver is an ordinary case. GPUs are numbered as nvidia-smi numbers them (CUDA_DEVICE_ORDER=PCI_BUS_ID is set where
-the user set nothing). Of RAM and cores counts what this process may use: see limits.py.
+NVIDIA's driver is asked through NVML (names, memory, who holds it), llama.cpp's ggml for what it will see itself. GPUs are
+numbered as nvidia-smi numbers them (CUDA_DEVICE_ORDER=PCI_BUS_ID is set where the user set nothing). Of RAM and cores counts
+what this process may use: see limits.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite import files
 from storyfi_lite.errors import BadInput
@@ -29,8 +30,8 @@ _VULKAN_VENDORS = {"0x1002": "AMD", "0x8086": "Intel"}
 
 @dataclass(frozen=True)
 class Hardware:
-    """`llama_gpu_build`: whether llama.cpp was built for GPUs; None if it is not installed. `hints`: what could be better, in
-    words; `fault`: what must be."""
+    """Describes a machine. `llama_gpu_build`: whether llama.cpp was built for GPUs; None if it is not installed. `hints`: what could
+    be better, in words; `fault`: what must be."""
 
     gpus: tuple[Gpu, ...]
     ram_total_bytes: int
@@ -46,7 +47,7 @@ class Hardware:
 
     @property
     def usable_gpus(self) -> tuple[Gpu, ...]:
-        """Those that llama.cpp as installed can use."""
+        """Return the GPUs that llama.cpp as installed can use."""
         return self.gpus if self.llama_gpu_build and not self.fault else ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class LlamaBuild:
-    """llama.cpp as it is installed, and the GPUs that it sees itself. `idle`: why it uses none although it is built for some."""
+    """Describes llama.cpp as installed, with the GPUs that it sees. `idle`: why it uses none although it is built for some."""
 
     for_gpus: bool
     gpus: tuple[Gpu, ...] = ()
@@ -64,8 +65,8 @@ class LlamaBuild:
 
 
 def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
-    """None if it is not installed. A GPU that is full by `driver_says` is not asked: asking opens a context on it, and where
-    that fails llama.cpp ends the process."""
+    """Ask llama.cpp for its GPUs. Returns None if it is not installed. A GPU that is full by `driver_says` is not asked: asking opens
+    a context on it, and where that fails llama.cpp ends the process."""
     try:
         from storyfi_lite.machine import devices, kernels
     except ImportError:
@@ -93,7 +94,7 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
 
 
 def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
-    """This machine, now. `models_root`: where models live; by default the store's."""
+    """Describe this machine, now. `models_root`: where models live; by default the store's."""
     from storyfi_lite.models.store import Store
 
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -123,8 +124,8 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
 
 
 def _with_memory(told: tuple[Gpu, ...], seen: tuple[Gpu, ...], ram_bytes: int, available_bytes: int) -> tuple[Gpu, ...]:
-    """The driver's GPUs; their memory, where it does not tell that, as llama.cpp sees it, or the RAM that they share. Where
-    llama.cpp sees another number of GPUs (another maker's, one that fell off the bus), its own are those that count."""
+    """Return the driver's GPUs. Memory that it does not tell is what llama.cpp sees, or the RAM that they share. Where llama.cpp sees
+    another number of GPUs (another maker's, one that fell off the bus), its own are those that count."""
     if seen and len(seen) != len(told):
         return seen
 
@@ -139,7 +140,7 @@ def _with_memory(told: tuple[Gpu, ...], seen: tuple[Gpu, ...], ram_bytes: int, a
 
 
 def _shared_once(gpus: tuple[Gpu, ...], ram_bytes: int) -> tuple[tuple[Gpu, ...], int]:
-    """The GPUs, and the bytes of RAM to plan with: where a GPU shares the RAM, what it may use is not planned for twice."""
+    """Return the GPUs, and the bytes of RAM to plan with: where a GPU shares the RAM, what it may use is not planned for twice."""
     shared = [gpu for gpu in gpus if gpu.memory_unknown == UNIFIED or shares_ram(gpu.name)]
     if not shared:
         return gpus, ram_bytes
@@ -150,7 +151,7 @@ def _shared_once(gpus: tuple[Gpu, ...], ram_bytes: int) -> tuple[tuple[Gpu, ...]
 
 
 def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
-    """What keeps llama.cpp from these GPUs, with the command that mends it; empty if nothing does."""
+    """Return what keeps llama.cpp from these GPUs, with the command that mends it; "" if nothing does."""
     if llama and llama.fault:
         return llama.fault
     if not gpus or (llama and llama.gpus):
@@ -164,7 +165,7 @@ def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:
 
 
 def _hints(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> tuple[str, ...]:
-    """What is not known of the GPUs, why a build for them leaves the work to the CPU, what could be built for other makers'."""
+    """Return what is not known of the GPUs, why a build for them leaves the work to the CPU, or what to build for another maker's."""
     if gpus or llama is None:
         secret = [gpu for gpu in gpus if gpu.memory_unknown]
         return tuple(f"the driver does not tell the memory of GPU {gpu.index}: {gpu.memory_unknown}" for gpu in secret)
@@ -181,67 +182,55 @@ def _hints(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> tuple[str, ...]:
 
 # --- a machine that is described, not probed -------------------------------------------------------------------
 
-_GPU_KEYS = {"name", "total_gb", "free_gb", "bandwidth_gb_s"}
-_KEYS = {"gpus", "ram_gb", "cores", "cpu_bandwidth_gb_s", "disk_gb"}
+_Positive = Annotated[float, Field(gt=0, lt=1e6)]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _DescribedGpu(_Described):
+    total_gb: _Positive
+    free_gb: _Positive | None = None
+    name: str = "GPU"
+    bandwidth_gb_s: _Positive | None = None
+
+
+class _DescribedMachine(_Described):
+    ram_gb: _Positive
+    gpus: list[_DescribedGpu] = Field([], max_length=64)
+    cores: _Positive = 8
+    cpu_bandwidth_gb_s: _Positive = 40.0  # two channels of DDR4-3200, as measured by users
+    disk_gb: _Positive = 1000
 
 
 def from_json(path: Path) -> Hardware:
-    """A machine from a file such as {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}; GB as vendors
+    """Read a machine from a file such as {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}; GB as vendors
     say it (a "24 GB" card has 24 GiB). A Mac's total_gb is its ram_gb. Raises BadInput with the key that is wrong."""
     try:
-        data = json.loads(path.read_bytes())
+        machine = _DescribedMachine.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None
-    machine = _checked(data, _KEYS, path, "the machine")
-    gpus = machine.get("gpus", [])
-    if not isinstance(gpus, list) or len(gpus) > 64:
-        raise BadInput(f"{path}: gpus must be a list of at most 64")
-    total_bytes = _gib(machine, "ram_gb", path)
-    described, available_bytes = _shared_once(
-        tuple(_described_gpu(gpu, i, path) for i, gpu in enumerate(gpus)), total_bytes
-    )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the machine"
+        wrong = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadInput(f"{path}: {key}: {wrong}") from None
+    gpus = []
+    for index, gpu in enumerate(machine.gpus):
+        free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
+        if free_gb > gpu.total_gb:
+            raise BadInput(f"{path}: gpus.{index} has more memory free than in all")
+        total_bytes = int(gpu.total_gb * 2**30)
+        speed = gpu.bandwidth_gb_s or bandwidth_of(gpu.name, total_bytes)
+        gpus.append(Gpu(gpu.name, total_bytes, int(free_gb * 2**30), speed, index=index))
+    ram_bytes = int(machine.ram_gb * 2**30)
+    described, available_bytes = _shared_once(tuple(gpus), ram_bytes)
     return Hardware(
         gpus=described,
-        ram_total_bytes=total_bytes,
+        ram_total_bytes=ram_bytes,
         ram_available_bytes=available_bytes,
-        physical_cores=int(_positive(machine, "cores", path, 8)),
-        disk_free_bytes=_gib(machine, "disk_gb", path, 1000),
-        cpu_bandwidth_gb_s=_positive(
-            machine, "cpu_bandwidth_gb_s", path, 40.0
-        ),  # two channels of DDR4-3200, as measured by users
+        physical_cores=int(machine.cores),
+        disk_free_bytes=int(machine.disk_gb * 2**30),
+        cpu_bandwidth_gb_s=machine.cpu_bandwidth_gb_s,
     )
-
-
-def _checked(data: Any, keys: set[str], path: Path, what: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: {what} must be a JSON object")
-    if unknown := sorted(set(data) - keys):
-        raise BadInput(f"{path}: {what} has no key {unknown[0]!r}; there are {', '.join(sorted(keys))}")
-    return data
-
-
-def _positive(data: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
-    value = data.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise BadInput(f"{path}: {key} must be a number above 0, not {value!r}")
-    return float(value)
-
-
-def _gib(data: dict[str, Any], key: str, path: Path, default: float | None = None) -> int:
-    return int(_positive(data, key, path, default) * 2**30)
-
-
-def _described_gpu(data: Any, index: int, path: Path) -> Gpu:
-    gpu = _checked(data, _GPU_KEYS, path, f"gpus[{index}]")
-    name = gpu.get("name", "GPU")
-    if not isinstance(name, str):
-        raise BadInput(f"{path}: gpus[{index}].name must be text")
-    total = _gib(gpu, "total_gb", path)
-    free = _gib(gpu, "free_gb", path, gpu["total_gb"])
-    if free > total:
-        raise BadInput(f"{path}: gpus[{index}] has more memory free than in all")
-    known = bandwidth_of(name, total)
-    speed = _positive(gpu, "bandwidth_gb_s", path, known) if "bandwidth_gb_s" in gpu or known else None
-    return Gpu(name, total, free, speed, index=index)

@@ -64,7 +64,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class KernelBench:
-    """One device with memory of 224 MB on it. Close it, or use it as a context manager. Raises RuntimeError where ggml cannot."""
+    """Times kernels on one device, with 224 MiB of memory there. A context manager. Raises RuntimeError where ggml cannot."""
 
     def __init__(self, device: Device, n_threads: int = 0) -> None:
         self._ggml = ggml()
@@ -89,8 +89,8 @@ class KernelBench:
         self._ggml.ggml_backend_free(self._backend)
 
     def weights_gb_s(self, kind: int, quantizes: bool = True, columns: int = COLUMNS) -> float:
-        """Reading a matrix of this ggml_type for a product with one vector. `quantizes`: whether it can be made here; else
-        any bytes must do."""
+        """Measure how fast a matrix of this ggml_type is read for a product with one vector, in GB/s. `quantizes`: whether such a
+        matrix can be made here; else any bytes must do."""
         ggml, rows = self._ggml, ROWS * COLUMNS // columns
         size = rows * ggml.ggml_row_size(kind, columns)
 
@@ -103,7 +103,7 @@ class KernelBench:
         return size / self._seconds(product) / 1e9
 
     def attention_ns(self, kind: int) -> float:
-        """For each query head, cell and number of a key of this ggml_type."""
+        """Measure attention over keys and values of this ggml_type: nanoseconds for each query head, cell and number of a key."""
         ggml = self._ggml
 
         def attend(context: Any) -> tuple[Any, dict[Any, bytes]]:
@@ -116,7 +116,7 @@ class KernelBench:
         return self._seconds(attend) * 1e9 / (HEADS * CELLS * HEAD_SIZE)
 
     def _tile(self, kind: int, quantizes: bool, columns: int) -> bytes:
-        """Whole rows of about TILE_BYTES: a few real ones, again and again."""
+        """Make whole rows of about TILE_BYTES: a few real ones, again and again."""
         rows = self._numbers.size // columns
         made = ctypes.create_string_buffer(rows * self._ggml.ggml_row_size(kind, columns))
         if quantizes:
@@ -126,8 +126,8 @@ class KernelBench:
         return made.raw * max(1, TILE_BYTES // len(made))
 
     def _seconds(self, build: Callable[[Any], tuple[Any, dict[Any, bytes]]]) -> float:
-        """The fastest tenth of many runs: other programs slow the rest. `build` gives a result, and what fills its inputs
-        again and again; the others are zero."""
+        """Return the time of the fastest tenth of many runs: other programs slow the rest. `build` gives a result, and what fills
+        its inputs again and again; the others are zero."""
         ggml = self._ggml
         context = ggml.ggml_init(_InitParams(_GRAPH_BYTES, None, True))
         try:
@@ -150,7 +150,7 @@ class KernelBench:
             raise RuntimeError("ggml could not compute")
 
     def _place(self, context: Any, data: dict[Any, bytes]) -> None:
-        """All tensors one after the other in the device's memory."""
+        """Lay all tensors one after the other in the device's memory."""
         ggml, at = self._ggml, self._ggml.ggml_backend_buffer_get_base(self._buffer)
         tensor = ggml.ggml_get_first_tensor(context)
         while tensor:
@@ -168,8 +168,8 @@ class KernelBench:
 
 
 def memory_gb_s(device: Device) -> float | None:
-    """How fast a GPU reads its memory, by a product with a matrix of halves: nothing to unpack. Takes a second or less, then
-    it is kept for this build and driver. None where ggml cannot say."""
+    """Measure how fast a GPU reads its memory, in GB/s, by a product with a matrix of 16-bit floats, which need no unpacking. Takes
+    a second or less, then it is kept for this build and driver. None where ggml cannot say."""
     import platformdirs
 
     path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "gpu-speed.json"

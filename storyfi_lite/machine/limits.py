@@ -1,6 +1,6 @@
-"""How much of the machine's memory and cores this process may use: a container's limits, systemd's, `taskset`.
+"""Reads how much of the machine's memory and cores this process may use: a container's limits, systemd's, `taskset`.
 
-Linux only tells; elsewhere all of it counts. Both versions of control groups, as cgroups(7) of the manual pages has them.
+Only Linux tells; elsewhere all of it counts. Source of the file names: cgroups(7), both versions of control groups.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Total and available. The file cache of a group counts as available: it is given back before anything fails."""
+    """Return total and available memory. The file cache of a group counts as available: it is given back before anything fails."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     for group in _groups("memory"):
@@ -30,7 +30,7 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def cores() -> int:
-    """Physical cores, at least 1: those that this process may run on, or fewer where a quota of time is less."""
+    """Return how many physical cores this process may use, at least 1: those that it may run on, or its quota of time if less."""
     count = float(_allowed_cores())
     for group in _groups("cpu"):
         quota, _, period = _read(group / "cpu.max").partition(" ")
@@ -53,8 +53,8 @@ def _cache_bytes(group: Path) -> int:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The directories of this process's group and those above it. Inside a container the names are often the host's, and only
-    the topmost directory is there: it is the container's own."""
+    """Yield the directories of this process's group and of those above it. Inside a container the names are often the host's, and
+    only the topmost directory is there: it is the container's own."""
     for line in _read(OWN_GROUPS).splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

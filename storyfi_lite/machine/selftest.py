@@ -1,8 +1,8 @@
-"""Whether llama.cpp, as it is built here, computes right on this machine: asked of a child process, once.
+"""Tests in a child process whether llama.cpp, as it is built here, computes right on this machine.
 
 A build may crash or compute nonsense (another compiler, another CPU, another driver), and a crash takes the whole program
 along. So before a process loads its first model, a child loads a small made-up one (engine/reference.py). A success is noted
-in the cache folder for this build, CPU and driver; a failure is not, so a mended build is believed at once.
+in the cache folder for this build, CPU and driver; a failure is not, so a mended build is tested anew.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MEND: dict[Where, str] = {
 
 
 def require(where: Where) -> None:
-    """Runs the self-test if this build has not passed it on this machine. Raises ConfigError with the command that mends it."""
+    """Run the self-test if this build has not passed it on this machine. Raises ConfigError with the command that mends it."""
     if found := fault(where):
         raise ConfigError(found)
 
 
 def fault(where: Where) -> str:
-    """What is wrong, and on the next line the command that mends it; empty if nothing is."""
+    """Return what is wrong and, on the next line, the command that mends it; "" if nothing is wrong."""
     import platformdirs
 
     if where in SOUND:
@@ -54,7 +54,7 @@ def fault(where: Where) -> str:
 
 
 def _ask_child(where: Where) -> str:
-    """What went wrong, in a few words; empty if nothing did, and where a GPU had no memory left for a test."""
+    """Return what went wrong, in a few words; "" if nothing did, or if a GPU had no memory left for a test."""
     command = [sys.executable, "-m", "storyfi_lite.engine.reference", where]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ def _ask_child(where: Where) -> str:
 
 
 def main() -> None:
-    """After a build: `python -m storyfi_lite.machine.selftest`. Exit code 78 and the command that mends it, if it is not sound."""
+    """Test a new build: `python -m storyfi_lite.machine.selftest`. Prints what mends it, with exit code 78, if it is not sound."""
     try:
         require("cpu")
         from storyfi_lite.machine import devices
