@@ -157,9 +157,9 @@ async def find_miner(net: DevNetwork) -> tuple[str, int]:
     session = await connect(net.name, net.validators[0], net.netuid)
     try:
         for _ in range(50):
-            neuron = session.snapshot.by_hotkey[net.miners[0].hotkey.ss58_address] if session.snapshot else None
-            if neuron and neuron.axon:
-                return neuron.axon
+            axon = session.snapshot.by_hotkey[net.miners[0].hotkey.ss58_address].axon
+            if axon:
+                return axon
             await session.close()
             await asyncio.sleep(0.2)
             session = await connect(net.name, net.validators[0], net.netuid)

@@ -1,14 +1,12 @@
-"""`storyfi-lite doctor`: what a miner needs, checked one by one, each with the command that mends it.
+"""Checks what a miner needs, one thing after the other, and names the command that mends what is wrong.
 
-A check is a function from a Setup to a frozen Check; none changes anything, none raises for what it is there
-to find. It looks at this machine from this machine: whether a router or a provider lets strangers in can only
-be seen from outside, and the port check says so. It never shows a key.
+A check is a function from a Setup to a frozen Check. None changes anything, raises for what it is there to find, or shows a key.
+All of it is seen from this machine: whether a router or a provider lets strangers in can only be seen from outside.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import socket
@@ -31,16 +29,13 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "mend", "skip"]
 
-SKEW_FROM_S, SKEW_TO_S = (
-    -2.0,
-    8.0,
-)  # btauth/1 takes requests 2 s early to 10 s old; a block arrives up to 6 s late
+SKEW_FROM_S, SKEW_TO_S = -2.0, 8.0  # btauth/1 takes requests 2 s early to 10 s old; a block arrives up to 6 s late
 FREE_DISK_BYTES = 2 * 2**30  # logs, the nonce store and the chain's state
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What would be mined with: the options of `storyfi-lite mine` that can be wrong."""
+    """Holds the options of `storyfi-lite mine` that can be wrong."""
 
     chain: ChainOptions
     port: int
@@ -51,7 +46,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `fix` holds the mending command where status is "mend"."""
+    """Holds one finding. `fix`: the mending command where status is "mend"."""
 
     name: str
     status: Status
@@ -63,13 +58,13 @@ class Check:
 
 
 def _mend(name: str, error: LiteError) -> Check:
-    """Our errors hold what is wrong on the first line and the command on the others."""
+    """Make a Check from an error: its first line says what is wrong, the others are the command."""
     first, _, rest = str(error).partition("\n")
     return Check(name, "mend", first, rest.strip())
 
 
 def run(setup: Setup) -> Iterator[Check]:
-    """All checks in order, each yielded when it is done."""
+    """Run all checks in order, and yield each when it is done."""
     yield check_wallet(setup)
     yield from check_chain(setup)
     yield check_port(setup)
@@ -83,7 +78,7 @@ def run(setup: Setup) -> Iterator[Check]:
 
 
 def check_wallet(setup: Setup) -> Check:
-    """The wallet is there and its hotkey can be read."""
+    """Check that the wallet is there and its hotkey can be read."""
     from storyfi_lite.chain import open_wallet
 
     try:
@@ -94,7 +89,7 @@ def check_wallet(setup: Setup) -> Check:
 
 
 def check_chain(setup: Setup) -> tuple[Check, ...]:
-    """The chain answers, the hotkey is registered, and the clock is right."""
+    """Check that the chain answers, the hotkey is registered, and the clock is right."""
     return asyncio.run(_check_chain(setup))
 
 
@@ -115,7 +110,6 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
         )
     try:
         snapshot = session.snapshot
-        assert snapshot is not None  # connect's promise
         seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.chain.netuid}, {snapshot.identity}"
         registration = _check_registration(setup, snapshot)
         try:
@@ -145,7 +139,7 @@ def _check_registration(setup: Setup, snapshot: MetagraphSnapshot) -> Check:
 
 
 def judge_clock(skew_s: float) -> Check:
-    """`skew_s` as ChainSession.clock_skew_s gives it."""
+    """Judge this machine's clock. `skew_s`: as ChainSession.clock_skew_s gives it."""
     if SKEW_FROM_S <= skew_s <= SKEW_TO_S:
         return Check("clock", "ok", f"{skew_s:+.1f} s against the newest block, which is right")
     way = "ahead of" if skew_s > 0 else "behind"
@@ -157,7 +151,7 @@ def judge_clock(skew_s: float) -> Check:
 
 
 def check_port(setup: Setup) -> Check:
-    """The port is free (or our miner's), and the address that would be published leads back to it."""
+    """Check that the port is free (or our miner's), and that the address that would be published leads back to it."""
     from storyfi_lite.chain import networks
     from storyfi_lite.chain.address import external_ip
 
@@ -188,7 +182,7 @@ def check_port(setup: Setup) -> Check:
 
 @contextmanager
 def _echo(port: int) -> Iterator[bytes]:
-    """A listener that tells each caller a random word. Raises OSError if the port is taken."""
+    """Listen, and tell each caller a random word, which is yielded. Raises OSError if the port is taken."""
     word = secrets.token_hex(16).encode()
     with socket.create_server(("", port)) as server:
 
@@ -230,7 +224,7 @@ def _is_miner(ip: str, port: int) -> bool:
 
 
 def check_build(setup: Setup) -> Check:
-    """llama.cpp is installed, computes right, and uses the GPU that is there."""
+    """Check that llama.cpp is installed, computes right, and uses the GPU that is there."""
     from storyfi_lite.machine import selftest
     from storyfi_lite.machine.hardware import probe
 
@@ -253,7 +247,7 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
 
 
 def has_api_key(setup: Setup) -> bool:
-    """False also where the key file cannot be used; check_api_keys says so."""
+    """Return whether a key is set; False also where the key file cannot be used, which check_api_keys says."""
     try:
         return any(load_key(name, setup.api_key_file) for name in API_KEYS.values())
     except LiteError:
@@ -261,7 +255,7 @@ def has_api_key(setup: Setup) -> bool:
 
 
 def check_model(setup: Setup) -> Check:
-    """The model's file is whole, or any model's if none is named. Cheap: its header, no checksum."""
+    """Check that the model's file is whole, or any model's if none is named, by its header; no checksum is computed."""
     from storyfi_lite.models.gguf import read_local
     from storyfi_lite.models.registry import ApiModel, load_registry
     from storyfi_lite.models.store import Store
@@ -286,7 +280,7 @@ def check_model(setup: Setup) -> Check:
 
 
 def check_api_keys(setup: Setup) -> Check:
-    """Which keys are set. A key is needed only for an API model."""
+    """Check which keys are set. A key is needed only for an API model."""
     try:
         present = [name for name in API_KEYS.values() if load_key(name, setup.api_key_file)]
     except LiteError as error:
@@ -303,7 +297,7 @@ def check_api_keys(setup: Setup) -> Check:
 
 
 def _key_of(model: str | None) -> str | None:
-    """The environment's name for the key that an API model needs; None for a local model."""
+    """Return the environment variable with the key that an API model needs; None for a local model."""
     from storyfi_lite.models.registry import ApiModel, load_registry
 
     try:
@@ -314,10 +308,10 @@ def _key_of(model: str | None) -> str | None:
 
 
 def check_disk() -> Check:
-    """Room where models and state are kept."""
-    import platformdirs
+    """Check that there is room where models are kept."""
+    from storyfi_lite.models.store import Store
 
-    there = files.nearest(Path(os.environ.get("STORYFI_LITE_MODELS") or platformdirs.user_data_dir("storyfi-lite")))
+    there = files.nearest(Store().root)
     free_bytes = shutil.disk_usage(there).free
     detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"
     if free_bytes < FREE_DISK_BYTES:

@@ -1,7 +1,7 @@
-"""Files that this program writes: whole or not at all, and one line for a place that cannot be written.
+"""Writes this program's files, whole or not at all, and says in one line why a place cannot be written.
 
-`moved_by` is the flag or variable that puts a file elsewhere; every message names it. Not for model files, which
-are fetched piece by piece: see models/fetch.py.
+`moved_by` is the flag or variable that puts a file elsewhere; every message names it. Model files are not written here but
+fetched piece by piece: see models/fetch.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SQLITE_FULL = "disk is full"
 
 
 def unwritable(path: str | Path, error: OSError | sqlite3.Error, moved_by: str) -> LiteError:
-    """Makes the error to raise: DoesNotFit for a full disk, else ConfigError."""
+    """Make the error to raise: DoesNotFit for a full disk, else ConfigError."""
     if isinstance(error, OSError):
         full, reason = error.errno in FULL, error.strerror or str(error)
     else:
@@ -38,7 +38,7 @@ def unwritable(path: str | Path, error: OSError | sqlite3.Error, moved_by: str) 
 
 @contextlib.contextmanager
 def writing(path: Path, moved_by: str) -> Iterator[None]:
-    """Translates what goes wrong inside, where something is written at `path` or below. Raises as `unwritable` says."""
+    """Translate what goes wrong inside, where something is written at `path` or below. Raises as `unwritable` says."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:  # a statement that SQLite refuses is a fault of ours
@@ -46,7 +46,7 @@ def writing(path: Path, moved_by: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, moved_by: str) -> None:
-    """Puts a new file in the place of an old one, in one step; makes its directory. Raises as `unwritable` says."""
+    """Put a new file in the place of an old one, in one step; make its directory. Raises as `unwritable` says."""
     with writing(path, moved_by):
         path = path.resolve()  # a link stays a link
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str, moved_by: str) -> None:
 
 
 def write_cache(path: Path, text: str) -> None:
-    """Keeps what can be had again. A place that cannot be written costs time, not the answer, and is told once."""
+    """Keep what can be found out again. A place that cannot be written costs time, not the answer; it is logged once."""
     try:
         write_text(path, text, "XDG_CACHE_HOME=DIRECTORY")
     except LiteError as error:
@@ -81,7 +81,7 @@ def _tell_once(why: str) -> None:
 
 
 def check_writable(path: Path, moved_by: str) -> None:
-    """Finds out whether a file could be made at `path`, before hours of work. Leaves nothing; raises as `unwritable` says."""
+    """Find out whether a file could be made at `path`, before hours of work. Leaves nothing; raises as `unwritable` says."""
     if os.path.exists(path) and not path.is_file():
         return  # a pipe or a terminal
     try:
@@ -91,5 +91,5 @@ def check_writable(path: Path, moved_by: str) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """The directory itself, or the nearest above it that is there and may be looked at."""
+    """Return the directory itself, or the nearest above it that is there and may be looked at."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.exists(place))

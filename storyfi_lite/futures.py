@@ -1,4 +1,4 @@
-"""How a Future gets its outcome when its client may have left, and how one Future follows another. Said once for all loaders."""
+"""Gives a Future its outcome when its client may have left, and makes one Future follow another. For all loaders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def settle(future: Future[T], outcome: T | BaseException) -> bool:
-    """Gives the Future its result or its error. False, and no change, if it was cancelled or has its outcome already."""
+    """Give the Future its result or its error. Returns False, and changes nothing, if it was cancelled or has its outcome."""
     try:
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
@@ -23,7 +23,7 @@ def settle(future: Future[T], outcome: T | BaseException) -> bool:
 
 
 def follow(outer: Future[T], inner: Future[S], then: Callable[[Future[S]], None]) -> None:
-    """Cancels `inner` when `outer` is cancelled, and the other way round; else calls `then` with the finished `inner`."""
+    """Cancel `inner` when `outer` is cancelled, and the other way round; else call `then` with the finished `inner`."""
 
     def finished(done: Future[S]) -> None:
         if done.cancelled():

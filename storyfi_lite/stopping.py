@@ -1,12 +1,12 @@
-"""One way to stop, for every command: SIGINT ends the process with exit code 130, SIGTERM with 143, within a second.
+"""Stops every command in one way: SIGINT ends the process with exit code 130, SIGTERM with 143, within a second.
 
-A thread of its own is woken by a signal and ends the process there and then. So nothing is raised into code that cannot bear
-it (llama.cpp's callbacks, an import, a lock), a main thread that is inside llama.cpp for minutes is not waited for, and no
-destructor runs under threads that still compute, which is a segmentation fault in llama.cpp. What is written must survive
-this as it survives a kill: see files.py, and SQLite.
+A signal wakes a thread, which ends the process there and then. So nothing is raised into code that cannot bear it (llama.cpp's
+callbacks, an import, a lock), a main thread that is inside llama.cpp for minutes is not waited for, and no destructor runs
+under threads that still compute, which is a segmentation fault in llama.cpp. Files must survive this as they survive a kill:
+see files.py, and SQLite.
 
-Who has something to say or to finish first registers it with `at_stop`. This module imports nothing heavy: it is to be in
-force before anything else is imported.
+What has to be said or finished first is registered with `at_stop`. This module imports nothing heavy: it is installed before
+anything else is imported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _writing = threading.RLock()
 
 
 def install() -> None:
-    """Heeds signals from now on. Called on the main thread, first thing; a second call does nothing."""
+    """Heed signals from now on. Call it on the main thread, first thing; a second call does nothing."""
     global _installed, _terminal
     if _installed:
         return
@@ -53,8 +53,8 @@ def install() -> None:
 
 @contextlib.contextmanager
 def at_stop(action: Action) -> Iterator[None]:
-    """Inside, the first signal calls `action` on a thread of its own. If it returns True the process goes on, and is expected to
-    end by itself soon; a second signal ends it at once. Else it ends after `action`, or after LAST_WORDS_S."""
+    """Call `action` at the first signal that falls inside, on a thread of its own. If it returns True the process goes on and has to
+    end by itself soon; a second signal ends it at once. Else the process ends after `action`, or after LAST_WORDS_S."""
     _actions.append(action)
     try:
         yield
@@ -64,21 +64,21 @@ def at_stop(action: Action) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """No stop falls inside; for the moment that it takes to write a small file."""
+    """Keep a stop from falling inside, for the moment that it takes to write a small file."""
     with _writing:
         yield
 
 
 def exit_code(of_command: int) -> int:
-    """What the process ends with when its command is done: a signal's code if one came meanwhile."""
+    """Return what the process ends with when its command is done: a signal's code if one came meanwhile."""
     return of_command if _received is None else 128 + _received
 
 
 def finish() -> None:
-    """Call this last, when a command is done or has failed: it lets a stop that is under way have its say, and then heeds no signal.
+    """Let a stop that is under way have its say, and then heed no signal. Call this last, when a command is done or has failed.
 
-    Else the main thread would report what the stop took from under it, or Python, which puts the defaults back while it ends,
-    would die of the signal itself."""
+    Without it the main thread would report what the stop took from under it, or Python, which puts the defaults back while it
+    ends, would die of the signal itself."""
     if _received is not None:
         _goes_on.wait(LAST_WORDS_S + 1.0)
     for number in _SIGNALS:
@@ -121,7 +121,8 @@ def _end(number: int) -> NoReturn:
 
 
 def _tidied_terminal() -> bytes:
-    """Where the user looks on: a password's prompt no longer hides what is typed, a spinner's line goes, its cursor comes back."""
+    """Make a terminal show what is typed again, as before a password's prompt. Returns what clears a spinner's line and brings the
+    cursor back; b"" without a terminal."""
     if _terminal is not None and os.tcgetpgrp(0) == os.getpgrp():
         termios.tcsetattr(0, termios.TCSANOW, _terminal)
     return b"\r\x1b[K\x1b[?25h" if os.isatty(2) else b""

@@ -567,12 +567,12 @@ def test_the_btcli_commands_exist() -> None:
 
 
 def test_network_names() -> None:
-    def labels(*values: str) -> list[str]:
-        return [endpoint.label for endpoint in networks.endpoints(values)]
+    def labels(network: str) -> list[str]:
+        return [endpoint.label for endpoint in networks.endpoints(network)]
 
     assert labels("test") == ["test"]
     assert labels("finney")[0] == "finney" and len(labels("finney")) > 1
-    assert labels("ws://a:1,wss://b", "local") == ["ws://a:1", "wss://b", "local"]
+    assert labels("ws://a:1,wss://b,local") == ["ws://a:1", "wss://b", "local"]
     assert labels("wss://user:password@host:443/v1/KEY?k=KEY") == ["wss://host:443"]
     assert labels("ws://[::1]:9944/KEY") == ["ws://[::1]:9944"]
     assert labels("dev") == ["dev"]

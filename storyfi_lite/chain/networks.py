@@ -9,7 +9,6 @@ A,B,…                         tried in turn (not with dev)
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -136,10 +135,9 @@ def _is_local(name: str) -> bool:
         return False
 
 
-def endpoints(networks: str | Sequence[str]) -> list[Endpoint]:
-    """Return the endpoints of one or several comma lists, in the order in which they are tried. Raises BadInput."""
-    given = [networks] if isinstance(networks, str) else networks
-    names = [name.strip() for value in given for name in value.split(",") if name.strip()]
+def endpoints(network: str) -> list[Endpoint]:
+    """Return the endpoints in the order in which they are tried. Raises BadInput."""
+    names = [name.strip() for name in network.split(",") if name.strip()]
     if not names:
         raise BadInput("no network is named\n  --network test")
     directory = dev_directory(names[0])

@@ -1,10 +1,9 @@
-"""Keeps the last known state of the subnet at hand, over a connection that mends itself, and writes to the chain.
+"""Keeps the last known state of the subnet at hand, and writes to the chain.
 
-Reading `snapshot` never waits. A background task refreshes it; whatever goes wrong there (a connection that
-hangs, drops, refuses, tells of an impossible height or stands still) leaves the snapshot as it was, with its
-age growing, and the task goes on to the next endpoint after a wait that doubles with each failure. The
-connection that failed is not repaired but thrown away (client_thread.py). Deciding how old a snapshot may be is the
-caller's business.
+Reading `snapshot` never waits. A background task refreshes it. Whatever goes wrong there (a connection that hangs, drops,
+refuses, tells of an impossible height or stands still) leaves the snapshot as it was, and the task goes on to the next endpoint
+after a wait that doubles with each failure. A connection that failed is thrown away (client_thread.py). How old a snapshot may
+be, the caller decides.
 
 Use a session from one event loop. It knows nothing of stories, HTTP or scores.
 """
@@ -59,7 +58,7 @@ class Timing:
 
 
 async def connect(
-    network: str | Sequence[str],
+    network: str,
     wallet: Wallet | None,
     netuid: int,
     *,
@@ -73,9 +72,8 @@ async def connect(
     Raises BadInput (network, netuid), Unavailable (no endpoint answers) or ConfigError (another subnet, hotkey not
     registered).
     """
-    name = network if isinstance(network, str) else ",".join(network)
     session = ChainSession(
-        networks.endpoints(network), wallet, netuid, name=name, timing=timing, known_subnet=known_subnet
+        networks.endpoints(network), wallet, netuid, name=network, timing=timing, known_subnet=known_subnet
     )
     try:
         await session.open()
@@ -89,7 +87,7 @@ async def connect(
 
 
 class ChainSession:
-    """Does what the module says. `connect` is the usual way to get one; tests give their own endpoints."""
+    """Holds one connection to one subnet. `connect` is the usual way to get one; tests give their own endpoints."""
 
     def __init__(
         self,
@@ -100,7 +98,6 @@ class ChainSession:
         name: str = "dev",
         timing: Timing | None = None,
         known_subnet: str | None = None,
-        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = list(endpoints)
         self._wallet = wallet
@@ -109,7 +106,6 @@ class ChainSession:
         self._name = name
         self._known_subnet = known_subnet
         self._timing = timing or Timing()
-        self._now_s = now_s
         self._snapshot: MetagraphSnapshot | None = None
         self._block_time_s = 12.0
         self._client_thread: ClientThread | None = None
@@ -127,13 +123,11 @@ class ChainSession:
     # What callers read --------------------------------------------------------
 
     @property
-    def snapshot(self) -> MetagraphSnapshot | None:
-        """Return the last good state of the subnet. Never waits."""
+    def snapshot(self) -> MetagraphSnapshot:
+        """Return the last good state of the subnet. Never waits. Raises Unavailable before the first was read."""
+        if self._snapshot is None:
+            raise Unavailable(f"nothing is known of the chain: {self.health().detail}")
         return self._snapshot
-
-    @property
-    def netuid(self) -> int:
-        return self._netuid
 
     @property
     def own_neuron(self) -> Neuron | None:
@@ -144,9 +138,7 @@ class ChainSession:
 
     def lookup(self, hotkey_ss58: str) -> Neuron | None:
         """Return the hotkey's neuron in the snapshot, None if it is not registered. Raises Unavailable without a snapshot."""
-        if self._snapshot is None:
-            raise Unavailable(f"nothing is known of the chain: {self.health().detail}")
-        return self._snapshot.by_hotkey.get(hotkey_ss58)
+        return self.snapshot.by_hotkey.get(hotkey_ss58)
 
     def check_subnet(self) -> None:
         """Raise ConfigError if the snapshot is of a subnet that is neither StoryFi's nor known to the operator."""
@@ -170,7 +162,7 @@ class ChainSession:
         return ChainHealth(
             connected=not self._problem,
             height=None if snapshot is None else snapshot.block,
-            age_s=None if snapshot is None else self._now_s() - snapshot.taken_at_s,
+            age_s=None if snapshot is None else time.monotonic() - snapshot.taken_at_s,
             detail="; ".join(details) or "ok",
         )
 
@@ -211,7 +203,7 @@ class ChainSession:
             try:
                 failed_wait_s = await self._refresh_once()
                 wait_s = self._timing.refresh_s if failed_wait_s is None else failed_wait_s
-                if failed_wait_s is None and self._published and self._now_s() >= self._publish_after_s:
+                if failed_wait_s is None and self._published and time.monotonic() >= self._publish_after_s:
                     await self._ensure_published(*self._published)
             except LiteError as error:
                 log.warning("chain: %s", error)  # publishing: health() tells of it too
@@ -260,7 +252,7 @@ class ChainSession:
     def _accept(self, read: tuple[int, tuple[Neuron, ...], SubnetIdentity]) -> None:
         """Make what was read the new snapshot. Raises ImplausibleHeight, and then keeps the old one."""
         block, neurons, identity = read
-        now_s, old = self._now_s(), self._snapshot
+        now_s, old = time.monotonic(), self._snapshot
         if old is not None and (problem := self._height_problem(old, block, now_s)):
             if self._odd_since_s is None:
                 self._odd_since_s = now_s
@@ -334,7 +326,7 @@ class ChainSession:
             return False
         result = await self._write(ServeAxon(netuid=self._netuid, ip=ip, port=port))
         if result.code != "unavailable":
-            self._publish_after_s = self._now_s() + self._timing.republish_s
+            self._publish_after_s = time.monotonic() + self._timing.republish_s
         if not result:
             self._publish_problem = f"the endpoint {ip}:{port} is not published: {result.message}"
             refused = result.code in ("not_registered", "invalid_argument")

@@ -1,4 +1,4 @@
-"""Replay protection that survives a restart: which (hotkey, nonce) pairs were accepted, in SQLite.
+"""Protects against replays across restarts: keeps in SQLite which (hotkey, nonce) pairs were accepted.
 
 Nonces are wall-clock nanoseconds that the caller signed. Whatever is forgotten stays refused: each hotkey has
 a floor, the newest nonce that was dropped, and nothing at or below it is taken again. So neither a clock that
@@ -29,7 +29,7 @@ ON CONFLICT (hotkey) DO UPDATE SET nonce_ns = max(nonce_ns, excluded.nonce_ns)
 
 
 class SqliteNonceStore:
-    """A `bittensor.http_auth.NonceStore`. `retention`: seconds for which each nonce is kept one by one.
+    """Implements `bittensor.http_auth.NonceStore`. `retention`: seconds for which each nonce is kept one by one.
 
     Thread-safe. Raises ConfigError when `path` cannot be opened or is not such a store.
     """
@@ -61,32 +61,21 @@ class SqliteNonceStore:
             ) from error
 
     def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
-        """True, and remembered, if this pair was never seen and is above the hotkey's floor; else False. Raises ConfigError or
-        DoesNotFit when that cannot be written, and then nobody is answered."""
-        with self._lock, files.writing(self._path, MOVED_BY):
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                fresh = self._store(hotkey_ss58, nonce_ns)
-                self._db.execute("COMMIT")
-                return fresh
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _store(self, hotkey: str, nonce_ns: int) -> bool:
-        floor = self._db.execute("SELECT nonce_ns FROM floor WHERE hotkey = ?", (hotkey,)).fetchone()
-        if floor is not None and nonce_ns <= floor[0]:
-            return False
-        cursor = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (hotkey, nonce_ns))
-        if cursor.rowcount == 0:
-            return False
-        self._forget(hotkey)
-        return True
+        """Remember the pair and return True if it was never seen and is above the hotkey's floor; else return False. Raises
+        ConfigError or DoesNotFit when that cannot be written, and then nobody is answered."""
+        with self._lock, files.writing(self._path, MOVED_BY), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            floor = self._db.execute("SELECT nonce_ns FROM floor WHERE hotkey = ?", (hotkey_ss58,)).fetchone()
+            if floor is not None and nonce_ns <= floor[0]:
+                return False
+            cursor = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (hotkey_ss58, nonce_ns))
+            if cursor.rowcount == 0:
+                return False
+            self._forget(hotkey_ss58)
+            return True
 
     def _forget(self, hotkey: str) -> None:
-        """Drops what is older than `retention`, and the oldest beyond `max_per_hotkey`; the floor rises with
-        it."""
+        """Drop what is older than `retention`, and the oldest beyond `max_per_hotkey`, and raise the floor with it."""
         bound = self._now_ns() - int(self.retention * 1e9)
         surplus = self._db.execute(
             "SELECT nonce_ns FROM seen WHERE hotkey = ? ORDER BY nonce_ns DESC LIMIT 1 OFFSET ?",
@@ -103,13 +92,13 @@ class SqliteNonceStore:
             self._db.execute(_RAISE_FLOOR, (hotkey, floor))
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
 
 
 def require_retention(nonces_retention_s: float, windows_s: list[float]) -> None:
-    """Raises ConfigError unless a nonce is kept at least as long as any wire's signature can be accepted."""
+    """Raise ConfigError unless a nonce is kept at least as long as any wire's signature can be accepted."""
     if nonces_retention_s < max(windows_s):
         raise ConfigError(
             f"the replay store keeps nonces for {nonces_retention_s:g} s, signatures are accepted for "

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import platformdirs
 
@@ -34,8 +32,6 @@ from storyfi_lite.wire.transport import Transport
 
 if TYPE_CHECKING:
     from storyfi_lite.chain import ChainSession
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +82,8 @@ async def _run(options: MineOptions) -> None:
         if session.own_neuron is None:
             log.warning("%s; first the model, to say how fast this machine writes", session.health().detail)
         log.info("choosing the model for this machine")
-        loader, model = await _in_thread(
-            lambda: open_loader(options.model, Notices(_log_progress(), log.info), warm_up=True)
+        loader, model = await asyncio.to_thread(
+            open_loader, options.model, Notices(_log_progress(), log.info), warm_up=True
         )
         opened.callback(loader.close)
         for name, fact in model.items():
@@ -116,20 +112,6 @@ async def _run(options: MineOptions) -> None:
             await session.publish_axon(address, options.external_port or options.port)
 
         await serve(miner, host, options.port, announce)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a daemon thread; asyncio.to_thread would, after Ctrl-C, wait until the model is downloaded and loaded."""
-    future: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, daemon=True, name="open-loader").start()
-    return await asyncio.wrap_future(future)
 
 
 def _log_progress() -> Callable[[str, int, int], None]:
@@ -179,7 +161,7 @@ def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str
     """Return the status page's cards on this miner and its chain."""
     from storyfi_lite.chain.networks import printable
 
-    neuron, health, snapshot = session.own_neuron, session.health(), session.snapshot
+    neuron, health = session.own_neuron, session.health()
     miner = {
         "hotkey": hotkey,
         "network": f"{', '.join(map(printable, options.chain.network.split(',')))}, netuid {options.chain.netuid}",
@@ -190,7 +172,7 @@ def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str
         miner["incentive"] = f"{neuron.incentive:.5f}"
     chain = {
         "state": "connected" if health.connected else "not connected",
-        "subnet": "unknown" if snapshot is None else str(snapshot.identity),
+        "subnet": str(session.snapshot.identity),
         "height": str(health.height),
         "snapshot's age": "unknown" if health.age_s is None else f"{health.age_s:.0f} s",
         "detail": health.detail,

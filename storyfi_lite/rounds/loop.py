@@ -204,12 +204,10 @@ class _Loop:
         this machine call its own neighbours."""
         from storyfi_lite.chain.networks import is_public
 
-        snapshot = self._session.snapshot
-        neurons = snapshot.neurons if snapshot is not None else ()
         public = is_public(self._options.chain.network)
         return {
             neuron.hotkey_ss58: neuron.axon
-            for neuron in neurons
+            for neuron in self._session.snapshot.neurons
             if neuron.axon is not None
             and neuron.hotkey_ss58 != self._rules.validator_ss58
             and (not public or ipaddress.ip_address(neuron.axon[0]).is_global)
@@ -218,9 +216,7 @@ class _Loop:
     def _withdrawn(self, known: Iterable[str], asked: Container[str]) -> list[str]:
         """Return registered miners of earlier rounds that have no endpoint now. They get 0, like all who do not answer; else they
         would keep their weight for ever."""
-        snapshot = self._session.snapshot
-        registered = snapshot.by_hotkey if snapshot is not None else {}
-        own = self._rules.validator_ss58
+        registered, own = self._session.snapshot.by_hotkey, self._rules.validator_ss58
         return [hotkey for hotkey in known if hotkey in registered and hotkey not in asked and hotkey != own]
 
     async def _ask_all(self, targets: list[Target], question: Question) -> dict[str, Reply | str]:
@@ -242,7 +238,7 @@ class _Loop:
     async def _set_weights(self) -> None:
         """Set the weights if it is time. What the chain refuses now is tried again after the next round."""
         snapshot, last = self._session.snapshot, self._state.weights_block
-        if snapshot is None or (last is not None and last <= snapshot.block < last + WEIGHTS_EVERY_BLOCKS):
+        if last is not None and last <= snapshot.block < last + WEIGHTS_EVERY_BLOCKS:
             return  # a height above the chain's own is another chain's, begun anew under the same name
         averages = {
             neuron.uid: standing.average

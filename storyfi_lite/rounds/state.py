@@ -1,7 +1,7 @@
-"""What a validator keeps: averages, evidence, wires, old answers' fingerprints and stories, in one SQLite file.
+"""Keeps a validator's averages, evidence, wires, old answers' fingerprints and stories in one SQLite file.
 
 A round is written in one transaction, after it is judged: a kill at any moment loses at most the round in hand, and never
-half of one. One process owns the file. Knows no scores; `validator` decides what the figures mean.
+half of one. One process owns the file. This module knows no scores; `validator` decides what the figures mean.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CREATE TABLE weights (block INTEGER NOT NULL);
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one miner. `average`: of its final rewards, 0 for a new one."""
+    """Holds what is known of one miner. `average`: of its final rewards, 0 for a new one."""
 
     average: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
@@ -44,7 +44,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one round changes. `report` is its record as JSON, for people."""
+    """Holds all that one round changes. `report` is its record as JSON, for people."""
 
     standings: Mapping[str, Standing]
     fingerprints: Sequence[Fingerprint]
@@ -53,7 +53,8 @@ class Outcome:
 
 
 class State:
-    """Raises ConfigError if `path` cannot be used, or another process has it open. `path` None: in memory."""
+    """Reads and writes the file; in memory if `path` is None. Raises ConfigError if another process has it open, or it cannot be
+    used."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -80,7 +81,7 @@ class State:
             self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def copy(self) -> State:
-        """The same in memory: what is written there is never kept."""
+        """Copy the state into memory: what is written there is never kept."""
         other = State(None)
         self._db.backup(other._db)
         return other
@@ -95,7 +96,7 @@ class State:
         }
 
     def fingerprints(self) -> Iterable[Fingerprint]:
-        """Oldest first."""
+        """Yield the fingerprints of old answers, oldest first."""
         for task, hotkey, data in self._db.execute("SELECT task, hotkey, fingerprint FROM answer ORDER BY id"):
             yield Fingerprint.from_bytes(task, hotkey, data)
 
@@ -105,18 +106,18 @@ class State:
 
     @property
     def rounds(self) -> int:
-        """How many were ever judged."""
+        """Return how many rounds were ever judged."""
         return int(self._db.execute("SELECT coalesce(max(id), 0) FROM round").fetchone()[0])
 
     @property
     def weights_block(self) -> int | None:
-        """The block at which weights were last set."""
+        """Return the block at which weights were last set, None if they never were."""
         return self._db.execute("SELECT max(block) FROM weights").fetchone()[0]
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def save(self, outcome: Outcome) -> None:
-        """The whole round, or nothing of it. Raises ConfigError or DoesNotFit where it cannot be written."""
+        """Write the whole round, or nothing of it. Raises ConfigError or DoesNotFit where it cannot be written."""
         with self._writing(), self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO miner VALUES (?, ?, ?, ?, ?)",
@@ -129,17 +130,15 @@ class State:
                 "INSERT INTO answer (task, hotkey, fingerprint) VALUES (?, ?, ?)",
                 [(one.task, one.hotkey, one.to_bytes()) for one in outcome.fingerprints],
             )
-            if outcome.story is not None:
-                self._save_story(outcome.story)
+            if (
+                story := outcome.story
+            ) is not None:  # under its own id; one with all its stages stays, for more chapters
+                ordered = {stage: story.stages[stage] for stage in STAGES if stage in story.stages}
+                row = (story.id, story.user_input, json.dumps(ordered, ensure_ascii=False))
+                self._db.execute("INSERT OR REPLACE INTO story VALUES (?, ?, ?)", row)
             self._db.execute("INSERT INTO round (report) VALUES (?)", (outcome.report,))
             for table, most in (("answer", MAX_ANSWERS), ("story", MAX_STORIES), ("round", MAX_ROUNDS)):
                 self._db.execute(f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?", (most,))
-
-    def _save_story(self, story: Story) -> None:
-        """Under its own id; one that has all its stages stays, for chapters can be asked again."""
-        ordered = {stage: story.stages[stage] for stage in STAGES if stage in story.stages}
-        row = (story.id, story.user_input, json.dumps(ordered, ensure_ascii=False))
-        self._db.execute("INSERT OR REPLACE INTO story VALUES (?, ?, ?)", row)
 
     def weights_set(self, block: int) -> None:
         with self._writing(), self._transaction():
@@ -151,14 +150,9 @@ class State:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def close(self) -> None:
         self._db.close()
