@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -311,8 +310,8 @@ def check_disk() -> Check:
     """Check that there is room where models are kept."""
     from storyfi_lite.models.store import Store
 
-    there = files.nearest(Store().root)
-    free_bytes = shutil.disk_usage(there).free
+    store = Store()
+    there, free_bytes = files.nearest(store.root), store.free_bytes
     detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"
     if free_bytes < FREE_DISK_BYTES:
         need = f"{FREE_DISK_BYTES / 2**30:.0f} GiB are needed beside the model"

@@ -8,14 +8,12 @@ what this process may use: see limits.py.
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storyfi_lite import files
 from storyfi_lite.errors import BadInput
 from storyfi_lite.machine import limits, selftest
 from storyfi_lite.machine.build import rebuild_command
@@ -114,7 +112,7 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
         ram_total_bytes=total_bytes,
         ram_available_bytes=available_bytes,
         physical_cores=limits.cores(),
-        disk_free_bytes=shutil.disk_usage(files.nearest(models_root or Store().root)).free,
+        disk_free_bytes=Store(models_root).free_bytes,
         driver=driver.version,
         llama_gpu_build=None if llama is None else llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
