@@ -1,6 +1,7 @@
 """How well the proof tells a file from its impostors, what honest settings shift, and how often honest answers are refuted.
 
     python scripts/bench_proof.py impostors --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 50 --threads 1
+    python scripts/bench_proof.py limits    --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 20
     python scripts/bench_proof.py drift     --model SmolLM2-135M-Instruct.Q4_1.gguf
     python scripts/bench_proof.py honest    --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 1000 --keep honest.jsonl
     python scripts/bench_proof.py cost      --model SmolLM2-135M-Instruct.Q4_1.gguf
@@ -8,13 +9,15 @@
 impostors  write answers as a miner would and claim the given file; all are replayed with that file. Requantized copies of one
            file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
            claimed file's tokens. A copy of the claimed file's own type is left out: it is the same file, nearly.
-drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a threshold must absorb.
+           With `--written FILE ...`, answers that `write --keep FILE` kept: the first file's are the honest ones.
+limits     the noise that each single answer shows, computed in two ways, beside that of all and the one that best explains
+           which tokens are behind; the honest answers' verdicts by the lowest and the highest of them.
+drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a verdict must absorb.
            `--written FILE` replays, in place of these, what `write --keep FILE` wrote elsewhere: on a GPU (`--gpu-layers`), on
            another machine, with another build of llama.cpp (LLAMA_CPP_LIB_PATH).
-honest     in rounds of 16 to one request, as validators ask; judged by the limits of a calibration made from answers that are
-           not among them. `--keep` adds each margin to a file, so that a run that was cut goes on. `--characters N` judges
-           English texts of N characters, up to a third more, in place of blueprints, by the limits that blueprints gave: cheaper
-           where many are wanted, and what the limits do to answers that are shorter than any blueprint.
+honest     in rounds of 16 to one request, as validators ask; judged by the noise that one other answer shows. `--keep` adds each
+           verdict to a file, so that a run that was cut goes on. `--characters N` judges English texts of N characters, up to a
+           third more, in place of blueprints: cheaper where many are wanted, and what is said of short ones.
 cost       seconds of replay over seconds of generation, one slot, the answers of one round.
 
 Each prints a table, then one JSON line.
@@ -54,13 +57,13 @@ from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.models.gguf import read_local
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.rounds.questions import made_up
-from storyfi_lite.validator.proof import PROVEN_Z, REFUTED_Z, Calibration, calibrate, judge, rate_bound
+from storyfi_lite.validator.calibration import rate_bound
+from storyfi_lite.validator.verdict import ELSEWHERE, behind, evidence, judge, noise_of
 
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
-LENGTHS = (50, 100, 200, 300, 500)
+LENGTHS = (25, 50, 100, 150, 300)
 ROUND = 16
-CALIBRATION_ANSWERS = 30  # their seeds are negative: none of them is judged
 # For a base model that carries no chat template: the texts one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
@@ -77,7 +80,9 @@ def main() -> None:
     options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
     options.add_argument("--keep", type=Path, help="honest: margins so far, write: answers; one line of JSON an answer")
     options.add_argument("--gpu-layers", type=int, default=0, help="write: layers on the GPU")
-    options.add_argument("--written", type=Path, nargs="+", default=[], help="drift: answers that `write` kept")
+    options.add_argument(
+        "--written", type=Path, nargs="+", default=[], help="impostors, limits, drift: what `write` kept"
+    )
     given = options.parse_args()
     if given.what == "write" and not given.keep:
         options.error("write needs --keep FILE")
@@ -93,6 +98,7 @@ class Bench:
         alone = replace(self.settings, n_slots=1)
         self.model = load(given.model, alone)
         self.replayer = Replayer(Context(self.model, alone))
+        self.other_way = Replayer(Context(self.model, replace(alone, flash_attn=False)))
 
     def write(self, path: Path, settings: EngineSettings, seeds: list[int]) -> Iterator[tuple[int, Generation]]:
         """An honest answer of that file to each seed's request, as many at a time as there are slots."""
@@ -108,11 +114,19 @@ class Bench:
             while waiting:
                 yield _oldest(waiting)
 
-    def replay(self, seed: int, tokens: Sequence[int], max_tokens: int) -> Replay:
+    def replay(self, seed: int, tokens: Sequence[int], max_tokens: int, by: Replayer | None = None) -> Replay:
         script = self.script(seed)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         rule = ChoiceRule(self.model.vocabulary, conversation, script, SamplingParams(seed % 2**64), max_tokens)
-        return self.replayer.replay(rule, conversation, list(tokens))
+        return (by or self.replayer).replay(rule, conversation, list(tokens))
+
+    def two_ways(self, seed: int, tokens: Sequence[int], max_tokens: int) -> tuple[Replay, Replay]:
+        return self.replay(seed, tokens, max_tokens), self.replay(seed, tokens, max_tokens, self.other_way)
+
+    def noise(self) -> float:
+        """As one honest answer shows it that is not among those judged."""
+        [(seed, one)] = self.write(self.given.model, self.settings, [-1])
+        return noise_of([self.two_ways(seed, one.tokens, one.max_tokens)])
 
     def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
         written = self.write(path, settings, seeds)
@@ -134,10 +148,6 @@ class Bench:
             return script
         form = Prose(self.given.characters, self.given.characters * 4 // 3)
         return one_turn(script.pieces[0].ask, {"setting": form}, script.system, script.material)
-
-    def calibration(self) -> Calibration:
-        seeds = [-1 - number for number in range(CALIBRATION_ANSWERS)]
-        return calibrate("bench", self.replays(self.given.model, self.settings, seeds), "bench")
 
 
 def _oldest(waiting: deque[tuple[int, Future[Generation]]]) -> tuple[int, Generation]:
@@ -176,10 +186,14 @@ def request_of(seed: int) -> StoryRequest:
 
 
 def impostors(bench: Bench) -> None:
+    note("the noise of the claimed file")
+    noise = bench.noise()
+    if bench.given.written:
+        report({path.stem: replays_of(bench, path) for path in bench.given.written}, noise)
+        return
     seeds = list(range(bench.given.answers))
     own = read_local(bench.given.model).metadata.get("general.file_type")
     note("the claimed file")
-    calibration = bench.calibration()
     rows = {"the claimed file": bench.replays(bench.given.model, bench.settings, seeds)}
     with tempfile.TemporaryDirectory() as scratch:
         for name in (name for name, number in IMPOSTORS.items() if number != own):
@@ -190,7 +204,7 @@ def impostors(bench: Bench) -> None:
     if bench.given.other:
         note(bench.given.other.stem)
         rows[bench.given.other.stem] = respelled(bench, seeds)
-    report(rows, calibration)
+    report(rows, noise)
 
 
 def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
@@ -206,48 +220,98 @@ def auc(honest: list[float], cheat: list[float]) -> float:
     return float(np.mean([(c > h) + 0.5 * (c == h) for c in cheat for h in honest])) if honest and cheat else math.nan
 
 
-def windows(replays: list[Replay], length: int) -> list[float]:
-    """Mean margins over every stretch of so many free positions."""
-    return [
-        float(np.mean(one.margins[start : start + length]))
-        for one in replays
-        for start in range(0, len(one.margins) - length + 1, length)
-    ]
+def windows(replays: list[Replay], length: int, noise: float) -> list[float]:
+    """The evidence against the file of every stretch of so many free positions."""
+    found = []
+    for one in replays:
+        leads = free(one)
+        starts = range(0, len(leads) - length + 1, length)
+        found += [-evidence(leads[start : start + length], ELSEWHERE * noise) for start in starts]
+    return found
 
 
-def report(rows: dict[str, list[Replay]], calibration: Calibration) -> None:
-    honest = rows["the claimed file"]
+def free(replay: Replay) -> list[float]:
+    return [lead for lead in replay.leads if lead < math.inf]
+
+
+def fitted_noise(replays: list[Replay]) -> float:
+    """The noise that best explains which of the tokens are behind: the writer's own, beside the file's."""
+    leads = np.array([lead for one in replays for lead in free(one)])
+    tried = np.geomspace(0.01, 10, 200)
+
+    def likelihood(noise: float) -> float:
+        chance = np.array([behind(lead, noise) for lead in leads])
+        return float(np.where(leads < 0, np.log(chance), np.log1p(-chance)).sum())
+
+    return float(max(tried, key=likelihood))
+
+
+def report(rows: dict[str, list[Replay]], noise: float) -> None:
+    honest = next(iter(rows.values()))
     aucs = [f"AUC {length}" for length in LENGTHS]
-    table = Table("what ran", "match rate", "mean margin", *aucs, "proven", "refuted", "open")
-    facts: dict[str, object] = {"answers": len(honest), "positions": sum(len(one.margins) for one in honest)}
+    columns = ("what ran", "positions", "match rate", "mean margin", "noise that fits", *aucs)
+    table = Table(
+        *columns, "evidence", "proven", "refuted", "open", title=f"noise of the claimed file {noise:.3f} nats"
+    )
+    facts: dict[str, object] = {"answers": len(honest), "noise": round(noise, 4)}
     for name, replays in rows.items():
         whole = [one for one in replays if not one.refuted]
+        counts = [len(one.margins) for one in whole]
         rates, means = [one.match_rate for one in whole], [one.mean_margin for one in whole]
-        by_length = [auc(windows(honest, length), windows(whole, length)) for length in LENGTHS]
-        statuses = [judge(one, calibration).status for one in replays]
-        counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+        by_length = [auc(windows(honest, length, noise), windows(whole, length, noise)) for length in LENGTHS]
+        verdicts = [judge(one, noise) for one in replays]
+        weighed = [one.evidence for one in verdicts if one.positions]
+        statuses = [one.status for one in verdicts]
+        judged = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
         facts[name] = {
-            "match_rate": span(rates, 3), "mean_margin": span(means, 4),
+            "positions": span(counts, 0), "match_rate": span(rates, 3), "mean_margin": span(means, 4),
+            "noise": round(fitted_noise(whole), 3), "evidence": span(weighed, 1),
             "auc": dict(zip(map(str, LENGTHS), [None if math.isnan(one) else round(one, 4) for one in by_length], strict=True)),
             "cannot_be_written": len(replays) - len(whole),
-            "verdicts": dict(zip(("proven", "refuted", "inconclusive"), counts, strict=True)),
+            "verdicts": dict(zip(("proven", "refuted", "inconclusive"), judged, strict=True)),
         }  # fmt: skip
-        shown = ["" if name == "the claimed file" or math.isnan(one) else f"{one:.4f}" for one in by_length]
-        table.add_row(name, shown_span(rates, 3), shown_span(means, 4), *shown, *map(str, counts))
+        shown = ["" if replays is honest or math.isnan(one) else f"{one:.4f}" for one in by_length]
+        figures = (shown_span(counts, 0), shown_span(rates, 3), shown_span(means, 4), f"{fitted_noise(whole):.2f}")
+        table.add_row(name, *figures, *shown, shown_span(weighed, 1), *map(str, judged))
     show(table, facts)
 
 
-def span(values: list[float], digits: int) -> list[float]:
+def span(values: Sequence[float], digits: int) -> list[float]:
     return [round(min(values), digits), round(max(values), digits)] if values else []
 
 
-def shown_span(values: list[float], digits: int) -> str:
+def shown_span(values: Sequence[float], digits: int) -> str:
     return f"{min(values):.{digits}f}–{max(values):.{digits}f}" if values else "none replays"
 
 
 def show(table: Table, facts: dict[str, object]) -> None:
-    Console(width=None if Console().is_terminal else 140).print(table)
+    Console(width=None if Console().is_terminal else 180).print(table)
     print(json.dumps(facts))
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def limits(bench: Bench) -> None:
+    if bench.given.written:
+        rows = [row for path in bench.given.written for row in kept_answers(path)]
+    else:
+        written = bench.write(bench.given.model, bench.settings, list(range(bench.given.answers)))
+        rows = [(seed, one.max_tokens, list(one.tokens)) for seed, one in written]
+    pairs = [bench.two_ways(seed, tokens, max_tokens) for seed, max_tokens, tokens in rows]
+    honest = [one for one, _ in pairs]
+    alone = sorted(noise_of([pair]) for pair in pairs)
+    together, fits = noise_of(pairs), fitted_noise(honest)
+    table = Table("limits from", "noise", "proven", "refuted", "open")
+    facts: dict[str, object] = {"answers": len(pairs), "fits": round(fits, 4)}
+    named = {"all answers": together, "the calmest answer": alone[0], "the median one": alone[len(alone) // 2],
+             "the noisiest": alone[-1], "who is behind": fits}  # fmt: skip
+    for name, noise in named.items():
+        statuses = [judge(one, noise).status for one in honest]
+        counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+        facts[name] = {"noise": round(noise, 4), "proven": counts[0], "refuted": counts[1]}
+        table.add_row(name, f"{noise:.3f}", *map(str, counts))
+    show(table, facts)
 
 
 # --- drift -----------------------------------------------------------------------------------------------------------
@@ -268,19 +332,21 @@ def drift(bench: Bench) -> None:
         "q4_0 keys and values": replace(base, kv_type="q4_0"),
     }
     seeds = list(range(bench.given.answers))
-    table = Table("written with", "match rate", "mean margin", "largest of an answer", "positions")
-    facts: dict[str, object] = {}
+    table = Table("written with", "match rate", "mean margin", "noise that fits", "least evidence", "positions")
+    noise = bench.noise()
+    facts: dict[str, object] = {"noise": round(noise, 4)}
     elsewhere = ((path.stem, replays_of(bench, path)) for path in bench.given.written)
     here = ((name, bench.replays(bench.given.model, settings, seeds)) for name, settings in rows.items())
     for name, replays in elsewhere if bench.given.written else here:
         margins = [margin for one in replays for margin in one.margins]
         matches = margins.count(0.0) / len(margins)
-        largest = max(one.mean_margin for one in replays)
+        least, fits = min(judge(one, noise).evidence for one in replays), fitted_noise(replays)
         facts[name] = {
-            "match_rate": round(matches, 4), "mean_margin": round(float(np.mean(margins)), 5),
-            "largest": round(largest, 5), "positions": len(margins), "refuted": sum(bool(one.refuted) for one in replays),
+            "match_rate": round(matches, 4), "mean_margin": round(float(np.mean(margins)), 5), "noise": round(fits, 4),
+            "least": round(least, 2), "positions": len(margins), "refuted": sum(bool(one.refuted) for one in replays),
         }  # fmt: skip
-        table.add_row(name, f"{matches:.4f}", f"{np.mean(margins):.4f}", f"{largest:.4f}", f"{len(margins):,}")
+        figures = (f"{matches:.4f}", f"{np.mean(margins):.4f}", f"{fits:.3f}", f"{least:.1f}", f"{len(margins):,}")
+        table.add_row(name, *figures)
     show(table, facts)
 
 
@@ -294,8 +360,12 @@ def write(bench: Bench) -> None:
 
 
 def replays_of(bench: Bench, path: Path) -> list[Replay]:
+    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, tokens in kept_answers(path)]
+
+
+def kept_answers(path: Path) -> list[tuple[int, int, list[int]]]:
     rows = map(json.loads, path.read_text().splitlines())
-    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, *tokens in rows]
+    return [(seed, max_tokens, tokens) for seed, max_tokens, *tokens in rows]
 
 
 # --- honest ----------------------------------------------------------------------------------------------------------
@@ -304,41 +374,35 @@ def replays_of(bench: Bench, path: Path) -> list[Replay]:
 def honest(bench: Bench) -> None:
     kept = _kept(bench.given.keep)
     seeds = [seed for seed in range(bench.given.answers) if seed not in kept]
-    started_s = time.monotonic()
+    noise, started_s = bench.noise(), time.monotonic()
     for done, (seed, generation) in enumerate(bench.write(bench.given.model, bench.settings, seeds), 1):
-        one = bench.replay(seed, generation.tokens, generation.max_tokens)
-        kept[seed] = (one.mean_margin, len(one.margins), one.refuted)
+        one = judge(bench.replay(seed, generation.tokens, generation.max_tokens), noise)
+        kept[seed] = (one.evidence, one.positions, one.status)
         if bench.given.keep:
             with bench.given.keep.open("a") as file:
                 file.write(json.dumps([seed, *kept[seed]]) + "\n")
         if done % 50 == 0:
             print(f"{len(kept)} answers, {(time.monotonic() - started_s) / done:.1f} s each", flush=True)
-    _report_honest(kept, bench.calibration())
+    _report_honest(kept, noise)
 
 
-def _kept(path: Path | None) -> dict[int, tuple[float, int, str | None]]:
+def _kept(path: Path | None) -> dict[int, tuple[float, int, str]]:
     if path is None or not path.exists():
         return {}
     rows = map(json.loads, path.read_text().splitlines())
-    return {seed: (mean, positions, refuted) for seed, mean, positions, refuted in rows}
+    return {seed: (found, positions, status) for seed, found, positions, status in rows}
 
 
-def _report_honest(kept: dict[int, tuple[float, int, str | None]], calibration: Calibration) -> None:
-    spread = [
-        math.inf
-        if refuted
-        else (mean - calibration.mean) / math.sqrt(calibration.between_sd**2 + calibration.within_sd**2 / positions)
-        for mean, positions, refuted in kept.values()
-    ]
-    proven, wrong = sum(z <= PROVEN_Z for z in spread), sum(z > REFUTED_Z for z in spread)
-    counts = {"proven": proven, "inconclusive": len(spread) - proven - wrong, "refuted": wrong}
-    bound = rate_bound(wrong, len(spread))
-    table = Table("honest answers", "proven", "open", "refuted", "largest z", "refuted at most, 95 %")
-    table.add_row(
-        str(len(spread)), *map(str, counts.values()), f"{max(spread):.2f} (limit {REFUTED_Z})", f"{bound:.3%}"
-    )
-    facts = {"answers": len(spread), **counts, "largest_z": round(max(spread), 3), "upper_bound_95": round(bound, 6),
-             "z_quantiles": {str(q): round(float(np.quantile(spread, q)), 2) for q in (0.5, 0.9, 0.99, 0.999)}}  # fmt: skip
+def _report_honest(kept: dict[int, tuple[float, int, str]], noise: float) -> None:
+    found, positions, statuses = zip(*kept.values(), strict=True)
+    counts = {status: statuses.count(status) for status in ("proven", "inconclusive", "refuted")}
+    bound = rate_bound(counts["refuted"], len(kept))
+    table = Table("honest answers", "positions", "proven", "open", "refuted", "least evidence", "refuted at most, 95 %")
+    figures = (*map(str, counts.values()), f"{min(found):.1f}", f"{bound:.3%}")
+    table.add_row(str(len(kept)), f"{min(positions)} to {max(positions)}", *figures)
+    facts = {"answers": len(kept), **counts, "noise": round(noise, 4), "least_evidence": round(min(found), 2),
+             "upper_bound_95": round(bound, 6), "positions": [min(positions), float(np.median(positions)), max(positions)],
+             "evidence_quantiles": {str(q): round(float(np.quantile(found, q)), 1) for q in (0.001, 0.01, 0.1, 0.5)}}  # fmt: skip
     show(table, facts)
 
 
@@ -371,7 +435,7 @@ def cost(bench: Bench) -> None:
     show(table, {"answers": bench.given.answers, "tokens": tokens, "replay_over_generation": round(ratio, 3)})
 
 
-BENCHES = {"impostors": impostors, "drift": drift, "write": write, "honest": honest, "cost": cost}
+BENCHES = {"impostors": impostors, "limits": limits, "drift": drift, "write": write, "honest": honest, "cost": cost}
 
 if __name__ == "__main__":
     main()

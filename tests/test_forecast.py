@@ -29,7 +29,7 @@ FAST = Pace(1000.0, 100.0, {"en": 0.3, "zh": 0.8})
 def test_a_length_counts_texts_and_what_stands_around_them() -> None:
     length = Length.of(tasks.get("blueprint").schema_of(request_for("blueprint")))
     assert length.shortest == 2 + 2 + 300 + 150 + 3 * 2 + 2 + 2
-    assert length.longest == 60 + 40 + 520 + 320 + 5 * 30 + 60 + 80
+    assert length.longest == 60 + 40 + 520 + 200 + 5 * 30 + 60 + 80
     assert forecast.seconds(FAST, 500, replace(length, literal=400), 0.0, 0.5) == pytest.approx(0.66 + 464 * 0.5 / 100)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +24,9 @@ from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.miner.service import to_response
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-from storyfi_lite.validator.proof import (
-    MIN_POSITIONS,
-    UNCALIBRATED,
-    Calibration,
-    Prover,
-    calibrate,
-    calibration_of,
-    judge,
-    rate_bound,
-    save_calibration,
-)
+from storyfi_lite.validator.calibration import calibrate, calibration_of, rate_bound, save_calibration
+from storyfi_lite.validator.proof import Prover
+from storyfi_lite.validator.verdict import COARSER, DECIDED_NATS, behind, evidence, judge, noise_of
 
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
 SEED = 77
@@ -66,7 +61,8 @@ def test_a_mixture_with_experts_in_ram_is_proven(tmp_path: Path) -> None:
     finally:
         loader.close()
     with Prover(path, layout) as prover:
-        assert prover.prove(request, response, SEED).status == "proven"
+        verdict = prover.prove(request, response, SEED)
+    assert verdict.status == "proven", verdict
 
 
 def test_answers_replayed_in_one_batch_from_the_file_are_judged_as_if_alone(
@@ -97,7 +93,7 @@ def changed(response: StoryResponse, proof: dict[str, Any] | None = None, **fiel
 def test_an_honest_answer_is_proven(prover: Prover, honest: StoryResponse) -> None:
     verdict = prover.prove(REQUEST, honest, SEED)
     assert verdict.status == "proven", verdict
-    assert verdict.positions >= MIN_POSITIONS and verdict.match_rate > 0.9
+    assert verdict.evidence > DECIDED_NATS and verdict.match_rate > 0.9 and verdict.positions > 100
 
 
 @pytest.mark.parametrize(
@@ -172,53 +168,79 @@ def test_parameters_that_leave_no_choice_prove_nothing(prover: Prover, honest: S
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
-def of(margin: float, count: int, refuted: str | None = None) -> Replay:
-    return Replay((-margin,) * count, refuted)
+NOISE = 0.2
 
 
-def test_the_verdict_follows_the_mean_and_the_number_of_positions() -> None:
-    low, high = UNCALIBRATED.proven_to(200), UNCALIBRATED.refuted_above(200)
-    assert low == UNCALIBRATED.limit(200, 3.1) and 0.0362 < high < 0.0598  # other CPU, nearest impostor (docs/proof.md)
-    assert judge(of(low * 0.99, 200), UNCALIBRATED).status == "proven"
-    assert judge(of((low + high) / 2, 200), UNCALIBRATED).status == "inconclusive"
-    assert judge(of(high * 1.01, 200), UNCALIBRATED).status == "refuted"
-    assert judge(of(0.0, 200, "token 3"), UNCALIBRATED).status == "refuted"
-    assert UNCALIBRATED.limit(100, 3.1) > UNCALIBRATED.limit(400, 3.1)
+def written(noise: float, count: int, dice: random.Random) -> Replay:
+    """An answer of a file whose scores stray so far from the replay's; the leads are spread as stories' are."""
+    leads = []
+    for _ in range(count):
+        lead = dice.expovariate(0.5)
+        leads.append(-lead if dice.random() < behind(lead, noise) else lead)
+    return Replay(tuple(leads))
 
 
-@pytest.mark.parametrize(("margin", "status"), [(0.0, "inconclusive"), (0.08, "inconclusive"), (3.4, "refuted")])
-def test_a_short_answer_is_never_proven_and_refuted_only_if_far_off(margin: float, status: str) -> None:
-    """0.08 nats in 60 positions is the farthest that an honest text was seen; 3.4 is a text that an API wrote."""
-    verdict = judge(of(margin, 60), UNCALIBRATED)
-    assert verdict.status == status and str(MIN_POSITIONS) in verdict.reason
+def verdicts(noise: float, count: int, answers: int) -> Counter[str]:
+    dice = random.Random(1)
+    return Counter(judge(written(noise, count, dice), NOISE).status for _ in range(answers))
 
 
-def test_no_free_position_tells_nothing() -> None:
-    assert judge(Replay(()), UNCALIBRATED).status == "inconclusive"
+def test_the_file_itself_is_proven_and_a_coarser_one_refuted() -> None:
+    assert verdicts(NOISE, 150, 300)["proven"] > 290
+    assert verdicts(COARSER * NOISE, 150, 300)["proven"] == 0
+    assert verdicts(2 * COARSER * NOISE, 150, 300)["refuted"] == 300
+
+
+def test_an_honest_answer_is_refuted_once_in_a_thousand_at_most_whatever_its_length() -> None:
+    """Wald's bound; on kernels that stray half as far again it still holds."""
+    for noise, count in ((NOISE, 5), (NOISE, 40), (1.5 * NOISE, 150)):
+        assert verdicts(noise, count, 1000)["refuted"] <= 1
+
+
+def test_a_few_positions_decide_nothing() -> None:
+    assert verdicts(NOISE, 5, 300) == {"inconclusive": 300} == verdicts(COARSER * NOISE, 2, 300)
+    assert judge(Replay(()), NOISE).status == "inconclusive"
+
+
+def test_tokens_that_the_rule_cannot_write_are_refuted() -> None:
+    assert judge(Replay((9.0,) * 200, "token 3"), NOISE).status == "refuted"
+
+
+def test_positions_without_a_choice_are_no_evidence() -> None:
+    assert judge(Replay((math.inf,) * 500), NOISE).positions == 0
+
+
+def test_evidence_of_several_answers_adds_up() -> None:
+    assert evidence((0.5, -0.1, 2.0), NOISE) == pytest.approx(evidence((0.5,), NOISE) + evidence((-0.1, 2.0), NOISE))
+    assert evidence((2.0,), NOISE) > 0 > evidence((-2.0,), NOISE)
+
+
+def test_half_of_the_differences_are_larger_than_the_noise() -> None:
+    one, other = Replay((1.0, 2.0, math.inf, 4.0)), Replay((1.1, 2.3, 3.0, 3.8))
+    assert noise_of([(one, other)]) == pytest.approx(0.2)
+
+
+def pairs(count: int) -> list[tuple[Replay, Replay]]:
+    dice = random.Random(2)
+    honest = [written(NOISE, 200, dice) for _ in range(count)]
+    return [(one, Replay(tuple(lead + dice.choice((0.5, 1.0, 2.0)) * NOISE for lead in one.leads))) for one in honest]
 
 
 def test_a_calibration_comes_from_honest_replays_and_is_kept(tmp_path: Path) -> None:
-    replays = [of(0.004 + 0.001 * (number % 3), 200 + number) for number in range(9)]
-    made = calibrate("ab" * 32, replays, "llama-cpp-python 1")
-    assert made.mean == pytest.approx(0.005, abs=1e-4) and made.answers == 9 and made.positions == 1836
+    made = calibrate("ab" * 32, pairs(9), "llama-cpp-python 1")
+    assert made.noise == pytest.approx(NOISE) and (made.answers, made.positions) == (9, 1800)
+    assert (made.proven, made.refuted) == (9, 0)
     path = save_calibration(made, tmp_path / "calibrations.yaml")
     assert calibration_of("ab" * 32, path) == made
-    assert calibration_of("cd" * 32, path).model_sha256 == ""
+    assert calibration_of("cd" * 32, path) is None
     path.write_text("ab: {mean: 1}")
-    with pytest.raises(BadInput, match="storyfi-lite calibrate"):
+    with pytest.raises(BadInput, match="delete it"):
         calibration_of("ab", path)
 
 
 def test_too_few_answers_make_no_calibration() -> None:
     with pytest.raises(BadInput, match="at least 6"):
-        calibrate("ab", [of(0.005, 200)] * 5, "x")
-    assert isinstance(calibrate("ab", [of(0.005, 200)] * 6, "x"), Calibration)
-
-
-def test_each_answer_of_a_calibration_is_judged_by_the_others() -> None:
-    alike = [of(0.004 + 0.001 * (number % 3), 200) for number in range(20)]
-    assert calibrate("ab", alike, "x").refuted == 0
-    assert calibrate("ab", [*alike, of(0.5, 200)], "x").refuted == 1
+        calibrate("ab", pairs(5), "x")
 
 
 def test_the_bound_on_a_rate_is_clopper_and_pearsons() -> None:

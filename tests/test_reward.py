@@ -23,8 +23,8 @@ from storyfi_lite.validator import (
     standing,
     weights,
 )
-from storyfi_lite.validator.proof import Status
 from storyfi_lite.validator.reward import DEFAULT_POLICY
+from storyfi_lite.validator.verdict import Status
 from tests.answers import ENGLISH, as_bytes
 
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"

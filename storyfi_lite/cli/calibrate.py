@@ -1,4 +1,4 @@
-"""`storyfi-lite calibrate`: measures how far honest answers of a file are from their own replay."""
+"""`storyfi-lite calibrate`: measures how far two computations of a file's scores stray, and judges honest answers by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-    from storyfi_lite.validator.proof import Calibration
+    from storyfi_lite.validator.calibration import Calibration
 
 TIMEOUT_S = 3600.0  # of one answer
 
@@ -33,7 +33,7 @@ STORIES = (
 @model_options()
 @json_option
 def command(answers: int, model: ModelOptions, as_json: bool) -> None:
-    """Write honest answers with a model file, replay each, and keep the file's limits for `prove`.
+    """Write honest answers with a model file, replay each in two ways, and keep the file's noise for `prove`.
 
     The file is held in memory once: first all answers are written, then all are replayed.
 
@@ -44,45 +44,44 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
     from storyfi_lite import files
     from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.local import SILENT, LocalOpener
-    from storyfi_lite.validator import proof
+    from storyfi_lite.validator import calibration as kept
 
-    files.check_writable(proof.user_calibrations(), proof.MOVED_BY)
+    files.check_writable(kept.user_calibrations(), kept.MOVED_BY)
+    kept.calibration_of("")  # before the work: a broken file is told
     opener = LocalOpener(SILENT)
     written = _honest_answers(opener, model, answers)
-    replays = []
+    pairs = []
     with opener.prover(model) as prover:
         for request, response in written:
-            one = prover.replay(request, response)
+            one, other = prover.two_ways(request, response)
             if one.refuted:
                 raise BadInput(f"an honest answer does not replay: {one.refuted}; please report this file")
-            replays.append(one)
+            pairs.append((one, other))
             click.echo(
-                f"replayed {len(replays)}/{answers}: mean margin {one.mean_margin:.4f}, {len(one.margins)} positions",
+                f"replayed {len(pairs)}/{answers}: mean margin {one.mean_margin:.4f}, {len(one.margins)} positions",
                 err=True,
             )
         assert response.proof is not None  # a local loader's answer has one
-        calibration = proof.calibrate(prover.sha256, replays, response.proof.engine)
+        calibration = kept.calibrate(prover.sha256, pairs, response.proof.engine)
     click.echo(_json(calibration) if as_json else _words(calibration))
-    place = proof.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
+    place = kept.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
     click.echo(f"kept in {place}", err=as_json)
 
 
 def _json(calibration: Calibration) -> str:
-    from storyfi_lite.validator.proof import rate_bound
+    from storyfi_lite.validator.calibration import rate_bound
 
     bound = rate_bound(calibration.refuted, calibration.answers)
     return json.dumps({**vars(calibration), "refuted_at_most": bound})
 
 
 def _words(calibration: Calibration) -> str:
-    from storyfi_lite.validator.proof import rate_bound
+    from storyfi_lite.validator.calibration import rate_bound
 
     bound = rate_bound(calibration.refuted, calibration.answers)
     return (
-        f"mean {calibration.mean:.4f} nats a position over {calibration.positions:,} positions of {calibration.answers} answers\n"
-        f"an answer of 200 free positions is proven up to {calibration.proven_to(200):.4f} "
-        f"and refuted above {calibration.refuted_above(200):.4f}\n"
-        f"{calibration.refuted} of them refuted by the limits of all others: at most {bound:.2%} of honest answers, "
+        f"noise {calibration.noise:.3f} nats, from {calibration.positions:,} positions of {calibration.answers} answers\n"
+        f"{calibration.proven} of them are proven by it, {calibration.refuted} refuted: at most {bound:.2%} of honest answers, "
         "with 95 % confidence"
     )
 

@@ -15,7 +15,7 @@ from storyfi_lite.cli.options import TASK_NAMES, UTF8, json_option, model_option
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-    from storyfi_lite.validator.proof import Verdict
+    from storyfi_lite.validator.verdict import Verdict
 
 EXIT_CODES = {"proven": 0, "refuted": 1, "inconclusive": 3}
 
@@ -53,7 +53,7 @@ def command(
     with click.open_file(str(response), "rb") as stream:
         answer = parse_response(stream.read(MAX_RESPONSE_BYTES))
     verdict = _verdict(request, answer, seed, model)
-    facts: dict[str, Any] = {**vars(verdict), "limits": list(verdict.limits)}
+    facts: dict[str, Any] = dict(vars(verdict))
     click.echo(json.dumps(facts) if as_json else _words(facts))
     sys.exit(EXIT_CODES[verdict.status])
 
@@ -64,7 +64,7 @@ def _verdict(request: StoryRequest, answer: StoryResponse, seed: int | None, mod
     from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.loader import open_prover
     from storyfi_lite.opening.local import Notices
-    from storyfi_lite.validator.proof import NO_PROOF
+    from storyfi_lite.validator.verdict import NO_PROOF
 
     if answer.proof is None:
         return NO_PROOF
@@ -86,6 +86,5 @@ def _words(facts: dict[str, Any]) -> str:
     lines = [f"{facts['status'].upper()}: {facts['reason']}"]
     if facts["positions"]:
         lines.append(f"{facts['positions']} free positions, {facts['match_rate']:.1%} chosen alike")
-        lines.append("limits calibrated for this file" if facts["calibrated"] else
-                     "limits are defaults; `storyfi-lite calibrate --model.path FILE` measures this file's own")  # fmt: skip
+        lines.append(f"this file's noise on this machine: {facts['noise']:.3f} nats")
     return "\n".join(lines)

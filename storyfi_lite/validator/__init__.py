@@ -22,7 +22,7 @@ A round, whole (`answers`: hotkey -> bytes, seconds from request to answer by yo
 """
 
 from storyfi_lite.validator.copies import UNCOMPARED, CopyIndex, Entry, Fingerprint, Likeness, fingerprint
-from storyfi_lite.validator.proof import Prover, Verdict
+from storyfi_lite.validator.proof import Prover
 from storyfi_lite.validator.reward import (
     ClaimedModel,
     Evidence,
@@ -37,6 +37,7 @@ from storyfi_lite.validator.reward import (
 )
 from storyfi_lite.validator.score import Context, Score, score
 from storyfi_lite.validator.structure import Part
+from storyfi_lite.validator.verdict import Verdict
 from storyfi_lite.validator.verify import Verification, verify
 
 __all__ = [

@@ -6,18 +6,17 @@ on which machine it ran, or that a miner without the file did not have it writte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from storyfi_lite import files
 from storyfi_lite.errors import BadInput, GrammarError
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+from storyfi_lite.validator.calibration import calibration_of
+from storyfi_lite.validator.verdict import NO_PROOF, Verdict, judge, noise_of
 from storyfi_lite.validator.verify import same_answer, sampling
 
 if TYPE_CHECKING:
@@ -25,87 +24,9 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer
     from storyfi_lite.engine.settings import EngineSettings
 
-Status = Literal["proven", "refuted", "inconclusive"]
-
-MIN_POSITIONS = 150  # a single token weighs too much in fewer (docs/proof.md); the shortest blueprints have some 180
-PROVEN_Z, REFUTED_Z = 3.1, 4.5  # standard deviations above the honest mean: 1 in 1,000 and 1 in 300,000 if normal
-FAR_Z = 30.0  # refutes short answers too: the farthest of 1,601 short honest texts lay at 8.4, a pasted one at hundreds
-ELSEWHERE_NATS = (
-    0.015  # another machine's kernels: an honest AVX2 answer was 0.036 off on AVX-512, 0.013 above all of its own
-)
 SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a batch has no room for more
-MOVED_BY = "XDG_CONFIG_HOME=DIRECTORY"
-_CALIBRATIONS = Path(__file__).with_name("calibrations.yaml")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Honest answers of one file, replayed: the mean margin of a position in nats, its spread within answers, and the
-    spread of answers' means beyond that."""
-
-    model_sha256: str
-    mean: float
-    within_sd: float
-    between_sd: float
-    answers: int
-    positions: int
-    refuted: int  # of the answers, each judged by the limits of all others
-    made_with: str
-
-    def limit(self, positions: int, z: float) -> float:
-        """The mean margin that an honest answer with so many free positions exceeds with probability P(Z > z)."""
-        return self.mean + z * math.sqrt(self.between_sd**2 + self.within_sd**2 / positions)
-
-    def proven_to(self, positions: int) -> float:
-        return self.limit(positions, PROVEN_Z)
-
-    def refuted_above(self, positions: int) -> float:
-        """With room for an honest answer that was written on another kind of machine than the calibration's."""
-        return self.limit(positions, FAR_Z if positions < MIN_POSITIONS else REFUTED_Z) + ELSEWHERE_NATS
-
-
-# Of no file in particular: the widest honest figures seen so far. See docs/proof.md.
-UNCALIBRATED = Calibration("", 0.011, 0.081, 0.004, 0, 0, 0, "defaults")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a replay says of an answer, or several replays of a miner (reward.standing). `reason` is for people. Margins in
-    nats; `limits` are those for proven and refuted at this number of positions. `model`: the registry's key of the file that
-    was replayed, which whoever replayed it knows; never the claimed name."""
-
-    status: Status
-    reason: str = ""
-    mean_margin: float = 0.0
-    match_rate: float = 0.0
-    positions: int = 0
-    limits: tuple[float, float] = (0.0, 0.0)
-    calibrated: bool = False
-    model: str = ""
-
-
-NO_PROOF = Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
-
-
-def judge(replay: Replay, calibration: Calibration) -> Verdict:
-    """The verdict on one replay. Pure. Too few positions never prove, and refute only what is far from all honest texts."""
-    if replay.refuted:
-        return Verdict("refuted", f"the claimed rule cannot write these tokens: {replay.refuted}")
-    count, mean = len(replay.margins), replay.mean_margin
-    if not count:
-        return Verdict("inconclusive", "no free positions")
-    short = count < MIN_POSITIONS
-    proven_to, refuted_above = calibration.proven_to(count), calibration.refuted_above(count)
-    if mean > refuted_above:
-        status: Status = "refuted"
-    else:
-        status = "proven" if mean <= proven_to and not short else "inconclusive"
-    reason = f"mean margin {mean:.4f} nats; honest up to {proven_to:.4f}, refuted above {refuted_above:.4f}"
-    if short:
-        reason += f"; {count} free positions, and a proof needs {MIN_POSITIONS}"
-    return Verdict(
-        status, reason, mean, replay.match_rate, count, (proven_to, refuted_above), bool(calibration.model_sha256)
-    )
+TWO_WAYS_TOKENS = 512  # of a batch: without flash attention a wide one takes much memory
+ENOUGH_POSITIONS = 40  # to tell the noise
 
 
 class Prover:
@@ -122,6 +43,7 @@ class Prover:
         self._path = path
         self.model: Model = Model(path, self._settings, chat_template)
         self._held: tuple[EngineSettings, Context, Replayer] | None = None
+        self._noise = 0.0
 
     @cached_property
     def sha256(self) -> str:
@@ -138,15 +60,47 @@ class Prover:
     ) -> Iterator[tuple[int, Verdict]]:
         """Prove answers, as many in one pass over the file as a batch of the layout holds. Takes what `prove` takes; yields each
         one's place in `asked` with its verdict, as soon as it is known. Raises EngineError or DoesNotFit."""
-        calibration, places = calibration_of(self.sha256), []
+        places = []
         for at, one in enumerate(asked):
             wrong = self._wrong_claim(*one)
             if wrong:
                 yield at, wrong
             else:
                 places.append(at)
-        for which, replay in self.replay_all([asked[at][:2] for at in places]):
-            yield places[which], judge(replay, calibration)
+        right = [asked[at][:2] for at in places]
+        noise = self.noise(right)
+        for which, replay in self.replay_all(right):
+            yield places[which], judge(replay, noise)
+
+    def noise(self, asked: Sequence[tuple[StoryRequest, StoryResponse]]) -> float:
+        """Nats (verdict.py), of this file on this machine: as calibrated, else as the first answer shows that is long enough; else
+        none, and nothing is decided. Raises what `prove_all` does."""
+        if not self._noise:
+            calibration = calibration_of(self.sha256)
+            self._noise = calibration.noise if calibration else 0.0
+        for one in asked:
+            if self._noise:
+                break
+            pair = self.two_ways(*one)
+            if min(len(replay.leads) for replay in pair) >= ENOUGH_POSITIONS:
+                self._noise = noise_of([pair])
+        return self._noise
+
+    def two_ways(self, request: StoryRequest, response: StoryResponse) -> tuple[Replay, Replay]:
+        """The same scores by two attention kernels, with keys and values that are not quantized. Raises what `prove_all` does."""
+        from storyfi_lite.engine.model import Context
+        from storyfi_lite.engine.replay import Replayer
+
+        assert response.proof is not None
+        plain = response.model_copy(update={"proof": response.proof.model_copy(update={"kv_type": "f16"})})
+        one = self.replay(request, plain)
+        assert self._held is not None
+        settings = self._held[0]
+        self._drop_context()
+        narrow = min(settings.n_batch, TWO_WAYS_TOKENS)
+        other = replace(settings, flash_attn=not settings.flash_attn, n_batch=narrow, n_ubatch=narrow)
+        with closing(Context(self.model, other)) as context:
+            return one, next(Replayer(context).replay_all([self._given(request, plain)]))[1]
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
@@ -266,110 +220,3 @@ def _task(request: StoryRequest) -> Any:
     from storyfi_lite import tasks
 
     return tasks.get(request.task_type)
-
-
-def calibration_of(sha256: str, path: Path | None = None) -> Calibration:
-    """The file's calibration: the user's own, else the shipped one, else UNCALIBRATED. Raises BadInput for a broken file."""
-    for place in (path or user_calibrations(), _CALIBRATIONS):
-        if place.exists():
-            rows = _read(place)
-            if sha256 in rows:
-                return Calibration(sha256, **rows[sha256])
-    return UNCALIBRATED
-
-
-def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
-    """Adds it to the user's own calibrations; returns their file. Raises ConfigError or DoesNotFit where it cannot be written."""
-    path = path or user_calibrations()
-    rows = _read(path) if path.exists() else {}
-    fields = {key: value for key, value in vars(calibration).items() if key != "model_sha256"}
-    rows[calibration.model_sha256] = fields
-    files.write_text(path, yaml.safe_dump(rows, sort_keys=False), MOVED_BY)
-    return path
-
-
-def user_calibrations() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("storyfi-lite")) / "calibrations.yaml"
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    rows = yaml.safe_load(path.read_text()) or {}
-    fields = set(Calibration.__dataclass_fields__) - {"model_sha256"}
-    if not isinstance(rows, dict) or any(not isinstance(row, dict) or set(row) != fields for row in rows.values()):
-        raise BadInput(f"{path} does not hold calibrations; make them with `storyfi-lite calibrate --model.path FILE`")
-    return rows
-
-
-def calibrate(sha256: str, replays: list[Replay], made_with: str) -> Calibration:
-    """From replays of honest answers; `refuted` counts those that the limits made from all others would refute. Raises
-    BadInput if they are too few to tell a spread."""
-    sums = [_Sums.of(replay.margins) for replay in replays if len(replay.margins) >= MIN_POSITIONS]
-    if len(sums) < 6:
-        raise BadInput(f"{len(sums)} answers with at least {MIN_POSITIONS} free positions; at least 6 are needed")
-    whole = _calibration(sha256, sums, made_with)
-    total = _Sums.together(sums)
-    means = _Sums.of([one.mean for one in sums])
-    refuted = 0
-    for one in sums:
-        others = _limits(total.less(one), means.less(_Sums.of([one.mean])))
-        refuted += one.mean > Calibration("", *others, 0, 0, 0, "").refuted_above(one.count)
-    return replace(whole, refuted=refuted)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Of some numbers: how many, their sum, the sum of their squares."""
-
-    count: int
-    sum: float
-    squares: float
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> _Sums:
-        return cls(len(numbers), math.fsum(numbers), math.fsum(number * number for number in numbers))
-
-    @classmethod
-    def together(cls, parts: Sequence[_Sums]) -> _Sums:
-        return cls(
-            sum(one.count for one in parts),
-            math.fsum(one.sum for one in parts),
-            math.fsum(one.squares for one in parts),
-        )
-
-    def less(self, other: _Sums) -> _Sums:
-        return _Sums(self.count - other.count, self.sum - other.sum, self.squares - other.squares)
-
-    @property
-    def mean(self) -> float:
-        return self.sum / self.count
-
-    @property
-    def variance(self) -> float:
-        return max(0.0, (self.squares - self.sum * self.mean) / (self.count - 1))
-
-
-def _calibration(sha256: str, sums: list[_Sums], made_with: str) -> Calibration:
-    total, means = _Sums.together(sums), _Sums.of([one.mean for one in sums])
-    mean, within, between = (round(one, 6) for one in _limits(total, means))
-    return Calibration(sha256, mean, within, between, len(sums), total.count, 0, made_with)
-
-
-def _limits(positions: _Sums, means: _Sums) -> tuple[float, float, float]:
-    """Mean, spread within answers, and the spread of answers' means that the positions' own does not explain."""
-    within = positions.variance
-    between = max(0.0, means.variance - within * means.count / positions.count)
-    return positions.mean, math.sqrt(within), math.sqrt(between)
-
-
-def rate_bound(found: int, of: int) -> float:
-    """Clopper and Pearson's one-sided 95 % upper bound on a rate of which `found` in `of` were seen."""
-    low, high = found / of, 1.0
-    for _ in range(60):
-        rate = (low + high) / 2
-        logs = [
-            math.log(math.comb(of, k)) + k * math.log(rate) + (of - k) * math.log1p(-rate) for k in range(found + 1)
-        ]
-        low, high = (rate, high) if math.fsum(map(math.exp, logs)) > 0.05 else (low, rate)
-    return high

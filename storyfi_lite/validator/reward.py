@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry, read_yaml
-from storyfi_lite.validator.proof import Status, Verdict
 from storyfi_lite.validator.score import Score
+from storyfi_lite.validator.verdict import Status, Verdict
 
 DEFAULT_POLICY = Path(__file__).with_name("reward_policy.yaml")
 
