@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import sqlite3
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from storyfi_lite import stopping
 from storyfi_lite.errors import ConfigError, DoesNotFit, LiteError
@@ -65,6 +67,26 @@ def write_text(path: Path, text: str, moved_by: str) -> None:
                 with contextlib.suppress(OSError):
                     part.unlink()
                 raise
+
+
+def read_cache(name: str) -> dict[str, Any]:
+    """Return what `keep` has kept in the cache's file of that name; empty if it cannot be read."""
+    try:
+        kept = json.loads(_cache_file(name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def keep(name: str, key: str, value: Any) -> None:
+    """Add to the cache's file of that name what can be found out again."""
+    write_cache(_cache_file(name), json.dumps({**read_cache(name), key: value}))
+
+
+def _cache_file(name: str) -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("storyfi-lite")) / name
 
 
 def write_cache(path: Path, text: str) -> None:

@@ -443,9 +443,9 @@ def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None
 
     with running(make_miner(tmp_path)) as miner:
         neurons = [
-            Neuron(0, "gone", 0.0, False, None, 0.0, 0.0),
-            Neuron(1, MINER.ss58_address, 0.0, False, ("127.0.0.1", miner.port), 0.0, 0.0),
-            Neuron(2, VALIDATOR.ss58_address, 9.0, True, None, 0.0, 0.0),
+            Neuron(0, "gone", 0.0, False, None, 0.0),
+            Neuron(1, MINER.ss58_address, 0.0, False, ("127.0.0.1", miner.port), 0.0),
+            Neuron(2, VALIDATOR.ss58_address, 9.0, True, None, 0.0),
         ]
         session: Any = SimpleNamespace(
             snapshot=MetagraphSnapshot(92, 1000, 0.0, tuple(neurons)), set_weights=set_weights

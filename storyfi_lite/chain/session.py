@@ -243,7 +243,6 @@ class ChainSession:
                 validator_permit=row.validator_permit,
                 axon=_axon(row.axon),
                 incentive=row.incentive,
-                dividends=row.dividends,
             )
             for row in graph.neurons
         )

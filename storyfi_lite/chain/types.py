@@ -28,7 +28,7 @@ class Neuron:
 
     `stake_tao` is the chain's total stake of this hotkey on this subnet (alpha plus weighted TAO): the figure
     that validator permits are ranked by. `axon` is the published (ip, port), None if nothing is published.
-    `incentive` and `dividends` are fractions, 0 to 1.
+    `incentive` is a fraction, 0 to 1.
     """
 
     uid: int
@@ -37,7 +37,6 @@ class Neuron:
     validator_permit: bool
     axon: tuple[str, int] | None
     incentive: float
-    dividends: float
 
 
 @dataclass(frozen=True)

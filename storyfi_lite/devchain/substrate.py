@@ -84,16 +84,6 @@ class DevSubstrate:
         rows = await self._request("query_map", module, storage_function, params or [])
         return [(key, value) for key, value in rows]
 
-    async def map_has_entries(
-        self, module: str, storage_function: str, params: list, block_hash: str | None = None
-    ) -> bool:
-        return bool(await self.query_map(module, storage_function, params))
-
-    async def query_batch(
-        self, module: str, storage_function: str, param_sets: list[list], block_hash: str | None = None
-    ) -> list[Any]:
-        return [await self.query(module, storage_function, params) for params in param_sets]
-
     async def runtime_call(self, api: str, method: str, params: list, block_hash: str | None = None) -> Any:
         return await self._request("runtime_call", api, method, params)
 
@@ -185,30 +175,23 @@ def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state:
     called again at any time, by several processes at once. Raises Unavailable if the host does not answer, ConfigError or
     DoesNotFit where `directory` cannot be written.
     """
-    with files.writing(directory, MOVED_BY):
-        return _dev_network(directory, miners, validators, state)
-
-
-def _dev_network(directory: Path, miners: int, validators: int, state: DevState | None) -> DevNetwork:
-    server = DevChainServer.start(directory, DevChain(state))
-    link = DevLink(directory)
-    try:
-        with _wallets_lock(directory):
-            net = DevNetwork(
-                directory,
-                link.request("netuid"),
-                tuple(_make_wallet(directory, name) for name in _names("miner", miners)),
-                tuple(_make_wallet(directory, name) for name in _names("validator", validators)),
-                server,
-            )
-            for path in sorted(net.wallet_path.iterdir()):  # all of them: a new host starts with an empty chain
-                _register(link, Wallet(path.name, path=str(net.wallet_path)), net.netuid)
-    except (RpcConnectionError, Refused) as error:
-        if server is not None:
-            server.close()
-        raise Unavailable(f"the dev chain in {directory} does not work: {error}") from error
-    finally:
-        link.close()
+    with files.writing(directory, MOVED_BY), contextlib.closing(DevLink(directory)) as link:
+        server = DevChainServer.start(directory, DevChain(state))
+        try:
+            with _wallets_lock(directory):
+                net = DevNetwork(
+                    directory,
+                    link.request("netuid"),
+                    tuple(_make_wallet(directory, name) for name in _names("miner", miners)),
+                    tuple(_make_wallet(directory, name) for name in _names("validator", validators)),
+                    server,
+                )
+                for path in sorted(net.wallet_path.iterdir()):  # all of them: a new host starts with an empty chain
+                    _register(link, Wallet(path.name, path=str(net.wallet_path)), net.netuid)
+        except (RpcConnectionError, Refused) as error:
+            if server is not None:
+                server.close()
+            raise Unavailable(f"the dev chain in {directory} does not work: {error}") from error
     return net
 
 

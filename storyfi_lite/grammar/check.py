@@ -29,6 +29,9 @@ MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.
 _HIDDEN = re.compile("[" + FORBIDDEN.replace(r"\u0000-\u001f", r"\u0000-\u0008\u000b\u000c\u000e-\u001f") + "]")
 
+# An answer is valid without these: they say what can be proven of it, and what a reader does not see.
+REMARKS = ("canonical", "proof", "visible")
+
 Rules = Callable[[Any], Iterable[str]]
 
 
@@ -45,14 +48,21 @@ class Check:
 class Report:
     """Holds all checks of one text. `data` is the parsed object if the text is a JSON object, valid or not."""
 
-    valid: bool
-    canonical: bool
     checks: tuple[Check, ...]
     data: dict[str, Any] | None = None
 
     @property
+    def valid(self) -> bool:
+        return not self.problems
+
+    @property
+    def canonical(self) -> bool:
+        """Return whether the text is valid and its bytes are those that the grammar writes."""
+        return self.valid and all(check.ok for check in self.checks if check.name == "canonical")
+
+    @property
     def problems(self) -> tuple[str, ...]:
-        return tuple(check.detail for check in self.checks if not check.ok and check.name != "canonical")
+        return tuple(check.detail for check in self.checks if not check.ok and check.name not in REMARKS)
 
 
 def check_text(text: str | bytes, schema: Object, written: Object, rules: Rules) -> Report:
@@ -80,7 +90,7 @@ def check_data(data: Any, schema: Object, written: Object, rules: Rules) -> Repo
 
 
 def _not_json(why: str) -> Report:
-    return Report(False, False, (Check("json", False, why),))
+    return Report((Check("json", False, why),))
 
 
 def _bounded(raw: bytes) -> bytes:
@@ -104,8 +114,7 @@ def _report(data: Any, raw: bytes, schema: Object, written: Object, rules: Rules
     if not canonical:
         spelling = "not the grammar's spelling (white space, key order, escapes): valid or not, it cannot be proven"
     checks.append(Check("canonical", canonical, spelling))
-    valid = all(check.ok for check in checks if check.name != "canonical")
-    return Report(valid, valid and canonical, tuple(checks), data if isinstance(data, dict) else None)
+    return Report(tuple(checks), data if isinstance(data, dict) else None)
 
 
 def _as_spelled(node: Node, value: Any) -> Any:

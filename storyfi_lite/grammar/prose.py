@@ -37,7 +37,8 @@ _OPENERS = tuple(" \n(“「『（《«")  # after these nothing is closed
 CLOSERS = "".join(dict.fromkeys(_PAIRS.values()))
 _NO_PROSE = re.compile(rf"[\\{{}}\[\]<>|*#_~^=`@{FORBIDDEN}]")
 _NO_LABEL = re.compile(rf"[\d,，、\\{{}}\[\]<>|*#_~^=`@\"“”「」『』（）()《》«».。…;；:：/{FORBIDDEN}]")
-_SEPARATORS = ",，、"
+SEPARATOR = ","  # of a list's items
+_SEPARATORS = ",，、"  # which no item may hold
 # After these more must come: no sentence and no label ends on them, unless no other character has room.
 _DANGLING = re.compile(
     r"(?:\b(?:a|an|the|of|to|and|or|but|nor|with|for|from|by|at|as|into|onto|than|that|which|who|whose|if|because|while|when"
@@ -71,12 +72,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Items:
-    """Asks for `min_items` to `max_items` different items on one line. `separator` stands between two of them."""
+    """Asks for `min_items` to `max_items` different items on one line, with SEPARATOR between them."""
 
     item: Words
     min_items: int
     max_items: int
-    separator: str = ","
 
 
 Form = Prose | Words | Items
@@ -94,7 +94,7 @@ class Row:
         """Return how many tokens surely suffice, the row's end included: one for each byte of the label and each character."""
         form = self.form
         if isinstance(form, Items):
-            least = form.min_items * form.item.min_chars + (form.min_items - 1) * len(form.separator.encode())
+            least = form.min_items * form.item.min_chars + form.min_items - 1
         else:
             least = form.min_chars
         return len(self.label.encode()) + least + 1
@@ -104,7 +104,7 @@ class Row:
         """Return a number of tokens that no row exceeds: four bytes a character, and as many spaces as texts."""
         form = self.form
         if isinstance(form, Items):
-            most = form.max_items * (4 * form.item.max_chars + 1 + len(form.separator.encode()))
+            most = form.max_items * (4 * form.item.max_chars + 2)
         else:
             most = 4 * form.max_chars + 1
         return len(self.label.encode()) + most + 1
@@ -130,7 +130,7 @@ def values(rows: Rows, text: str) -> list[str | list[str]]:
     for row, line in zip(rows, lines, strict=True):
         said = line[len(row.label) :].removeprefix(" ")
         if isinstance(row.form, Items):
-            found.append([item.removeprefix(" ") for item in said.split(row.form.separator)])
+            found.append([item.removeprefix(" ") for item in said.split(SEPARATOR)])
         else:
             found.append(said)
     return found
@@ -213,7 +213,7 @@ class Cursor:
     @property
     def separator(self) -> str:
         """Return what leads to the next item of a list; empty elsewhere."""
-        return self._items.separator if self._items else ""
+        return SEPARATOR if self._items else ""
 
     @property
     def may_end(self) -> bool:
@@ -275,7 +275,7 @@ class Cursor:
         need = len(self._literal.encode()) + self._text_need + 1
         if self._items is not None:
             missing = max(0, self._items.min_items - self._count - 1)
-            need += missing * (self._items.item.min_chars + len(self._items.separator.encode()))
+            need += missing * (self._items.item.min_chars + 1)
         return need + sum(row.need_tokens for row in self._rows[self._row + 1 :])
 
     @property
@@ -357,7 +357,7 @@ class Cursor:
             self._tail = " "
         elif char == "\n":
             self._line_feed()
-        elif self._items is not None and char == self._items.separator:
+        elif self._items is not None and char == SEPARATOR:
             self._expect(self._text_may_end and self._count + 1 < self._items.max_items)
             self._count += 1
             self._seen |= {self._text.casefold()}

@@ -5,12 +5,9 @@ It knows no models; what follows from the figures is placement's.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,18 +167,13 @@ class KernelBench:
 def memory_gb_s(device: Device) -> float | None:
     """Measure how fast a GPU reads its memory, in GB/s, by a product with a matrix of 16-bit floats, which need no unpacking. Takes
     a second or less, then it is kept for this build and driver. None where ggml cannot say."""
-    import platformdirs
-
-    path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "gpu-speed.json"
     key = f"{device.description} {fingerprint()}"
-    known: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = dict(json.loads(path.read_text()))
-    if key not in known:
+    speed: float | None = files.read_cache("gpu-speed.json").get(key)
+    if speed is None:
         try:
             with KernelBench(device) as bench:
-                known[key] = round(bench.weights_gb_s(F16), 3)
+                speed = round(bench.weights_gb_s(F16), 3)
         except RuntimeError:
             return None
-        files.write_cache(path, json.dumps(known))
-    return known[key]
+        files.keep("gpu-speed.json", key, speed)
+    return speed

@@ -18,7 +18,7 @@ from storyfi_lite import tasks
 from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.check import Check, parse_json
+from storyfi_lite.grammar.check import REMARKS, Check, Report, parse_json
 from storyfi_lite.protocol.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 from storyfi_lite.validator.text import strings, visible
 
@@ -33,22 +33,16 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 sampling = attrgetter("temperature", "min_p", "dry_multiplier", "dry_base", "dry_allowed_length")
 _PUBLISHED = sampling(SamplingParams(seed=0))
 
-# An answer is valid without these: they say what can be proven of it, and what a reader does not see.
-REMARKS = ("canonical", "proof", "visible")
 # These cost points, not the whole score: the answer can be read, and breaks the task's rules.
 RULES = ("schema", "rules", "visible")
 
 
 @dataclass(frozen=True)
-class Verification:
-    """Holds the checks of one answer. `canonical`: its bytes are those that the grammar writes. `data`: the parsed answer, None
-    if it cannot be read. `response`: the typed response; None for a bare story and for bytes that cannot be read."""
+class Verification(Report):
+    """Holds the checks of one answer. `data`: the parsed answer, None if it cannot be read. `response`: the typed response; None
+    for a bare story and for bytes that cannot be read."""
 
-    valid: bool
-    canonical: bool
-    task: str | None
-    checks: tuple[Check, ...]
-    data: dict[str, Any] | None = None
+    task: str | None = None
     response: StoryResponse | None = None
 
     @property
@@ -60,10 +54,6 @@ class Verification:
     def provable(self) -> bool:
         """Return whether the answer can be replayed: it is canonical, with tokens and a header that fits the request."""
         return self.canonical and any(check.name == "proof" and check.ok for check in self.checks)
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return tuple(check.detail for check in self.checks if not check.ok and check.name not in REMARKS)
 
 
 def verify(request: StoryRequest, answer: StoryResponse | bytes, strict: bool = False) -> Verification:
@@ -100,7 +90,7 @@ def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Ve
     if response is not None:
         return _verify_response(request, constraint, response, strict)
     report = constraint.check(raw.strip(b" \t\r\n"), strict)
-    return _verification(task, [*report.checks, _size(request, story), _visible(story)], report.data, None)
+    return Verification((*report.checks, _size(request, story), _visible(story)), report.data, task)
 
 
 def task_of(data: dict[str, Any]) -> str | None:
@@ -149,7 +139,7 @@ def _verify_response(
         checks.append(_tokens(response.tokens, text))
     if response.proof is not None:
         checks.append(_proof(request, response, response.proof))
-    return _verification(request.task_type, checks, report.data, response)
+    return Verification(tuple(checks), report.data, request.task_type, response)
 
 
 def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
@@ -216,13 +206,5 @@ def same_answer(response: StoryResponse) -> bool:
     return isinstance(said, dict) and _same(said, response.output_data).ok
 
 
-def _verification(
-    task: str, checks: list[Check], data: dict[str, Any] | None, response: StoryResponse | None
-) -> Verification:
-    valid = all(check.ok for check in checks if check.name not in REMARKS)
-    canonical = valid and all(check.ok for check in checks if check.name == "canonical")
-    return Verification(valid, canonical, task, tuple(checks), data, response)
-
-
 def _refused(detail: str, task: str | None) -> Verification:
-    return Verification(False, False, task, (Check("json", False, detail),))
+    return Verification((Check("json", False, detail),), task=task)
