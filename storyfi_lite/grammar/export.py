@@ -1,4 +1,4 @@
-"""Writes a schema as Lark for llguidance (which the engine runs), as GBNF for stock llama.cpp, and as JSON Schema.
+"""Writes a schema as Lark for llguidance, as GBNF for stock llama.cpp, and as JSON Schema.
 
 Lark and GBNF accept exactly the same bytes. JSON Schema accepts more: it cannot fix key order or
 white space.

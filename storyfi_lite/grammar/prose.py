@@ -93,21 +93,15 @@ class Row:
     def need_tokens(self) -> int:
         """Return how many tokens surely suffice, the row's end included: one for each byte of the label and each character."""
         form = self.form
-        if isinstance(form, Items):
-            least = form.min_items * form.item.min_chars + form.min_items - 1
-        else:
-            least = form.min_chars
-        return len(self.label.encode()) + least + 1
+        text = form.min_items * (form.item.min_chars + 1) if isinstance(form, Items) else form.min_chars + 1
+        return len(self.label.encode()) + text
 
     @property
     def bound_tokens(self) -> int:
         """Return a number of tokens that no row exceeds: four bytes a character, and as many spaces as texts."""
         form = self.form
-        if isinstance(form, Items):
-            most = form.max_items * (4 * form.item.max_chars + 2)
-        else:
-            most = 4 * form.max_chars + 1
-        return len(self.label.encode()) + most + 1
+        text = form.max_items * (4 * form.item.max_chars + 2) if isinstance(form, Items) else 4 * form.max_chars + 1
+        return len(self.label.encode()) + text + 1
 
 
 Rows = tuple[Row, ...]

@@ -106,12 +106,13 @@ class StoryResponse(_Message):
         return self.model_dump_json(exclude_none=True).encode()
 
 
-def parse_request(body: bytes) -> StoryRequest:
-    """Parse a request. Raises BadInput with the first field that is wrong; the message never repeats the input."""
-    if len(body) > MAX_BODY_BYTES:
+def parse_request(body: bytes | dict[str, Any]) -> StoryRequest:
+    """Parse a request: its JSON, or the object that was read from it. Raises BadInput with the first field that is wrong; the
+    message never repeats the input."""
+    if isinstance(body, bytes) and len(body) > MAX_BODY_BYTES:
         raise BadInput(f"the request has {len(body)} bytes, {MAX_BODY_BYTES} are allowed")
     try:
-        return StoryRequest.model_validate_json(body)
+        return StoryRequest.model_validate(body) if isinstance(body, dict) else StoryRequest.model_validate_json(body)
     except ValidationError as error:
         raise BadInput(f"the request is not valid: {_first_problem(error)}") from None
 

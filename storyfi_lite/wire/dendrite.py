@@ -104,8 +104,7 @@ class Dendrite:
         fields = _load(body)
         if isinstance(fields.get("characters"), list):  # upstream 3.2.1 sends the bare list
             fields["characters"] = {"characters": fields["characters"]}
-            body = json.dumps(fields).encode()
-        return parse_request(body)
+        return parse_request(fields)
 
     def encode(self, claim: SignedCaller, body: bytes, response: StoryResponse) -> tuple[dict[str, str], bytes]:
         """Write the answer together with the request's own fields: the client overwrites its whole synapse with the answer's body."""
