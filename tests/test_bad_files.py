@@ -14,6 +14,7 @@ import pytest
 from storyfi_lite.cli import main
 from storyfi_lite.models import registry
 from tests.test_gguf_header import gguf
+from tests.tiny_gguf import tiny_gguf
 
 NAME = "llm-00001-of-00002.gguf"
 
@@ -90,6 +91,78 @@ def test_a_model_file(
     assert any(words in line for words in says.split("|")), line
 
 
+OTHER_FORMATS = {
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7c5a28\nsize 98362432\n",
+        "git lfs pull --include ",
+    ),
+    "web page": (b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>", "/resolve/"),
+    "server's answer": (b'{"error": "Invalid username or password."}', "fetch it again"),
+    "safetensors": (b"\x10\x27\0\0\0\0\0\0" + b'{"__metadata__":{}}', "take a GGUF"),
+    "compressed": (b"\x1f\x8b\x08" + b"\0" * 60, "unpack it"),
+    "GGML, the format before GGUF": (b"tjgg\x03\0\0\0" + b"\0" * 60, "take a GGUF"),
+}
+
+
+@pytest.mark.parametrize(("kind", "content", "mend"), [(kind, *of) for kind, of in OTHER_FORMATS.items()])
+def test_a_file_of_another_kind_is_named(
+    refused: Callable[..., str], tmp_path: Path, kind: str, content: bytes, mend: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    line = refused("generate", "a heist", "--model.path", path)
+    assert f"{path.name} is not a GGUF file" in line and kind in line and mend in line
+
+
+def test_a_piece_of_a_file_is_told_how_to_be_joined(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "big model.gguf.part2of2"
+    path.write_bytes(b"\x93\x01" * 100)
+    assert "cat 'big model.gguf'?* > 'big model.gguf'" in refused("generate", "a heist", "--model.path", path)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"general.type": "adapter", "adapter.type": "lora"}, "llama-export-lora"),
+        ({"general.type": "mmproj"}, "shows pictures to a model"),
+        ({"general.type": "imatrix"}, "importance matrix"),
+        ({"llama.attention.causal": False}, "makes numbers of texts"),
+        ({"split.count": 2, "split.no": 0}, "one of 2 parts"),
+    ],
+)
+def test_what_goes_beside_a_model_is_named(
+    refused: Callable[..., str], tmp_path: Path, more: dict[str, object], says: str
+) -> None:
+    path = tiny_gguf(tmp_path / "model.gguf", more=more)
+    line = refused("generate", "a heist", "--model.path", path)
+    assert path.name in line and says in line
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"llama.block_count": 4_000_000_000}, "announces 4,000,000,000 layers"),
+        ({"llama.block_count": 200_000_000}, "announces 200,000,000 layers"),
+        ({"llama.attention.head_count": 0}, "attention_head_count is 0"),
+        ({"llama.context_length": 0}, "context_length is 0"),
+        # what llama.cpp ends the process over, and a child process finds out
+        ({"llama.expert_count": 4}, "makes llama.cpp crash (llama-model.cpp"),
+    ],
+)
+def test_figures_that_cannot_be(
+    refused: Callable[..., str], tmp_path: Path, more: dict[str, object], says: str
+) -> None:
+    assert says in refused("generate", "a heist", "--model.path", tiny_gguf(tmp_path / "model.gguf", more=more))
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 16])
+def test_tensors_that_lie_where_llama_cpp_would_abort(
+    refused: Callable[..., str], tmp_path: Path, alignment: int
+) -> None:
+    path = tiny_gguf(tmp_path / "model.gguf", alignment=alignment)
+    assert f"multiples of {alignment} bytes" in refused("generate", "a heist", "--model.path", path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -134,6 +207,12 @@ def test_a_hardware_file_with_negative_memory(
     path.write_text(json.dumps(machine))
     line = refused(command, "--hardware", path)
     assert path.name in line and says in line
+
+
+def test_a_hardware_file_of_brackets(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text("[" * 100_000)
+    assert "nested too deeply" in refused("place", "--hardware", path)
 
 
 def test_a_file_that_is_here_and_does_not_match_its_size_is_no_model_of_the_registry(

@@ -156,7 +156,8 @@ def test_keys_and_values_are_counted_layer_by_layer_where_their_heads_differ() -
     }
     heads = {"attention.head_count": (4, 4, 4, 4), "attention.head_count_kv": (1, 2, 4, 2), "vocab_size": 49152}
     metadata: dict[str, Any] = {f"deci.{key}": value for key, value in (figures | heads).items()}
-    header = Header({"general.architecture": "deci", **metadata}, {}, ())
+    layers = tuple(Tensor(f"blk.{number}.attn_q.weight", (1,), "F32", 0, 0) for number in range(4))
+    header = Header({"general.architecture": "deci", **metadata}, {}, layers)
     arch = architecture(header, "kv_heads_by_layer.gguf")
     needs = memory.demand(arch, weights.from_header(header, 4), EngineSettings(), 0)
     assert needs[-1].kv_bytes == 2.25 * MIB

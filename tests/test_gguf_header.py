@@ -7,9 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 
+from storyfi_lite.engine.model import Model
+from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput
 from storyfi_lite.models.gguf import architecture, read_header, read_local
+from tests.tiny_gguf import tiny_gguf
 
 
 def text(value: str) -> bytes:
@@ -39,6 +43,25 @@ def test_reads_the_real_model(small_model_path: Path) -> None:
     assert (arch.name, arch.block_count, arch.vocab_size, arch.attention_head_count_kv) == ("llama", 30, 49152, 3)
     assert arch.tied_output_embedding and len(header.tensors) == 272
     assert sum(tensor.size_bytes for tensor in header.tensors) == 96_576_768
+
+
+def test_types_are_those_that_llama_cpp_knows(tmp_path: Path) -> None:
+    """NVFP4 is younger than the format's description: 64 weights in 36 bytes."""
+    path = tiny_gguf(tmp_path / "m.gguf", raw={"ffn_up.weight": (GGMLQuantizationType.NVFP4, 64, 36)})
+    tensor = next(tensor for tensor in read_local(path).tensors if tensor.name == "blk.0.ffn_up.weight")
+    assert (tensor.type_name, tensor.shape, tensor.size_bytes) == ("NVFP4", (64, 64), 64 * 36)
+    Model(path, EngineSettings()).close()
+
+
+def test_without_llama_cpp_sizes_come_from_where_tensors_lie(
+    small_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = read_local(small_model_path).tensors
+    monkeypatch.setattr("storyfi_lite.models.gguf.ggml_types", lambda: {})
+    guessed = read_local(small_model_path).tensors
+    for right, guess in zip(known, guessed, strict=True):
+        assert (guess.name, guess.shape, guess.offset) == (right.name, right.shape, right.offset)
+        assert 0 <= guess.size_bytes - right.size_bytes < 32
 
 
 def test_a_remote_file_costs_its_first_megabytes_only(small_model_path: Path) -> None:

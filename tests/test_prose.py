@@ -65,6 +65,22 @@ def test_from_any_point_a_text_closes_within_what_is_said_to_suffice(
 
 
 @pytest.mark.parametrize(
+    ("before", "begun"),
+    [
+        ("", b"\xf0\x9f\xaf"),  # segmented digits: no label has digits
+        ("nineteen characters", b"\xe2\x80"),  # dashes and quotes: no label ends on one
+    ],
+)
+def test_no_character_is_begun_that_a_label_cannot_have(before: str, begun: bytes) -> None:
+    """A byte at a time a vocabulary can begin any character; one that nothing can finish would be a dead end."""
+    cursor = Cursor((Row("", Words(2, 20)),))
+    if before:
+        cursor.advance(before.encode())
+    assert advanced(cursor, begun) is None
+    assert advanced(cursor, b"\xe6") is not None  # Chinese
+
+
+@pytest.mark.parametrize(
     ("text", "whole"),
     [
         ("It rains.", True), ("Is it raining?", True), ("It rains…", True), ("She said: “It rains.”", True), ("下雨了。", True),

@@ -14,6 +14,23 @@ CHAT = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(chr(c) for c in range(97, 123)), "."]
 TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
 
+_VALUE_TYPES = {
+    str: gguf.GGUFValueType.STRING,
+    bool: gguf.GGUFValueType.BOOL,
+    float: gguf.GGUFValueType.FLOAT32,
+    int: gguf.GGUFValueType.UINT32,
+}
+_FIGURES: dict[str, Any] = {
+    "llama.block_count": LAYERS,
+    "llama.context_length": 8192,
+    "llama.embedding_length": WIDTH,
+    "llama.feed_forward_length": FEED_FORWARD,
+    "llama.attention.head_count": HEADS,
+    "llama.attention.head_count_kv": HEADS,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.dimension_count": WIDTH // HEADS,
+}
+
 
 def tiny_gguf(
     path: Path,
@@ -23,16 +40,16 @@ def tiny_gguf(
     more: Mapping[str, Any] | None = None,
     raw: Mapping[str, tuple[gguf.GGMLQuantizationType, int, int]] | None = None,
 ) -> Path:
-    """Writes the file. `chat`: its template, or named ones; "" is the unnamed. `more`: further metadata. `raw`: for the
+    """Writes the file. `chat`: its template, or named ones; "" is the unnamed. `more`: metadata beside or instead of the usual. `raw`: for the
     tensors that end so, another type with the weights and bytes of its blocks."""
     writer = gguf.GGUFWriter(path, "llama")
     if alignment:
         writer.add_custom_alignment(alignment)
-    _describe(writer)
+    for key, value in {**_FIGURES, **(more or {})}.items():
+        writer.add_key_value(key, value, _VALUE_TYPES[type(value)])
+    _add_vocabulary(writer)
     for name, source in ({"": chat} if isinstance(chat, str) else chat or {}).items():
         writer.add_string(f"tokenizer.chat_template.{name}".rstrip("."), source)
-    for key, value in (more or {}).items():
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
     random = np.random.default_rng(0)
     for name, (rows, columns) in _shapes().items():
         kind, weights, size_bytes = next(
@@ -51,16 +68,7 @@ def tiny_gguf(
     return path
 
 
-def _describe(writer: gguf.GGUFWriter) -> None:
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(8192)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(TOKENS))
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list(TOKENS)
     writer.add_token_scores([0.0] * len(TOKENS))

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ import llama_cpp
 
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.settings import Demand, EngineSettings
+from storyfi_lite.errors import BadInput, LiteError
 from storyfi_lite.machine import devices
 
 log = logging.getLogger(__name__)
@@ -67,6 +72,21 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
     return tuple(found)
 
 
+def refuse_if_it_crashes(path: Path) -> None:
+    """Has a child process open the file first: on some that are damaged llama.cpp ends the whole process. Raises BadInput."""
+    command = [sys.executable, "-m", "storyfi_lite.engine.dry_run", os.fspath(path)]
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    child = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=environment)
+    if child.returncode < 0:
+        lines = child.stderr.decode(errors="replace").splitlines()
+        why = next(
+            (line.rpartition("/")[2] for line in lines if "GGML_A" in line), signal.Signals(-child.returncode).name
+        )
+        raise BadInput(
+            f"{path.name} makes llama.cpp crash ({why}); it is damaged: fetch it again, or take another file"
+        )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps llama.cpp's lines out of the log: the load in earnest says them again."""
@@ -84,3 +104,8 @@ def _nodes(address: int | None) -> Iterator[Any]:
         yield from _nodes(node.left)
         yield node
         yield from _nodes(node.right)
+
+
+if __name__ == "__main__":
+    with suppress(LiteError):  # the load in earnest says it
+        Model(Path(sys.argv[1]), EngineSettings(), dry_run=True).close()

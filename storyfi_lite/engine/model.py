@@ -58,6 +58,8 @@ class Model:
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise _load_error(path)
+        if llama_cpp.llama_model_has_encoder(self.handle) or llama_cpp.llama_model_is_diffusion(self.handle):
+            raise BadInput(f"{path.name} does not write a text from its beginning on; take another model")
         self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self._chat_template = chat_template
 
@@ -144,6 +146,8 @@ def _load_error(path: Path) -> LiteError:
     why = "; ".join(devices.complaints) or "no reason given"
     if re.search(r"alloc|out of memory|buffer", why, re.IGNORECASE):
         return DoesNotFit(f"{path.name} does not fit into memory: {why}")
+    if unknown := re.search(r"unknown model architecture: '[^']*'", why):
+        return BadInput(f"llama.cpp here does not know how {path.name} is built ({unknown[0]}); take another model")
     return BadInput(
         f"llama.cpp could not load {path.name}; the file is damaged or of an unknown kind, fetch it again: {why}"
     )

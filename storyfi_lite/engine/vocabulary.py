@@ -19,13 +19,18 @@ from storyfi_lite.errors import BadInput, EngineError, GrammarError
 from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS
 
 _LINE_END = re.compile(rb" *\n[ \n]*")
+# What a vocabulary needs so that every text can be begun and ended: ASCII, and the bytes of Chinese in UTF-8.
+_SPELLING = [bytes([byte]) for byte in (0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xE2, 0xEA), 0xEF)]
 _SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSERS)}]*")
 
 
 class Vocabulary:
-    """`handle` is llama.cpp's vocabulary pointer; the model that owns it must outlive this object."""
+    """`handle` is llama.cpp's vocabulary pointer; the model that owns it must outlive this object. Raises BadInput, here or when
+    it is first used, if a story cannot be written with it."""
 
     def __init__(self, handle: Any) -> None:
+        if llama_cpp.llama_vocab_type(handle) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise BadInput("the model has no vocabulary; take a model that writes")
         self._handle = handle
         self.size = llama_cpp.llama_vocab_n_tokens(handle)
         self._bytes = [self._piece(token) for token in range(self.size)]
@@ -99,7 +104,14 @@ class Vocabulary:
 
     @cached_property
     def _by_bytes(self) -> dict[bytes, int]:
-        return {piece: token for token, piece in reversed(list(enumerate(self.writes)))}
+        found = {piece: token for token, piece in reversed(list(enumerate(self.writes)))}
+        missing = [piece for piece in _SPELLING if piece not in found]
+        if missing:
+            raise BadInput(
+                f"the model's vocabulary cannot spell every text: of {len(_SPELLING)} bytes that it takes, {len(missing)} have "
+                f"no token, {missing[0]!r} among them; take a model that writes"
+            )
+        return found
 
     @cached_property
     def end(self) -> int:

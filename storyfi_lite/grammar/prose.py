@@ -285,7 +285,7 @@ class Cursor:
         """Return what the character that begins with these bytes may lead to, each way as the number of characters that then end
         the text, and what is open. The character may be any; what closes the innermost quote; or a …."""
         if not self.is_prose:
-            return [(0 if partial in _letter_beginnings() else 1, "")]
+            return [(0 if partial in _beginnings(False) else 1, "")]
         opened = self._open
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
@@ -329,7 +329,7 @@ class Cursor:
         if self._literal:
             self._expect(self._literal.encode().startswith(pending))
             return
-        self._expect(self._chars > 0 or pending in _letter_beginnings())
+        self._expect(self._chars > 0 or pending in _beginnings(self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
@@ -447,9 +447,10 @@ def _more_bytes(closers: str) -> int:
 
 
 @cache
-def _letter_beginnings() -> frozenset[bytes]:
-    """Return the first bytes, but not all, of every letter's and digit's UTF-8."""
-    spelled = [chr(code).encode() for code in range(0x80, 0x110000) if chr(code).isalnum()]
+def _beginnings(of_prose: bool) -> frozenset[bytes]:
+    """Return the first bytes, but not all, of the UTF-8 of every letter and, in prose, every digit."""
+    chars = [char for char in map(chr, range(0x80, 0x110000)) if char.isalnum()]
+    spelled = [char.encode() for char in chars if of_prose or not _NO_LABEL.match(char)]
     return frozenset(character[:length] for character in spelled for length in range(1, len(character)))
 
 

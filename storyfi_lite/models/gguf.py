@@ -1,20 +1,26 @@
-"""Reads the head of a GGUF file, its metadata and where its tensors lie, without the tensors and without llama.cpp.
+"""Reads the head of a GGUF file, its metadata and where its tensors lie, without the tensors.
 
 Reads through a `read_range(start, size) -> bytes`, so a local file and a remote one (ranged HTTP reads of the first
 megabytes) go the same way. Everything in a file is doubted: counts, lengths and offsets are bounded before they are
-used, and what is wrong is one line of BadInput. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
+used, and what is wrong is one line of BadInput. A file that is something else is named (file_kinds.py). Of llama.cpp only its
+list of tensor types is asked, where it is installed. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from storyfi_lite.errors import BadInput
+from storyfi_lite.models import file_kinds
 from storyfi_lite.models.registry import Architecture
 
 ReadRange = Callable[[int, int], bytes]
@@ -25,15 +31,7 @@ MAX_ENTRIES = 1 << 16
 MAX_ARRAY = 1 << 24
 MAX_KEPT_ARRAY = 1 << 12  # longer arrays (the vocabulary) are measured, not kept
 BLOCK_BYTES = 4 << 20
-# ggml_type: name, weights a block, bytes a block (ggml.c, type_traits)
-GGML_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-}  # fmt: skip
+MIN_ALIGNMENT = 32  # below, llama.cpp aborts: its computing wants tensors at multiples of it (TENSOR_ALIGNMENT)
 # GGUF value type -> struct's code
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -102,8 +100,10 @@ class _Reader:
 def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
     """Read a header. Raises BadInput, one line, if this is no whole GGUF file of `size_bytes`."""
     reader = _Reader(read_range, size_bytes, name)
-    if size_bytes < 24 or reader.take(4) != b"GGUF":
-        raise BadInput(f"{name} is not a GGUF file; give the path of a .gguf file")
+    beginning = reader.take(min(size_bytes, file_kinds.BEGINNING_BYTES))
+    if not beginning.startswith(b"GGUF"):
+        raise BadInput(f"{name} is not a GGUF file{file_kinds.not_gguf(beginning, name)}")
+    reader.position = 4
     version = reader.number("I")
     if version not in (2, 3):
         hint = "it is big-endian" if version in (2 << 24, 3 << 24) else "there are 2 and 3"
@@ -119,9 +119,34 @@ def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
             metadata[key] = value
         if length is not None:
             lengths[key] = length
-    tensors = tuple(_tensor(reader) for _ in range(n_tensors))
-    _check_bounds(tensors, metadata, reader, size_bytes)
+    types = ggml_types()
+    tensors = tuple(_tensor(reader, types) for _ in range(n_tensors))
+    start = _data_start(metadata, reader)
+    if not types:
+        tensors = _sized_by_offsets(tensors, size_bytes - start)
+    end = max((start + tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
+    if end > size_bytes:
+        raise BadInput(
+            f"{name} is cut off: its tensors end at byte {end:,}, the file has {size_bytes:,}; fetch it again"
+        )
     return Header(metadata, lengths, tensors)
+
+
+@cache
+def ggml_types() -> Mapping[int, tuple[str, int, int]]:
+    """Ask llama.cpp for the types that it knows: name, weights a block and bytes a block. Empty where it is not installed."""
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError):  # not installed, or a library of its own is missing
+        return {}
+    ggml = llama_cpp.llama_cpp._lib
+    ggml.ggml_type_name.restype, ggml.ggml_blck_size.restype = ctypes.c_char_p, ctypes.c_int64
+    ggml.ggml_type_size.restype = ctypes.c_size_t
+    return {
+        kind: (ggml.ggml_type_name(kind).decode().upper(), ggml.ggml_blck_size(kind), ggml.ggml_type_size(kind))
+        for kind in range(llama_cpp.GGML_TYPE_COUNT)
+        if ggml.ggml_blck_size(kind)  # a type that was taken out has none
+    }
 
 
 def _value(reader: _Reader, kind: int) -> tuple[Value | None, int | None]:
@@ -148,32 +173,42 @@ def _value(reader: _Reader, kind: int) -> tuple[Value | None, int | None]:
     return struct.unpack(code, reader.take(struct.calcsize(code))), length
 
 
-def _tensor(reader: _Reader) -> Tensor:
+def _tensor(reader: _Reader, types: Mapping[int, tuple[str, int, int]]) -> Tensor:
+    """Read a tensor's entry. Its size stays 0 where no type is known."""
     name = reader.string(1 << 10)
     n_dims = reader.number("I")
     if not 1 <= n_dims <= 4:
         raise BadInput(f"{reader.name} is damaged: tensor {name!r} has {n_dims} dimensions")
     shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims))
     kind, offset = reader.number("I"), reader.number("Q")
-    if kind not in GGML_TYPES:
-        raise BadInput(f"{reader.name}: tensor {name!r} has type {kind}, which this version does not know")
-    type_name, per_block, block_bytes = GGML_TYPES[kind]
+    if types and kind not in types:
+        raise BadInput(
+            f"{reader.name}: tensor {name!r} has type {kind}, which llama.cpp here does not know; take another quantization"
+        )
+    type_name, per_block, block_bytes = types.get(kind, (f"type {kind}", 1, 0))
     weights = math.prod(shape)
     if weights == 0 or weights > 1 << 44 or shape[0] % per_block:
         raise BadInput(f"{reader.name} is damaged: tensor {name!r} has the shape {shape}")
     return Tensor(name, shape, type_name, weights // per_block * block_bytes, offset)
 
 
-def _check_bounds(tensors: tuple[Tensor, ...], metadata: Mapping[str, Value], reader: _Reader, size_bytes: int) -> None:
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+def _data_start(metadata: Mapping[str, Value], reader: _Reader) -> int:
+    alignment = metadata.get("general.alignment", MIN_ALIGNMENT)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise BadInput(f"{reader.name} is damaged: alignment {alignment}")
-    start = -(-reader.position // alignment) * alignment
-    end = max((start + tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
-    if end > size_bytes:
+    if alignment < MIN_ALIGNMENT:
         raise BadInput(
-            f"{reader.name} is cut off: its tensors end at byte {end:,}, the file has {size_bytes:,}; fetch it again"
+            f"{reader.name} has its tensors at multiples of {alignment} bytes, and llama.cpp needs {MIN_ALIGNMENT}; "
+            "convert it again, or take another file of this model"
         )
+    return -(-reader.position // alignment) * alignment
+
+
+def _sized_by_offsets(tensors: tuple[Tensor, ...], data_bytes: int) -> tuple[Tensor, ...]:
+    """Give each tensor the bytes up to the next one: its own, and at most an alignment more."""
+    offsets = sorted(tensor.offset for tensor in tensors)
+    next_offset = dict(zip(offsets, [*offsets[1:], max(data_bytes, 0)], strict=True))
+    return tuple(replace(tensor, size_bytes=next_offset[tensor.offset] - tensor.offset) for tensor in tensors)
 
 
 def read_local(path: Path) -> Header:
@@ -221,8 +256,8 @@ def _read_part(path: Path) -> Header:
 def architecture(header: Header, name: str) -> Architecture:
     """Return the figures that planning needs. Raises BadInput, naming the missing key. `name`: the file's, for the message."""
     kind = header.metadata.get("general.architecture")
-    if not isinstance(kind, str):
-        raise BadInput(f"{name} has no general.architecture: it is no language model")
+    if other := file_kinds.no_language_model(header.metadata, len(header.tensors)):
+        raise BadInput(f"{name} is no language model: {other}")
 
     def figure(key: str, default: int | None = None) -> int:
         value = header.metadata.get(f"{kind}.{key}", default)
@@ -231,7 +266,12 @@ def architecture(header: Header, name: str) -> Architecture:
             raise BadInput(f"{name} lacks {kind}.{key}: it is no language model, or damaged")
         return value
 
+    assert isinstance(kind, str)
     block_count, embedding, heads = figure("block_count"), figure("embedding_length"), figure("attention.head_count")
+    if block_count > len(header.tensors):
+        raise BadInput(
+            f"{name} is damaged: it announces {block_count:,} layers and has {len(header.tensors):,} tensors"
+        )
     by_layer = header.metadata.get(f"{kind}.attention.head_count_kv")
     head_size = embedding // heads if heads else 0
     tensor_names = {tensor.name for tensor in header.tensors}
@@ -254,5 +294,8 @@ def architecture(header: Header, name: str) -> Architecture:
             tied_output_embedding="output.weight" not in tensor_names,
             kv_heads_by_layer=tuple(map(int, by_layer[:block_count])) if isinstance(by_layer, tuple) else (),
         )
-    except ValueError as error:
-        raise BadInput(f"{name} has impossible figures: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(
+            f"{name} is damaged, or no language model: {'.'.join(map(str, first['loc']))} is {str(first['input'])[:40]}"
+        ) from None

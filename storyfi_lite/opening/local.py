@@ -185,11 +185,15 @@ class LocalOpener:
         """Place a file that the user points at. A file that is, byte for byte, one of the registry's counts as that model."""
         if not path.is_file():
             raise BadInput(f"there is no file {path}")
+        from storyfi_lite.engine.dry_run import refuse_if_it_crashes
+
         header = read_local(path)
         sha256 = file_sha256(path)
         known = ((spec, file) for spec in self.registry.local for file in spec.files)
         found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
         spec, file = found or self._unlisted(path, header)
+        if not found:
+            refuse_if_it_crashes(path)
         return place_file(spec, file, self.hardware, options, header)
 
     def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
@@ -197,7 +201,7 @@ class LocalOpener:
         key = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).strip("._-") or UNLISTED
         if self.registry.get(key) is not None:
             key = f"{UNLISTED}-{key}"
-        part = Part(path=f"{path.stem}.gguf", size_bytes=path.stat().st_size, exact=True)
+        part = Part(path=f"{key}.gguf", size_bytes=path.stat().st_size, exact=True)
         file = GGUFFile(quant="unknown", parts=(part,), hub=None)
         spec = ModelSpec(
             key=key,
