@@ -80,6 +80,7 @@ def main() -> None:
     options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
     options.add_argument("--keep", type=Path, help="honest: margins so far, write: answers; one line of JSON an answer")
     options.add_argument("--gpu-layers", type=int, default=0, help="write: layers on the GPU")
+    options.add_argument("--mapped", action="store_true", help="weights from the file's pages, not repacked")
     options.add_argument(
         "--written", type=Path, nargs="+", default=[], help="impostors, limits, drift: what `write` kept"
     )
@@ -94,7 +95,7 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.settings = EngineSettings(n_ctx=2048, n_slots=given.slots, n_threads=given.threads)
+        self.settings = EngineSettings(n_ctx=2048, n_slots=given.slots, n_threads=given.threads, mapped=given.mapped)
         alone = replace(self.settings, n_slots=1)
         self.model = load(given.model, alone)
         self.replayer = Replayer(Context(self.model, alone))
