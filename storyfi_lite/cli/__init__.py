@@ -24,10 +24,10 @@ from storyfi_lite.machine.build import rebuild_command
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
 
-# each is a module of storyfi_lite.cli that has a click command named `command`
+# each is a module of storyfi_lite.cli, with _ for -, that has a click command named `command`
 COMMANDS = (
-    "mine", "pull", "generate", "story", "verify", "grammar", "probe", "place", "bench", "models", "doctor", "prove", "calibrate",
-    "validate", "completion",
+    "mine", "pull", "generate", "story", "verify", "grammar", "probe", "place", "bench", "models", "doctor", "prove", "verify-report",
+    "calibrate", "validate", "completion",
 )  # fmt: skip
 TAKE_A_TEXT = ("generate", "story")
 
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return helptext.use_in(importlib.import_module(f"storyfi_lite.cli.{cmd_name}").command)
+        return helptext.use_in(importlib.import_module(f"storyfi_lite.cli.{cmd_name.replace('-', '_')}").command)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept `help`, `help COMMAND` and `version` as well as the options `--help` and `--version`."""

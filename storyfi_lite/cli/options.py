@@ -110,6 +110,23 @@ hardware_option = click.option(
 )
 
 
+def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
+    """Options for a wallet, under dotted names and btcli's. `name`: what more the option for its name takes."""
+    return (
+        click.option("--wallet.name", "--wallet", "-w", f"{prefix}wallet", **name),
+        click.option(
+            "--wallet.hotkey", "--wallet-hotkey", "-H", f"{prefix}hotkey", default="default", show_default=True
+        ),
+        click.option(
+            "--wallet.path",
+            "--wallet-path",
+            f"{prefix}wallet_path",
+            type=click.Path(path_type=Path),
+            help="Directory of the wallets.",
+        ),
+    )
+
+
 def chain_options(wallet: str) -> Callable[[Any], Any]:
     """Add the options for subnet and wallet, under dotted names and btcli's, as `chain: ChainOptions`. `wallet`: the default
     wallet's name."""
@@ -132,15 +149,7 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
             show_default=True,
             help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
         ),
-        click.option("--wallet.name", "--wallet", "-w", "chain_wallet", default=wallet, show_default=True),
-        click.option("--wallet.hotkey", "--wallet-hotkey", "-H", "chain_hotkey", default="default", show_default=True),
-        click.option(
-            "--wallet.path",
-            "--wallet-path",
-            "chain_wallet_path",
-            type=click.Path(path_type=Path),
-            help="Directory of the wallets.",
-        ),
+        *_wallet("chain_", default=wallet, show_default=True),
         click.option(
             "--i-know-this-subnet",
             "chain_known_subnet",
@@ -226,6 +235,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+signing_options = _together(*_wallet("", help="Sign with this wallet's hotkey.  [default: unsigned]"))
 placement_options = _together(
     click.option(
         "--policy",

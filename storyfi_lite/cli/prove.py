@@ -10,80 +10,144 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, UTF8, json_option, model_options
+from storyfi_lite.cli.options import TASK_NAMES, UTF8, json_option, model_options, signing_options
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+    from storyfi_lite.validator.proof import Prover
     from storyfi_lite.validator.verdict import Verdict
 
-EXIT_CODES = {"proven": 0, "refuted": 1, "inconclusive": 3}
+EXIT_CODES = {"proven": 0, "inconclusive": 3, "refuted": 1}  # of several answers the last one counts
 
 
 @click.command()
-@click.argument("response", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--text", type=UTF8, help="The user input that was asked about.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--text", type=UTF8, help="The user input that was asked about, if the file does not say it.")
 @click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
 @click.option("--request", "request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="The whole request as JSON, in place of --text and --task.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The challenge seed.  [default: the one in the answer]")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep a report here, for others to check with verify-report.")  # fmt: skip
+@signing_options
 @model_options()
 @json_option
 def command(
-    response: Path, text: str | None, task: str, request_file: Path | None, seed: int | None, model: ModelOptions,
-    as_json: bool,
+    file: Path, text: str | None, task: str, request_file: Path | None, seed: int | None, report: Path | None,
+    wallet: str | None, hotkey: str, wallet_path: Path | None, model: ModelOptions, as_json: bool,
 ) -> None:  # fmt: skip
-    """Replay a whole response (generate --json) in one prefill with the file that it claims, or with the one you name.
+    """Replay the answers of FILE (generate --json, story, or a miner's response) with the model file that they claim, or with the
+    one you name. Without memory for it, its weights stay on the disk.
 
-    Exit code 0: proven. 1: refuted. 3: inconclusive. 2: wrong use.
+    Exit code 0: proven. 1: refuted. 3: inconclusive. 2: wrong use. Of several answers: the worst.
 
     \b
     storyfi-lite generate "a heist" --json > response.json
-    storyfi-lite prove response.json --text "a heist"
-    storyfi-lite prove response.json --request request.json --model.path model.gguf
+    storyfi-lite prove response.json
+    storyfi-lite prove response.json --report report.json --wallet validator
+    storyfi-lite prove their.json --text "a heist" --model.path model.gguf
     """
     from storyfi_lite.errors import BadInput
-    from storyfi_lite.protocol.messages import parse_request, parse_response
-    from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES
 
-    if (text is None) == (request_file is None):
-        raise BadInput("give the request: --text TEXT, or --request FILE.json")
-    asked = json.dumps({"task_type": task, "user_input": text}).encode()
-    request = parse_request(request_file.read_bytes() if request_file else asked)
-    with click.open_file(str(response), "rb") as stream:
-        answer = parse_response(stream.read(MAX_RESPONSE_BYTES))
-    verdict = _verdict(request, answer, seed, model)
-    facts: dict[str, Any] = dict(vars(verdict))
-    click.echo(json.dumps(facts) if as_json else _words(facts))
-    sys.exit(EXIT_CODES[verdict.status])
+    if report is None and wallet:
+        raise BadInput("a wallet signs a report: --report FILE")
+    signer = _signer(wallet, hotkey, wallet_path) if wallet else None
+    answers = _read(file, text, task, request_file)
+    if seed is not None and len(answers) > 1:
+        raise BadInput("--seed is one answer's, and the file has several")
+    verdicts = _prove(answers, seed, model, report, signer)
+    facts = {name: dict(vars(verdict)) for name, verdict in verdicts.items()}
+    worst = max((verdict.status for verdict in verdicts.values()), key=list(EXIT_CODES).index)
+    if as_json:
+        click.echo(json.dumps(next(iter(facts.values())) if len(facts) == 1 else {"status": worst, "answers": facts}))
+    else:
+        click.echo("\n".join(_words(name if len(facts) > 1 else "", one) for name, one in facts.items()))
+    if report:
+        by = (
+            f"signed by {signer.ss58_address}"
+            if signer
+            else "unsigned: anybody could have made it; --wallet NAME signs"
+        )
+        click.echo(f"report kept in {report}, {by}", err=True)
+    sys.exit(EXIT_CODES[worst])
 
 
-def _verdict(request: StoryRequest, answer: StoryResponse, seed: int | None, model: ModelOptions) -> Verdict:
-    """Replay with the file that the options name, else with the one that the answer claims."""
-    from storyfi_lite.cli.progress import DownloadProgress
+def _signer(wallet: str, hotkey: str, path: Path | None) -> Any:
+    from storyfi_lite.chain.wallets import open_wallet
+
+    return open_wallet("", wallet, hotkey, path).hotkey
+
+
+def _read(
+    file: Path, text: str | None, task: str, request_file: Path | None
+) -> dict[str, tuple[StoryRequest, StoryResponse]]:
+    """The file's answers by name, each with what was asked. Raises BadInput where that is not known."""
     from storyfi_lite.errors import BadInput
-    from storyfi_lite.opening.loader import open_prover
-    from storyfi_lite.opening.local import Notices
+    from storyfi_lite.protocol.messages import parse_request
+    from storyfi_lite.story.saved import MAX_FILE_BYTES, read_answers
+
+    if text is not None and request_file is not None:
+        raise BadInput("give the request once: --text TEXT, or --request FILE.json")
+    with click.open_file(str(file), "rb") as stream:
+        saved = read_answers(stream.read(MAX_FILE_BYTES + 1))
+    if text is not None or request_file is not None:
+        if len(saved) > 1:
+            raise BadInput("the file has several answers and says what was asked: leave out --text and --request")
+        asked = json.dumps({"task_type": task, "user_input": text}).encode()
+        request = parse_request(request_file.read_bytes() if request_file else asked)
+        saved = (replace(saved[0], request=request),)
+    found = {}
+    for one in saved:
+        if one.response is None:
+            raise BadInput("the file has the story alone, without what proves it: generate --json and story keep that")
+        if one.request is None:
+            raise BadInput("the file does not say what was asked: --text TEXT, or --request FILE.json")
+        found[one.name] = (one.request, one.response)
+    return found
+
+
+def _prove(
+    answers: dict[str, tuple[StoryRequest, StoryResponse]], seed: int | None, model: ModelOptions, report: Path | None,
+    signer: Any,
+) -> dict[str, Verdict]:  # fmt: skip
+    """Replay with the file that the options name, else with the one that the answers claim; keep a report."""
+    from storyfi_lite import files
+    from storyfi_lite.errors import BadInput
+    from storyfi_lite.validator import report as reports
     from storyfi_lite.validator.verdict import NO_PROOF
 
-    if answer.proof is None:
-        return NO_PROOF
-    claimed = not model.is_explicit
-    if claimed:
-        model = replace(model, name=answer.model_name, quant=answer.proof.quantization)
-    try:
-        with DownloadProgress() as progress:
-            prover = open_prover(model, Notices(progress.update, progress.note))
-    except BadInput as error:
-        if claimed:
-            raise BadInput(f"{error}\n  --model.path FILE names the file to replay with") from None
-        raise
-    with prover:
-        return prover.prove(request, answer, seed)
+    claims = {(answer.model_name, answer.proof.quantization) for _, answer in answers.values() if answer.proof}
+    if not claims:
+        if report:
+            raise BadInput("there is nothing to report: no answer carries a proof")
+        return dict.fromkeys(answers, NO_PROOF)
+    if len(claims) > 1 and not model.is_explicit:
+        raise BadInput("the answers claim several files: --model.path FILE names the one to replay with")
+    with claimed_prover(model, *min(claims)) as prover:
+        asked = [(request, answer, seed) for request, answer in answers.values()]
+        found = dict(prover.prove_all(asked))
+        verdicts = {name: found[at] for at, name in enumerate(answers)}
+        if report:
+            rows = [reports.reported(name, *answers[name], seed, verdict) for name, verdict in verdicts.items()]
+            made = reports.make_report(rows, prover.sha256, prover.engine, prover.device)
+            raw = reports.spell(made, signer.ss58_address, signer.sign) if signer else reports.spell(made)
+            files.write_text(report, raw.decode(), "another --report")
+    return verdicts
 
 
-def _words(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['status'].upper()}: {facts['reason']}"]
+def claimed_prover(model: ModelOptions, model_name: str, quantization: str) -> Prover:
+    """Open the file to replay with, and show what is fetched for it."""
+    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.opening.loader import open_claimed_prover
+    from storyfi_lite.opening.local import Notices
+
+    with DownloadProgress() as progress:
+        return open_claimed_prover(model, model_name, quantization, Notices(progress.update, progress.note))
+
+
+def _words(name: str, facts: dict[str, Any]) -> str:
+    lines = [f"{name + ': ' if name else ''}{facts['status'].upper()}: {facts['reason']}"]
     if facts["positions"]:
         lines.append(f"{facts['positions']} free positions, {facts['match_rate']:.1%} chosen alike")
         lines.append(f"this file's noise on this machine: {facts['noise']:.3f} nats")

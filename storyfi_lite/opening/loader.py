@@ -7,6 +7,7 @@ model, if it is fast enough. Else a refusal with the three ways out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storyfi_lite.errors import BadInput, ConfigError
@@ -67,6 +68,16 @@ def open_local(options: ModelOptions, notices: Notices) -> tuple[LocalModelLoade
 def open_prover(options: ModelOptions, notices: Notices) -> Prover:
     """Load the model file that the options ask for, for replays, with the layout that a miner here would have."""
     return LocalOpener(notices).prover(options)
+
+
+def open_claimed_prover(options: ModelOptions, model_name: str, quantization: str, notices: Notices) -> Prover:
+    """Load the file that the options name, else the one that an answer claims. Raises what `open_prover` raises."""
+    if options.is_explicit:
+        return open_prover(options, notices)
+    try:
+        return open_prover(replace(options, name=model_name, quant=quantization), notices)
+    except BadInput as error:
+        raise BadInput(f"{error}\n  --model.path FILE names the file to replay with") from None
 
 
 def api_without_gpu(hardware: Hardware, options: ModelOptions) -> Provider | None:

@@ -51,6 +51,21 @@ class Prover:
 
         return file_sha256(self._path)
 
+    @property
+    def engine(self) -> str:
+        from storyfi_lite.engine.model import ENGINE_NAME
+
+        return ENGINE_NAME
+
+    @property
+    def device(self) -> str:
+        """What computes, in words: margins shift a little from one kind to the next."""
+        from storyfi_lite.machine import devices
+
+        gpus = [devices.gpus()[number].description for number in self._settings.used_gpus(len(devices.gpus()))]
+        mapped = ["weights from the file"] if self._settings.mapped else []
+        return ", ".join([*gpus, devices.cpu().description, *mapped])
+
     def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
         """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.protocol.seed), if there is one."""
         return next(self.prove_all([(request, response, seed)]))[1]

@@ -1,0 +1,79 @@
+"""`storyfi-lite verify-report` replays what another validator reports, and compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storyfi_lite.cli.options import json_option, model_options
+
+if TYPE_CHECKING:
+    from storyfi_lite.options import ModelOptions
+    from storyfi_lite.validator.report import Report
+
+EXIT_CODES = {"agrees": 0, "open": 3, "contradicts": 1}
+
+
+@click.command("verify-report")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@model_options()
+@json_option
+def command(file: Path, model: ModelOptions, as_json: bool) -> None:
+    """Check the report FILE that `prove --report` made: hashes and signature; then replay its answers with the same model file,
+    yours, and compare the verdicts.
+
+    Exit code 0: this machine says the same. 1: it says the opposite of an answer. 3: it cannot tell where the report could, or the
+    other way round. 2: wrong use, or a report that was changed.
+
+    \b
+    storyfi-lite verify-report report.json
+    storyfi-lite verify-report report.json --model.path model.gguf
+    """
+    from storyfi_lite.validator.report import MAX_REPORT_BYTES, read_report
+
+    with click.open_file(str(file), "rb") as stream:
+        report = read_report(stream.read(MAX_REPORT_BYTES + 1))
+    rows = _replayed(report, model)
+    worst = max((row["agreement"] for row in rows), key=list(EXIT_CODES).index)
+    facts = {"verdicts": worst, "hotkey": report.hotkey, "model_sha256": report.model_sha256, "answers": rows}
+    click.echo(json.dumps(facts) if as_json else _words(report, rows, worst))
+    sys.exit(EXIT_CODES[worst])
+
+
+def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
+    """Each answer's two verdicts."""
+    from storyfi_lite.cli.prove import claimed_prover
+    from storyfi_lite.errors import BadInput
+    from storyfi_lite.validator.report import agreement
+
+    with claimed_prover(model, report.model_name, report.quantization) as prover:
+        if prover.sha256 != report.model_sha256:
+            raise BadInput(
+                f"the report is of another file than yours: sha256 {report.model_sha256}, yours {prover.sha256}\n"
+                "  --model.path FILE names the file to replay with"
+            )
+        ours = dict(prover.prove_all([(one.request, one.response, one.seed) for one in report.answers]))
+    return [
+        {
+            "name": one.name,
+            "agreement": agreement(one.verdict, ours[at]),
+            "reported": vars(one.verdict),
+            "here": vars(ours[at]),
+        }
+        for at, one in enumerate(report.answers)
+    ]
+
+
+def _words(report: Report, rows: list[dict[str, Any]], worst: str) -> str:
+    by = f"signed by {report.hotkey}" if report.hotkey else "unsigned: anybody could have made it"
+    lines = [f"the report is whole, and {by}", f"made with {report.engine} on {report.device}"]
+    for row in rows:
+        here, there = row["here"], row["reported"]
+        margins = f"{here['mean_margin']:.4f} nats here, {there['mean_margin']:.4f} there"
+        lines.append(f"{row['name']}: {here['status']} here, {there['status']} there; {margins}")
+    words = {"agrees": "AGREES", "open": "OPEN: one of the two cannot tell", "contradicts": "CONTRADICTS"}
+    return "\n".join([*lines, words[worst]])
