@@ -138,6 +138,7 @@ def miner(shell: Shell) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def answer(shell: Shell) -> None:
     shell.run('storyfi-lite generate "a heist" --json > response.json')
+    shell.run("storyfi-lite prove response.json --report report.json --threads 1")
 
 
 @pytest.mark.slow

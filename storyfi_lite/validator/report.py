@@ -20,7 +20,6 @@ from storyfi_lite.grammar.check import parse_json
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.verdict import Verdict
 
-FORMAT = "storyfi-lite-report/1"
 SIGNED = b"storyfi-lite report\n"
 MAX_REPORT_BYTES = 4 << 20
 _CRYPTO_TYPES = (1, 0)  # sr25519 and ed25519: an address does not say which
@@ -73,6 +72,7 @@ class Report(_Part):
 def reported(
     name: str, request: StoryRequest, response: StoryResponse, seed: int | None, verdict: Verdict
 ) -> ReportedAnswer:
+    """Put a verdict beside what it is about, with the hashes."""
     return ReportedAnswer(
         name=name, request=request, request_sha256=_sha256(request), response=response, response_sha256=_sha256(response),
         seed=seed, verdict=verdict,
@@ -80,14 +80,14 @@ def reported(
 
 
 def make_report(answers: Sequence[ReportedAnswer], model_sha256: str, engine: str, device: str) -> Report:
-    """An unsigned report of what was found with one file. `device`: what computed it, in words."""
+    """Make an unsigned report of what was found with one file. `device`: what computed it, in words."""
     verdicts = [one.verdict for one in answers]
     statuses = [one.status for one in verdicts]
     positions = sum(one.positions for one in verdicts)
     mean = sum(one.mean_margin * one.positions for one in verdicts) / positions if positions else 0.0
     first = answers[0].response
     return Report(
-        format=FORMAT, storyfi_lite=__version__, engine=engine, device=device, model_sha256=model_sha256,
+        format="storyfi-lite-report/1", storyfi_lite=__version__, engine=engine, device=device, model_sha256=model_sha256,
         model_name=first.model_name, quantization=first.proof.quantization if first.proof else "",
         answers=tuple(answers),
         summary=Summary(
@@ -98,7 +98,7 @@ def make_report(answers: Sequence[ReportedAnswer], model_sha256: str, engine: st
 
 
 def spell(report: Report, hotkey: str | None = None, sign: Callable[[bytes], bytes] | None = None) -> bytes:
-    """The report as it is kept; signed, if there is a hotkey (its address) with what signs for it."""
+    """Spell a report as it is kept; signed, if there is a hotkey (its address) with what signs for it."""
     data = report.model_dump(mode="json", exclude_none=True)
     if hotkey and sign:
         data["hotkey"] = hotkey
@@ -107,8 +107,8 @@ def spell(report: Report, hotkey: str | None = None, sign: Callable[[bytes], byt
 
 
 def read_report(raw: bytes) -> Report:
-    """A report whose signature, if it has one, is its hotkey's, and whose hashes are those of its answers. Raises BadInput for
-    anything else."""
+    """Read a report whose signature, if it has one, is its hotkey's, and whose hashes are those of its answers. Raises BadInput
+    for anything else."""
     if len(raw) > MAX_REPORT_BYTES:
         raise BadInput(f"not a report: more than {MAX_REPORT_BYTES:,} bytes")
     data = parse_json(raw)
@@ -128,7 +128,7 @@ def read_report(raw: bytes) -> Report:
 
 
 def _is_signed(report: Report, data: Mapping[str, Any]) -> bool:
-    """Whether the signature is the hotkey's; also if there is none."""
+    """Tell whether the signature is the hotkey's; true if there is none."""
     from bittensor.sp_core import Keypair
 
     if report.hotkey is None or report.signature is None:
@@ -143,7 +143,7 @@ def _is_signed(report: Report, data: Mapping[str, Any]) -> bool:
 
 
 def agreement(theirs: Verdict, ours: Verdict) -> Agreement:
-    """Two verdicts of one answer. Only proven against refuted contradict each other: between them lies what nobody can tell."""
+    """Compare two verdicts of one answer. Only proven against refuted contradict each other: between them lies what nobody can tell."""
     if theirs.status == ours.status:
         return "agrees"
     return "open" if "inconclusive" in (theirs.status, ours.status) else "contradicts"
