@@ -57,7 +57,7 @@ from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.rounds.audit import Auditor, Candidate, known_files
 from storyfi_lite.rounds.query import Reply
 from storyfi_lite.rounds.questions import Question, Story
-from storyfi_lite.rounds.round import Row, Rules, judge_round
+from storyfi_lite.rounds.round import MinerRow, RoundRules, judge_round
 from storyfi_lite.validator import CopyIndex, Prover, Verdict, fingerprint, load_policy
 
 # What an API may answer: well written, and not by the claimed file.
@@ -214,7 +214,7 @@ RAW: dict[str, Callable[[], bytes]] = {
 class Judged:
     """`judged_s`: verification, comparison and score; `replayed_s`: the proof."""
 
-    row: Row
+    row: MinerRow
     judged_s: float
     replayed_s: float
 
@@ -229,7 +229,9 @@ class Court:
         registry, policy = load_registry(), load_policy()
         once = policy.proof.model_copy(update={"proven_needed": 1, "refuted_needed": 1})
         files = known_files(registry, Store(), [path])
-        self._rules = Rules(registry, policy.model_copy(update={"proof": once}), "validator", proofs=8, files=files)
+        self._rules = RoundRules(
+            registry, policy.model_copy(update={"proof": once}), "validator", proofs=8, files=files
+        )
         self._auditor = Auditor(files, registry, lambda file: Prover(file.path, self.settings))
         self._nonce_ns = 0
 

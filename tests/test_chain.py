@@ -21,7 +21,7 @@ from storyfi_lite.chain import address as address_module
 from storyfi_lite.chain.address import external_ip
 from storyfi_lite.chain.identity import check_subnet
 from storyfi_lite.chain.types import SubnetIdentity
-from storyfi_lite.devchain.state import GENESIS_UNIX_S, DevChain, DevState, Refused, signing_payload
+from storyfi_lite.devchain.state import GENESIS_UNIX_S, DevChain, DevState, ChainRefused, signing_payload
 from storyfi_lite.devchain.substrate import DevNetwork, DevSubstrate, dev_network
 from storyfi_lite.errors import BadInput, ConfigError, Unavailable
 from tests.chain_faults import FaultyEndpoint
@@ -149,10 +149,10 @@ def test_dev_chain_takes_only_what_the_sender_signed(net: DevNetwork) -> None:
         {"signature": "00" * 64},
         {"signature": "not hex"},
     ):
-        with pytest.raises(Refused, match="bad signature"):
+        with pytest.raises(ChainRefused, match="bad signature"):
             chain.handle("submit", [{**good, **changed}])
     chain.handle("submit", [good])
-    with pytest.raises(Refused, match="outdated"):
+    with pytest.raises(ChainRefused, match="outdated"):
         chain.handle("submit", [good])
     assert [n.axon and n.axon["port"] for n in chain.state.neurons].count(8091) == 1
 
@@ -173,7 +173,7 @@ def test_dev_chain_limits_how_often_an_axon_is_served(tmp_path: Path) -> None:
     chain.handle("submit", [{"call": call, **sender}])
     chain.handle("submit", [extrinsic(wallet, port=1, nonce=0)])
     now[0] += 49
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ChainRefused) as refused:
         chain.handle("submit", [extrinsic(wallet, port=2, nonce=1)])
     assert refused.value.name == "ServingRateLimitExceeded"
     now[0] += 1

@@ -35,14 +35,14 @@ from storyfi_lite.rounds.audit import Auditor, Candidate, KnownFile, choose, kno
 from storyfi_lite.rounds.loop import ValidateOptions, _Loop
 from storyfi_lite.rounds.query import Reply, Target, ask, client, query
 from storyfi_lite.rounds.questions import STAGES, Question, Story, draw, made_up
-from storyfi_lite.rounds.round import Report, Rules, judge_round
+from storyfi_lite.rounds.round import RoundReport, RoundRules, judge_round
 from storyfi_lite.rounds.state import Outcome, Standing, State
 from storyfi_lite.validator import CopyIndex, Evidence, Prover, Verdict, fingerprint, load_policy
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, header
 from tests.miner_server import MINER, VALIDATOR, make_miner, running
 
 REGISTRY, POLICY = load_registry(), load_policy()
-RULES = Rules(REGISTRY, POLICY, VALIDATOR.ss58_address, proofs=8, files={"a" * 64})
+RULES = RoundRules(REGISTRY, POLICY, VALIDATOR.ss58_address, proofs=8, files={"a" * 64})
 WALLET: Any = SimpleNamespace(hotkey=VALIDATOR, coldkey=VALIDATOR, coldkeypub=VALIDATOR)
 QUESTION = Question(blueprint_request(), Story(ASKED[0][0]))
 
@@ -329,15 +329,15 @@ def play(
     replies: Mapping[str, Reply | str],
     standings: Mapping[str, Standing] | None = None,
     index: CopyIndex | None = None,
-    rules: Rules = RULES,
+    rules: RoundRules = RULES,
     **statuses: Any,
-) -> tuple[Report, Outcome]:
+) -> tuple[RoundReport, Outcome]:
     return judge_round(
         1, QUESTION, replies, standings or {}, index or CopyIndex(), rules, verdicts(**statuses), random.Random(6)
     )
 
 
-def rows(report: Report) -> dict[str, Any]:
+def rows(report: RoundReport) -> dict[str, Any]:
     return {row.hotkey: row for row in report.rows}
 
 
@@ -451,7 +451,7 @@ def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None
             snapshot=MetagraphSnapshot(92, 1000, 0.0, tuple(neurons)), set_weights=set_weights
         )
         loop = _Loop(options, WALLET, session, state, Auditor({}, REGISTRY, opened_never), replace(RULES, files=()), [])
-        shown: list[Report] = []
+        shown: list[RoundReport] = []
         asyncio.run(loop.run(shown.append))
     row = rows(shown[0])["gone"]
     assert (row.final, row.average, row.problem) == (0.0, 80.0, "no endpoint")

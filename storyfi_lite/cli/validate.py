@@ -10,7 +10,7 @@ import click
 from storyfi_lite.cli.options import Number, chain_options, json_option, threads_option
 
 if TYPE_CHECKING:
-    from storyfi_lite.rounds.round import Report
+    from storyfi_lite.rounds.round import RoundReport
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -53,7 +53,7 @@ def command(log_format: Any, as_json: bool, **flags: Any) -> None:
     run(ValidateOptions(**flags), (lambda report: click.echo(report.to_json())) if as_json else _print_table)
 
 
-def _print_table(report: Report) -> None:
+def _print_table(report: RoundReport) -> None:
     from rich.text import Text
 
     from storyfi_lite.cli.table import print_table, reflow

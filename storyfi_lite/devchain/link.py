@@ -21,7 +21,7 @@ from typing import IO, Any
 from bittensor import RpcConnectionError
 
 from storyfi_lite import files
-from storyfi_lite.devchain.state import DevChain, Refused, signing_payload
+from storyfi_lite.devchain.state import DevChain, ChainRefused, signing_payload
 
 MOVED_BY = "--network dev:DIRECTORY"
 REQUEST_TIMEOUT_S = 10.0
@@ -53,7 +53,7 @@ class _Connection(socketserver.StreamRequestHandler):
             try:
                 request = json.loads(line)
                 reply = {"result": self.server.chain.handle(request["method"], request["params"])}
-            except Refused as error:
+            except ChainRefused as error:
                 reply = {"error": {"message": str(error), "name": error.name}}
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 reply = {"error": {"message": f"malformed request: {type(error).__name__}", "name": ""}}
@@ -132,7 +132,7 @@ class DevLink:
             self._file = connection.makefile("rwb")
 
     def request(self, method: str, *params: Any) -> Any:
-        """Ask the host and return its result. Raises RpcConnectionError if the host cannot be reached, Refused if the chain refuses."""
+        """Ask the host and return its result. Raises RpcConnectionError if the host cannot be reached, ChainRefused if the chain refuses."""
         line = json.dumps({"method": method, "params": params}, default=_json_ready).encode() + b"\n"
         with self._lock:
             try:
@@ -148,11 +148,11 @@ class DevLink:
                 raise RpcConnectionError(f"the dev chain's host cannot be reached: {error}") from error
         reply = json.loads(answer)
         if "error" in reply:
-            raise Refused(reply["error"]["message"], reply["error"]["name"])
+            raise ChainRefused(reply["error"]["message"], reply["error"]["name"])
         return reply["result"]
 
     def submit(self, call: DevCall, keypair: Any, nonce: int | None = None) -> Any:
-        """Sign and send one extrinsic. Raises Refused or RpcConnectionError."""
+        """Sign and send one extrinsic. Raises ChainRefused or RpcConnectionError."""
         address = keypair.ss58_address
         if nonce is None:
             nonce = self.request("account_next_index", address)

@@ -30,7 +30,7 @@ U16_MAX = 65535
 PALLET = "SubtensorModule"
 
 
-class Refused(Exception):
+class ChainRefused(Exception):
     """Says why the chain refuses a request. `name` is the pallet's error name, or "" where there is none."""
 
     def __init__(self, message: str, name: str = "") -> None:
@@ -112,9 +112,9 @@ class DevChain:
         }
 
     def handle(self, method: str, params: list[Any]) -> Any:
-        """Answer one request. Raises Refused."""
+        """Answer one request. Raises ChainRefused."""
         if method not in self._methods:
-            raise Refused(f"the dev chain has no method {method}")
+            raise ChainRefused(f"the dev chain has no method {method}")
         with self._lock:
             return self._methods[method](*params)
 
@@ -136,7 +136,7 @@ class DevChain:
         if (module, name) == ("System", "Account"):
             return {"nonce": state.nonces.get(params[0], 0), "data": {"free": self._balance_rao(params[0])}}
         if module != PALLET:
-            raise Refused(f"the dev chain does not implement the storage item {module}.{name}")
+            raise ChainRefused(f"the dev chain does not implement the storage item {module}.{name}")
         if name == "Owner":
             return next((neuron.coldkey for neuron in state.neurons if neuron.hotkey == params[0]), None)
         reads: dict[str, Callable[[], Any]] = {
@@ -162,23 +162,23 @@ class DevChain:
             "BlocksSinceLastStep": lambda: self.block_number() % 360,
         }
         if name not in reads:
-            raise Refused(f"the dev chain does not implement the storage item {module}.{name}")
+            raise ChainRefused(f"the dev chain does not implement the storage item {module}.{name}")
         return reads[name]() if params[0] == state.netuid else None
 
     def _query_map(self, module: str, name: str, params: list[Any]) -> Any:
         if (module, name) == (PALLET, "Weights"):
             return sorted(self.state.weights.items()) if params == [self.state.netuid] else []
-        raise Refused(f"the dev chain does not implement the storage map {module}.{name}")
+        raise ChainRefused(f"the dev chain does not implement the storage map {module}.{name}")
 
     def _constant(self, module: str, name: str) -> Any:
         if (module, name) == ("Aura", "SlotDuration"):
             return int(self.state.block_time_s * 1000)
-        raise Refused(f"the dev chain does not implement the constant {module}.{name}")
+        raise ChainRefused(f"the dev chain does not implement the constant {module}.{name}")
 
     def _runtime_call(self, api: str, method: str, params: list[Any]) -> Any:
         if (api, method) == ("SubnetInfoRuntimeApi", "get_metagraph"):
             return self._metagraph() if params == [self.state.netuid] else None
-        raise Refused(f"the dev chain does not implement the runtime call {api}.{method}")
+        raise ChainRefused(f"the dev chain does not implement the runtime call {api}.{method}")
 
     def _metagraph(self) -> dict[str, Any]:
         """Return the record of SubnetInfoRuntimeApi.get_metagraph, with the fields that bittensor/metagraph.py reads."""
@@ -240,12 +240,12 @@ class DevChain:
         call, address, nonce = extrinsic["call"], extrinsic["address"], extrinsic["nonce"]
         payload = signing_payload(call, address, nonce)
         if not _signature_holds(address, extrinsic["crypto_type"], payload, extrinsic["signature"]):
-            raise Refused("Invalid Transaction: transaction has a bad signature")
+            raise ChainRefused("Invalid Transaction: transaction has a bad signature")
         if nonce != self.state.nonces.get(address, 0):
-            raise Refused("Invalid Transaction: transaction is outdated")
+            raise ChainRefused("Invalid Transaction: transaction is outdated")
         function = self._calls.get(call["function"]) if call["module"] == PALLET else None
         if function is None:
-            raise Refused(f"the dev chain does not implement the call {call['module']}.{call['function']}")
+            raise ChainRefused(f"the dev chain does not implement the call {call['module']}.{call['function']}")
         self.state.nonces[address] = nonce + 1
         function(address, call["params"])
         block = self.block_number()
@@ -254,21 +254,21 @@ class DevChain:
     def _registered(self, hotkey: str, params: dict[str, Any]) -> int:
         uid = self._uid(hotkey) if params["netuid"] == self.state.netuid else None
         if uid is None:
-            raise Refused("The hotkey is not registered in subnet", "HotKeyNotRegisteredInSubNet")
+            raise ChainRefused("The hotkey is not registered in subnet", "HotKeyNotRegisteredInSubNet")
         return uid
 
     def _pay(self, coldkey: str, amount_rao: int) -> None:
         if amount_rao > self._balance_rao(coldkey):
-            raise Refused("Not enough balance", "NotEnoughBalanceToStake")
+            raise ChainRefused("Not enough balance", "NotEnoughBalanceToStake")
         self.state.balances_rao[coldkey] -= amount_rao
 
     def _burned_register(self, coldkey: str, params: dict[str, Any]) -> None:
         if params["netuid"] != self.state.netuid:
-            raise Refused("The subnet does not exist", "SubnetNotExists")
+            raise ChainRefused("The subnet does not exist", "SubnetNotExists")
         if self._uid(params["hotkey"]) is not None:
-            raise Refused("The hotkey is registered already", "HotKeyAlreadyRegisteredInSubNet")
+            raise ChainRefused("The hotkey is registered already", "HotKeyAlreadyRegisteredInSubNet")
         if len(self.state.neurons) >= 256:
-            raise Refused("No neuron id is available", "NoNeuronIdAvailable")
+            raise ChainRefused("No neuron id is available", "NoNeuronIdAvailable")
         self._pay(coldkey, self.state.burn_rao)
         self.state.neurons.append(DevNeuron(params["hotkey"], coldkey, self.block_number()))
 
@@ -280,15 +280,15 @@ class DevChain:
     def _serve_axon(self, hotkey: str, params: dict[str, Any]) -> None:
         neuron = self.state.neurons[self._registered(hotkey, params)]
         if params["ip_type"] not in (4, 6):
-            raise Refused("The ip type is not 4 or 6", "InvalidIpType")
+            raise ChainRefused("The ip type is not 4 or 6", "InvalidIpType")
         address = (ipaddress.IPv4Address if params["ip_type"] == 4 else ipaddress.IPv6Address)(params["ip"])
         if address.is_unspecified or address.is_multicast:  # loopback is what a dev chain is for
-            raise Refused("An invalid IP address is passed to the serve function", "InvalidIpAddress")
+            raise ChainRefused("An invalid IP address is passed to the serve function", "InvalidIpAddress")
         if not 0 < params["port"] <= U16_MAX:
-            raise Refused("An invalid port is passed to the serve function", "InvalidPort")
+            raise ChainRefused("An invalid port is passed to the serve function", "InvalidPort")
         block = self.block_number()
         if neuron.axon is not None and block - neuron.axon["block"] < self.state.serving_rate_limit:
-            raise Refused("An axon was served within the rate limit", "ServingRateLimitExceeded")
+            raise ChainRefused("An axon was served within the rate limit", "ServingRateLimitExceeded")
         neuron.axon = {
             **{key: params[key] for key in ("ip", "port", "ip_type", "protocol", "version")},
             "block": block,
@@ -298,33 +298,33 @@ class DevChain:
         uid = self._registered(hotkey, params)
         neuron, block = self.state.neurons[uid], self.block_number()
         if neuron.stake_rao < self.state.min_stake_rao:
-            raise Refused("Not enough stake to set weights", "NotEnoughStakeToSetWeights")
+            raise ChainRefused("Not enough stake to set weights", "NotEnoughStakeToSetWeights")
         if not self._permits()[uid]:
-            raise Refused("No validator permit", "NeuronNoValidatorPermit")
+            raise ChainRefused("No validator permit", "NeuronNoValidatorPermit")
         since = block - neuron.last_update_block
         if neuron.last_update_block and since < self.state.weights_set_rate_limit:
-            raise Refused("Weights were set within the rate limit", "SettingWeightsTooFast")
+            raise ChainRefused("Weights were set within the rate limit", "SettingWeightsTooFast")
         return uid
 
     def _set_weights(self, hotkey: str, params: dict[str, Any]) -> None:
         if self.state.commit_reveal_weights_enabled:
-            raise Refused("This subnet takes committed weights only", "CommitRevealEnabled")
+            raise ChainRefused("This subnet takes committed weights only", "CommitRevealEnabled")
         uid = self._may_set_weights(hotkey, params)
         if params["version_key"] < self.state.weights_version_key:
-            raise Refused("The weights version key is too old", "IncorrectWeightVersionKey")
+            raise ChainRefused("The weights version key is too old", "IncorrectWeightVersionKey")
         dests, values = params["dests"], params["weights"]
         if len(dests) != len(values):
-            raise Refused("uids and weights differ in length", "WeightVecNotEqualSize")
+            raise ChainRefused("uids and weights differ in length", "WeightVecNotEqualSize")
         if len(set(dests)) != len(dests):
-            raise Refused("A uid is given twice", "DuplicateUids")
+            raise ChainRefused("A uid is given twice", "DuplicateUids")
         if any(not 0 <= dest < len(self.state.neurons) for dest in dests):
-            raise Refused("A uid does not exist", "UidVecContainInvalidOne")
+            raise ChainRefused("A uid does not exist", "UidVecContainInvalidOne")
         self.state.weights[uid] = list(zip(dests, values, strict=True))
         self.state.neurons[uid].last_update_block = self.block_number()
 
     def _commit_weights(self, hotkey: str, params: dict[str, Any]) -> None:
         if not self.state.commit_reveal_weights_enabled:
-            raise Refused("This subnet takes plain weights only", "CommitRevealDisabled")
+            raise ChainRefused("This subnet takes plain weights only", "CommitRevealDisabled")
         uid = self._may_set_weights(hotkey, params)
         self.state.commits.append({"uid": uid, "commit": params["commit"], "reveal_round": params["reveal_round"]})
         self.state.neurons[uid].last_update_block = self.block_number()

@@ -25,7 +25,7 @@ from bittensor import ChainError as SdkChainError
 
 from storyfi_lite import files, stopping
 from storyfi_lite.devchain.link import MOVED_BY, DevCall, DevChainServer, DevLink
-from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, Refused
+from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, ChainRefused
 from storyfi_lite.errors import Unavailable
 
 VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO
@@ -46,7 +46,7 @@ class DevSubstrate:
     async def _request(self, method: str, *params: Any) -> Any:
         try:
             return await asyncio.to_thread(self._link.request, method, *params)
-        except Refused as error:
+        except ChainRefused as error:
             raise SdkChainError(str(error), error.name or None) from error
 
     def balance(self, rao: int, netuid: int = 0) -> Balance:
@@ -121,7 +121,7 @@ class DevSubstrate:
     ) -> ExtrinsicResult:
         try:
             done = await asyncio.to_thread(self._link.submit, call, keypair, nonce)
-        except Refused as error:
+        except ChainRefused as error:
             refusal = SdkChainError(str(error), error.name or None)
             return ExtrinsicResult(success=False, message=str(error), error=refusal)
         return ExtrinsicResult(
@@ -188,7 +188,7 @@ def dev_network(directory: Path, *, miners: int = 1, validators: int = 1, state:
                 )
                 for path in sorted(net.wallet_path.iterdir()):  # all of them: a new host starts with an empty chain
                     _register(link, Wallet(path.name, path=str(net.wallet_path)), net.netuid)
-        except (RpcConnectionError, Refused) as error:
+        except (RpcConnectionError, ChainRefused) as error:
             if server is not None:
                 server.close()
             raise Unavailable(f"the dev chain in {directory} does not work: {error}") from error

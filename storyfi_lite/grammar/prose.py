@@ -37,8 +37,8 @@ _OPENERS = tuple(" \n(“「『（《«")  # after these nothing is closed
 CLOSERS = "".join(dict.fromkeys(_PAIRS.values()))
 _NO_PROSE = re.compile(rf"[\\{{}}\[\]<>|*#_~^=`@{FORBIDDEN}]")
 _NO_LABEL = re.compile(rf"[\d,，、\\{{}}\[\]<>|*#_~^=`@\"“”「」『』（）()《》«».。…;；:：/{FORBIDDEN}]")
-SEPARATOR = ","  # of a list's items
-_SEPARATORS = ",，、"  # which no item may hold
+LIST_COMMA = ","
+_NO_ITEM = ",，、"  # what no item of a list may hold
 # After these more must come: no sentence and no label ends on them, unless no other character has room.
 _DANGLING = re.compile(
     r"(?:\b(?:a|an|the|of|to|and|or|but|nor|with|for|from|by|at|as|into|onto|than|that|which|who|whose|if|because|while|when"
@@ -72,7 +72,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Items:
-    """Asks for `min_items` to `max_items` different items on one line, with SEPARATOR between them."""
+    """Asks for `min_items` to `max_items` different items on one line, with LIST_COMMA between them."""
 
     item: Words
     min_items: int
@@ -124,7 +124,7 @@ def values(rows: Rows, text: str) -> list[str | list[str]]:
     for row, line in zip(rows, lines, strict=True):
         said = line[len(row.label) :].removeprefix(" ")
         if isinstance(row.form, Items):
-            found.append([item.removeprefix(" ") for item in said.split(SEPARATOR)])
+            found.append([item.removeprefix(" ") for item in said.split(LIST_COMMA)])
         else:
             found.append(said)
     return found
@@ -207,7 +207,7 @@ class Cursor:
     @property
     def separator(self) -> str:
         """Return what leads to the next item of a list; empty elsewhere."""
-        return SEPARATOR if self._items else ""
+        return LIST_COMMA if self._items else ""
 
     @property
     def may_end(self) -> bool:
@@ -351,7 +351,7 @@ class Cursor:
             self._tail = " "
         elif char == "\n":
             self._line_feed()
-        elif self._items is not None and char == SEPARATOR:
+        elif self._items is not None and char == LIST_COMMA:
             self._expect(self._text_may_end and self._count + 1 < self._items.max_items)
             self._count += 1
             self._seen |= {self._text.casefold()}
@@ -377,7 +377,7 @@ class Cursor:
         if self.is_prose:
             self._write_prose(char)
         else:
-            forbidden = _NO_LABEL.match(char) or (self._items is not None and char in _SEPARATORS)
+            forbidden = _NO_LABEL.match(char) or (self._items is not None and char in _NO_ITEM)
             self._expect(not forbidden)
             if char == " ":
                 self._space()

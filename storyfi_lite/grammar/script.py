@@ -13,7 +13,7 @@ from operator import getitem
 from typing import Any
 
 from storyfi_lite.errors import GrammarError
-from storyfi_lite.grammar.prose import SEPARATOR, Form, Items, Prose, Row, Rows, bound_tokens, need_tokens, values
+from storyfi_lite.grammar.prose import LIST_COMMA, Form, Items, Prose, Row, Rows, bound_tokens, need_tokens, values
 from storyfi_lite.grammar.schema import Array, Const, Node, Object, Open, Text, Tuple, dump
 
 Path = tuple[str | int, ...]
@@ -82,7 +82,7 @@ class Script:
 
 
 def _line(row: Row, value: Any) -> str:
-    said = f"{SEPARATOR} ".join(value) if isinstance(row.form, Items) else value
+    said = f"{LIST_COMMA} ".join(value) if isinstance(row.form, Items) else value
     return f"{row.label} {said}" if row.label else said
 
 

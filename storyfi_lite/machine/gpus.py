@@ -53,7 +53,7 @@ def _bandwidth(nvml: Any, handle: Any, name: str, total_bytes: int) -> float | N
     return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name, total_bytes)
 
 
-def visible(setting: str | None, uuids: list[str]) -> list[int]:
+def visible_devices(setting: str | None, uuids: list[str]) -> list[int]:
     """Return the device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As for CUDA, the list ends at the first entry that
     is no device."""
     if setting is None:
@@ -84,7 +84,7 @@ def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Drive
                 there.append((index, handle, _text(nvml.nvmlDeviceGetUUID(handle))))
             except nvml.NVMLError as error:
                 lost.append(f"GPU {index} is left out: {error}; see `nvidia-smi`")
-        chosen = visible(environment.get("CUDA_VISIBLE_DEVICES"), [uuid for _, _, uuid in there])
+        chosen = visible_devices(environment.get("CUDA_VISIBLE_DEVICES"), [uuid for _, _, uuid in there])
         gpus = tuple(_read_gpu(nvml, there[at][1], there[at][0]) for at in chosen)
         return Driver(_text(nvml.nvmlSystemGetDriverVersion()), gpus, tuple(lost))
     except nvml.NVMLError as error:

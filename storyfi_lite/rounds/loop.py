@@ -27,7 +27,7 @@ from storyfi_lite.protocol.messages import MAX_USER_INPUT_CHARS
 from storyfi_lite.rounds.audit import Auditor, KnownFile, known_files
 from storyfi_lite.rounds.query import Reply, Target, client, query
 from storyfi_lite.rounds.questions import Question, draw
-from storyfi_lite.rounds.round import Report, Rules, judge_round
+from storyfi_lite.rounds.round import RoundReport, RoundRules, judge_round
 from storyfi_lite.rounds.state import State
 from storyfi_lite.validator import CopyIndex, Prover, load_policy, weights
 from storyfi_lite.validator.reward import DEFAULT_POLICY
@@ -59,13 +59,13 @@ class ValidateOptions:
     state_dir: Path | None
 
 
-def run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
+def run(options: ValidateOptions, show: Callable[[RoundReport], None]) -> None:
     """Validate until the process is stopped, or for `options.rounds` rounds. Raises a LiteError if it cannot start, and
     Unavailable if nobody answered in a dry run."""
     asyncio.run(_run(options, show))
 
 
-async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None:
+async def _run(options: ValidateOptions, show: Callable[[RoundReport], None]) -> None:
     from storyfi_lite.chain import connect, open_wallet
 
     registry = load_registry()
@@ -80,7 +80,7 @@ async def _run(options: ValidateOptions, show: Callable[[Report], None]) -> None
         return opener.prover_of(file.spec, file.file, file.path, options.n_threads)
 
     auditor = Auditor(files, registry, open_prover)
-    rules = Rules(registry, policy, wallet.hotkey.ss58_address, options.proofs, auditor.files)
+    rules = RoundRules(registry, policy, wallet.hotkey.ss58_address, options.proofs, auditor.files)
     with contextlib.closing(_state(options, wallet)) as state, contextlib.closing(auditor):
         session = await connect(chain.network, wallet, chain.netuid, known_subnet=chain.known_subnet)
         try:
@@ -132,14 +132,14 @@ class _Loop:
     _session: ChainSession
     _state: State
     _auditor: Auditor
-    _rules: Rules
+    _rules: RoundRules
     _inputs: list[str]
 
     def __post_init__(self) -> None:
         self._dice = random.SystemRandom()  # no miner can foresee what is asked, nor who is checked
         self._index = CopyIndex(self._state.fingerprints())
 
-    async def run(self, show: Callable[[Report], None]) -> None:
+    async def run(self, show: Callable[[RoundReport], None]) -> None:
         done = shown = 0
         while self._options.rounds is None or done < self._options.rounds:
             started_s = asyncio.get_running_loop().time()
@@ -169,7 +169,7 @@ class _Loop:
         )
         return said + start
 
-    async def _round(self) -> Report | None:
+    async def _round(self) -> RoundReport | None:
         question = draw(self._dice, self._state.stories(), self._inputs)
         standings = self._state.standings()
         targets = [Target(hotkey, at, standings[hotkey].wire if hotkey in standings else "")

@@ -25,16 +25,16 @@ from storyfi_lite.wire import btauth, dendrite
 if TYPE_CHECKING:
     from bittensor import Wallet
 
-UNKNOWN = ""  # a miner of which no answer has come yet
+NO_WIRE = ""  # a miner of which no answer has come yet
 
 
 @dataclass(frozen=True)
 class Target:
-    """Names a miner and where it listens. `wire`: that of the miner's last Reply, UNKNOWN if there was none."""
+    """Names a miner and where it listens. `wire`: that of the miner's last Reply, NO_WIRE if there was none."""
 
     hotkey_ss58: str
     endpoint: tuple[str, int]
-    wire: str = UNKNOWN
+    wire: str = NO_WIRE
 
     @property
     def url(self) -> str:

@@ -46,7 +46,7 @@ Prove = Callable[[Sequence[Candidate]], Mapping[str, Verdict]]
 
 
 @dataclass(frozen=True)
-class Row:
+class MinerRow:
     """Reports what one miner did in one round. `paid_for`: what the multiplier rests on; "" without an answer. `problem`: why
     nothing is paid, or what was wrong; "" if nothing was."""
 
@@ -66,18 +66,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class RoundReport:
     number: int
     task: str
     user_input: str
-    rows: tuple[Row, ...]
+    rows: tuple[MinerRow, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class Rules:
+class RoundRules:
     """Holds what stays the same from round to round. `proofs`: the most replays in a round. `files`: sha256 of the files to
     replay with. `validator_ss58`: this validator's hotkey."""
 
@@ -104,10 +104,10 @@ def judge_round(
     replies: Mapping[str, Reply | str],
     standings: Mapping[str, Standing],
     index: CopyIndex,
-    rules: Rules,
+    rules: RoundRules,
     prove: Prove,
     dice: random.Random,
-) -> tuple[Report, Outcome]:
+) -> tuple[RoundReport, Outcome]:
     """Judge one round. `replies`: every asked miner's, in order of arrival; a str says why there is none. `index` is only read."""
     seen = {
         hotkey: _look(hotkey, question, reply, standings.get(hotkey, Standing()), rules)
@@ -121,18 +121,18 @@ def judge_round(
     for hotkey, reply in replies.items():
         before = standings.get(hotkey, Standing())
         if isinstance(reply, str):
-            row = Row(hotkey, before.wire, None, False, "", "", 0.0, "", 0.0, 0.0, 0.0, reply)
+            row = MinerRow(hotkey, before.wire, None, False, "", "", 0.0, "", 0.0, 0.0, 0.0, reply)
         else:
             row, before = _pay(hotkey, seen[hotkey], scores[hotkey], verdicts.get(hotkey), before, rules)
         average = moving_average(before.average, row.final, rules.policy)
         rows.append(replace(row, average=average))
         after[hotkey] = replace(before, average=average)
-    report = Report(number, question.request.task_type, question.request.user_input, tuple(rows))
+    report = RoundReport(number, question.request.task_type, question.request.user_input, tuple(rows))
     prints = [one.print for hotkey, one in seen.items() if one.print is not None]
     return report, Outcome(after, prints, _next_story(question, seen, scores), report.to_json())
 
 
-def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules: Rules) -> _Seen:
+def _look(hotkey: str, question: Question, reply: Reply, before: Standing, rules: RoundRules) -> _Seen:
     request = question.request
     answer = verify(request, reply.body)
     if not answer.readable or answer.data is None:
@@ -161,8 +161,8 @@ def _scores(
 
 
 def _pay(
-    hotkey: str, one: _Seen, base: Score, verdict: Verdict | None, before: Standing, rules: Rules
-) -> tuple[Row, Standing]:
+    hotkey: str, one: _Seen, base: Score, verdict: Verdict | None, before: Standing, rules: RoundRules
+) -> tuple[MinerRow, Standing]:
     response, evidence = one.answer.response, before.evidence
     if verdict is not None:
         evidence = pool(evidence, verdict, rules.policy)
@@ -173,7 +173,7 @@ def _pay(
     problems = [base.zeroed or "", "" if base.zeroed else "; ".join(one.answer.problems[:2])]
     if verdict is not None and verdict.status == "refuted":
         problems.append(verdict.reason)
-    row = Row(
+    row = MinerRow(
         hotkey,
         one.reply.wire,
         one.reply.elapsed_s,
@@ -191,7 +191,7 @@ def _pay(
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
 
 
-def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> str:
+def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: RoundRules) -> str:
     """Say what the multiplier rests on; a miner is paid for its standing, not for the one answer that was replayed."""
     if verdict is None or verdict.status != "proven" or not paid.reason.endswith("is not proven"):
         return paid.reason
@@ -199,7 +199,7 @@ def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: 
     return f"{paid.reason} yet: this answer is, {needed} of its answers have to be"
 
 
-def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: Rules) -> Verdict | None:
+def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: RoundRules) -> Verdict | None:
     """Return the miner's standing; a proven one counts only for an answer that could be replayed and was not found wrong. Else a
     miner with a good standing could write its other answers with any model."""
     assert one.answer.response is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from storyfi_lite import files
 from storyfi_lite.errors import ConfigError
-from storyfi_lite.rounds.query import UNKNOWN
+from storyfi_lite.rounds.query import NO_WIRE
 from storyfi_lite.rounds.questions import STAGES, Story
 from storyfi_lite.validator import Evidence, Fingerprint
 
@@ -39,7 +39,7 @@ class Standing:
 
     average: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
-    wire: str = UNKNOWN
+    wire: str = NO_WIRE
 
 
 @dataclass(frozen=True)
