@@ -21,7 +21,7 @@ from storyfi_lite.chain import address as address_module
 from storyfi_lite.chain.address import external_ip
 from storyfi_lite.chain.identity import check_subnet
 from storyfi_lite.chain.types import SubnetIdentity
-from storyfi_lite.devchain.state import GENESIS_UNIX_S, DevChain, DevState, ChainRefused, signing_payload
+from storyfi_lite.devchain.state import GENESIS_UNIX_S, ChainRefused, DevChain, DevState, signing_payload
 from storyfi_lite.devchain.substrate import DevNetwork, DevSubstrate, dev_network
 from storyfi_lite.errors import BadInput, ConfigError, Unavailable
 from tests.chain_faults import FaultyEndpoint

@@ -15,7 +15,7 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.errors import Unavailable
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.rounds.query import UNKNOWN, Reply, ask
+from storyfi_lite.rounds.query import NO_WIRE, Reply, ask
 from storyfi_lite.tasks.base import language_of
 from storyfi_lite.validator.score import Context, score
 from storyfi_lite.validator.verify import verify
@@ -71,7 +71,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
 # --- their miners, our validator -------------------------------------------------------------------------------------
 
 
-def ask_when_up(where: tuple[str, int], request: StoryRequest, wire: str = UNKNOWN) -> Reply:
+def ask_when_up(where: tuple[str, int], request: StoryRequest, wire: str = NO_WIRE) -> Reply:
     end_s = time.monotonic() + 30
     while True:
         try:
@@ -99,7 +99,7 @@ def test_what_a_miner_says_of_itself_is_understood_and_refuses_no_story(
 @pytest.mark.parametrize("protocol", CLASSES)
 def test_every_task_reaches_a_miner_of_either_protocol(axons: dict[str, tuple[str, int]], protocol: str) -> None:
     """Each protocol's class refuses the other's form of `characters`. What answered is remembered and asked first."""
-    where, wire = axons[next(miner["name"] for miner in MINERS if miner["protocol"] == protocol)], UNKNOWN
+    where, wire = axons[next(miner["name"] for miner in MINERS if miner["protocol"] == protocol)], NO_WIRE
     for task in tasks.TASKS:
         request = request_for(task)
         reply = ask_when_up(where, request, wire)
@@ -109,7 +109,7 @@ def test_every_task_reaches_a_miner_of_either_protocol(axons: dict[str, tuple[st
 
 
 def test_a_miner_that_shows_our_protocol_is_asked_over_btauth_from_then_on(server: Running) -> None:
-    reply = ask(WALLET, MINER.ss58_address, ("127.0.0.1", server.port), request_for("blueprint"), wire=UNKNOWN)
+    reply = ask(WALLET, MINER.ss58_address, ("127.0.0.1", server.port), request_for("blueprint"), wire=NO_WIRE)
     assert reply.wire == "btauth"
 
 

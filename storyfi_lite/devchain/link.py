@@ -21,7 +21,7 @@ from typing import IO, Any
 from bittensor import RpcConnectionError
 
 from storyfi_lite import files
-from storyfi_lite.devchain.state import DevChain, ChainRefused, signing_payload
+from storyfi_lite.devchain.state import ChainRefused, DevChain, signing_payload
 
 MOVED_BY = "--network dev:DIRECTORY"
 REQUEST_TIMEOUT_S = 10.0

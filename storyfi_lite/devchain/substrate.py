@@ -25,7 +25,7 @@ from bittensor import ChainError as SdkChainError
 
 from storyfi_lite import files, stopping
 from storyfi_lite.devchain.link import MOVED_BY, DevCall, DevChainServer, DevLink
-from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, DevChain, DevState, ChainRefused
+from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, ChainRefused, DevChain, DevState
 from storyfi_lite.errors import Unavailable
 
 VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO
