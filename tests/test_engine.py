@@ -87,6 +87,14 @@ def test_one_seed_gives_one_text_in_any_company(engine: Engine) -> None:
     assert len({alone.text, texts[1], texts[3]}) == 3
 
 
+def test_being_told_of_the_tokens_changes_none(engine: Engine) -> None:
+    engine.submit(job(seed=3)).result()  # from now on the prompt is cached
+    quiet = engine.submit(job(seed=3)).result()
+    told: list[int] = []
+    heard = engine.submit(job(seed=3, on_tokens=told.extend)).result()
+    assert tuple(told) == heard.tokens == quiet.tokens
+
+
 @pytest.mark.parametrize("slack", [0, 1, 3, 13])
 def test_an_answer_closes_within_any_budget_that_it_fits_in(engine: Engine, slack: int) -> None:
     budget = SHORT.min_tokens_bound + slack

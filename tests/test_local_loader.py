@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from storyfi_lite import tasks
 from storyfi_lite.engine.rule import ChoiceRule, answer_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, Busy, EngineError
-from storyfi_lite.loaders.base import Answer, Job
+from storyfi_lite.loaders.base import Answer, Job, Written
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.protocol.messages import StoryRequest
 
@@ -36,8 +37,14 @@ def job(seed: int = 0, within_s: float = 120, **fields: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def answer(loader: LocalModelLoader) -> Answer:
-    return loader.submit(job(seed=0, max_tokens=900)).result()
+def told() -> list[Written]:
+    """What was told of `answer` while it was written."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def answer(loader: LocalModelLoader, told: list[Written]) -> Answer:
+    return loader.submit(replace(job(seed=0, max_tokens=900), on_text=told.append)).result()
 
 
 def test_an_answer_is_valid_and_its_header_says_all_that_a_replay_needs(
@@ -53,6 +60,15 @@ def test_an_answer_is_valid_and_its_header_says_all_that_a_replay_needs(
     assert proof.model_sha256 == hashlib.sha256(small_model_path.read_bytes()).hexdigest()
     assert proof.grammar_sha256 == task.constraint(request).sha256
     assert proof.prompt_sha256 == loader.engine.conversation(task.script(request)).sha256
+
+
+def test_what_is_told_while_it_is_written_is_the_answer(answer: Answer, told: list[Written]) -> None:
+    script = tasks.get("blueprint").script(job().request)
+    assert len(told) == answer.completion_tokens
+    pieces = [[one for one in told if one.number == number] for number in range(1, len(script.pieces) + 1)]
+    assert script.answer(["".join(one.text for one in piece) for piece in pieces]) == answer.text
+    assert all(piece[-1].ends and not any(one.ends for one in piece[:-1]) for piece in pieces)
+    assert [(piece[0].name, piece[0].count) for piece in pieces] == [(piece.name, 3) for piece in script.pieces]
 
 
 def test_the_claim_names_the_file_that_was_loaded(answer: Answer) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite.models.store import Store
+from storyfi_lite.story.saved import read_story
 from tests.hub_server import Hub, serve
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +65,12 @@ class Home:
         return [*PROGRAM, *commands[name]]
 
     def half_files(self) -> list[Path]:
-        """What an interrupted download goes on from is none."""
-        found = (path for path in self.path.rglob("*") if path.is_file() and ".partial" not in path.parts)
-        return [path for path in found if path.suffix in LEFTOVERS or path.name == "story.json"]
+        """What an interrupted download goes on from is none, nor a story's whole stages."""
+        found = [path for path in self.path.rglob("*") if path.is_file() and ".partial" not in path.parts]
+        for path in found:
+            if path.name == "story.json":
+                read_story(path.read_bytes())
+        return [path for path in found if path.suffix in LEFTOVERS]
 
 
 @contextmanager

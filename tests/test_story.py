@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,16 @@ from storyfi_lite.cli import cli
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+from storyfi_lite.story.formats import for_a_terminal, spell
 from storyfi_lite.story.saved import SavedAnswer, comment, read_answers, read_story, response_data, story_data
+from storyfi_lite.validator.proof import Verdict
+from tests import openai_server
+from tests.api_server import Script, Step, serve
+from tests.scripted_model import story_for
 from tests.stories import example
 
 MARKUP = "<script>alert(1)</script> --> a keeper & his lamp"
+VERDICT = Verdict("proven", "far inside")
 
 
 def answer(task: str, told: dict[str, Any], **fields: Any) -> SavedAnswer:
@@ -100,3 +109,128 @@ def test_context_takes_what_the_commands_wrote(whole: tuple[SavedAnswer, ...], t
     alone.write_text("{}")
     done = CliRunner().invoke(cli, asked)
     assert isinstance(done.exception, BadInput) and "has none of blueprint" in str(done.exception)
+
+
+# --- as pages ---
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, its text, and every address in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_shows_markup_as_text_and_needs_nothing_else(whole: tuple[SavedAnswer, ...]) -> None:
+    blueprint = replace(
+        whole[0], data={**whole[0].data, "title": MARKUP, "setting": f"{MARKUP}\n<img src=x onerror=y>"}
+    )
+    told = Page(spell("html", MARKUP, [blueprint, *whole[1:]], story_data(MARKUP, 7, whole), {"blueprint": VERDICT}))
+    assert not told.tags & {"script", "img", "link", "iframe"} and not told.addresses
+    assert MARKUP in told.text and "<img src=x onerror=y>" in told.text
+    assert "proven: far inside" in told.text and told.text.count("smol") == len(whole)
+    assert "url(" not in told.text and "@import" not in told.text
+
+
+@pytest.mark.parametrize("form", ["json", "md", "html"])
+def test_every_format_is_read_again(whole: tuple[SavedAnswer, ...], form: str) -> None:
+    text = spell(form, MARKUP, whole, story_data(MARKUP, 7, whole), {})
+    assert read_story(text.encode()) == (MARKUP, 7, whole)
+    assert json.loads(for_a_terminal(text)) == json.loads(text) if form == "json" else for_a_terminal(text) == text
+
+
+def test_markdown_takes_no_markup_from_a_story(whole: tuple[SavedAnswer, ...]) -> None:
+    blueprint = replace(whole[0], data={**whole[0].data, "title": "# *a* [b](c) <i>", "setting": "1. x\n- y\n> z"})
+    text = spell("md", "x", [blueprint], {}, {})
+    assert r"# \# \*a\* \[b\](c) \<i\>" in text
+    assert "\n\\1. x\n" not in text and "\n1\\. x\n" in text and "\n\\- y\n" in text and "\n\\> z\n" in text
+
+
+def test_json_for_a_terminal_keeps_lists_of_numbers_in_a_line() -> None:
+    text = dump({"tokens": [1, 22, 333], "said": "[\n  1,\n  2\n]", "none": []})
+    assert '"tokens": [1, 22, 333]' in for_a_terminal(text)
+    assert json.loads(for_a_terminal(text)) == json.loads(text)
+
+
+# --- going on ---
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Writer]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    steps: list[Any] = [None]
+    with serve(steps) as script:
+        made = Writer(script, tmp_path / "story.html")
+        steps[0] = script.steps[0] = made.answer
+        yield made
+
+
+@dataclass
+class Writer:
+    """The command `story` with a server that answers `good` calls and refuses the rest."""
+
+    script: Script
+    path: Path
+    good: int = 99
+
+    def answer(self, body: dict[str, Any]) -> Step:
+        self.good -= 1
+        if self.good < 0:
+            return openai_server.error(400, "no")
+        return openai_server.text(story_for(body["response_format"]["json_schema"]["schema"]))
+
+    def run(self, *flags: str, text: str = "a keeper", model: str = "gpt-4-turbo") -> tuple[int, Any]:
+        """How many calls it took, and the error."""
+        self.script.requests.clear()
+        flags = ("--api.model", model, "--api.base-url", self.script.url, *flags)
+        done = CliRunner().invoke(cli, ["story", text, "-o", str(self.path), *flags])
+        return len(self.script.requests), done.exception
+
+
+def test_a_stopped_story_goes_on_with_the_same_command(writer: Writer) -> None:
+    writer.good = 2
+    calls, error = writer.run("--seed", "7")
+    assert calls == 3 and error
+    kept = read_story(writer.path.read_bytes())
+    assert [one.name for one in kept[2]] == ["blueprint", "characters"] and kept[1] == 7
+    writer.good = 99
+    assert writer.run() == (2, None)  # the seed is the file's
+    whole = read_story(writer.path.read_bytes())
+    assert whole[2][:2] == kept[2] and [one.name for one in whole[2][2:]] == ["story_arc", "chapter 1"]
+    assert writer.run() == (0, None)
+    assert writer.run("--chapters", "2") == (1, None)
+    assert verify(writer.path.read_text())[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text": "another"}, "another text, 'a keeper'"),
+        ({"flags": ("--seed", "8")}, "its seed is 7"),
+        ({"model": "gpt-6-luna"}, "gpt-4-turbo gpt-4-turbo wrote it"),
+    ],
+)
+def test_what_was_begun_otherwise_is_not_gone_on_with(writer: Writer, change: dict[str, Any], says: str) -> None:
+    writer.good = 1
+    writer.run("--seed", "7")
+    before = writer.path.read_bytes()
+    calls, error = writer.run(*change.pop("flags", ()), **change)
+    assert calls == 0 and isinstance(error, BadInput) and says in str(error) and "-o FILE" in str(error)
+    assert writer.path.read_bytes() == before
+
+
+def test_a_file_that_is_no_story_is_not_written_over(writer: Writer) -> None:
+    writer.path.write_text("my notes")
+    calls, error = writer.run()
+    assert calls == 0 and isinstance(error, BadInput) and writer.path.read_text() == "my notes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,11 +17,10 @@ from storyfi_lite.cli.options import (
     model_options,
     placement_options,
 )
+from storyfi_lite.cli.writing import format_option, put, speed, write
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
-
-TIMEOUT_S = 3600.0
 
 
 @click.command()
@@ -43,6 +41,7 @@ TIMEOUT_S = 3600.0
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=Number(0, 5), help="[default: 0.7]")
 @model_options(placement_options, api_options)
+@format_option
 @click.option(
     "--json",
     "as_json",
@@ -58,9 +57,13 @@ def command(
     max_tokens: int | None,
     temperature: float | None,
     model: ModelOptions,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
+
+    A terminal shows the text as it is written; a pipe gets the answer alone, compact. --format md and html are for people, and
+    carry the whole response at their end.
 
     \b
     storyfi-lite generate "a lighthouse keeper who hears the sea speak"
@@ -70,14 +73,15 @@ def command(
     """
     from storyfi_lite import tasks
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.grammar.schema import dump
-    from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
     from storyfi_lite.opening.loader import open_loader
     from storyfi_lite.opening.local import Notices
     from storyfi_lite.protocol.messages import parse_request
-    from storyfi_lite.story.saved import response_data
+    from storyfi_lite.story.formats import spell
+    from storyfi_lite.story.saved import SavedAnswer, response_data
 
+    if as_json and form:
+        raise click.UsageError("--json is the whole response, --format the story alone: one of them")
     fields = {"task_type": task, "user_input": text, "chapter_ids": chapter_ids, "max_tokens": max_tokens}
     request = parse_request(json.dumps({**fields, **_context(context_files)}).encode())
     asked = tasks.get(task)
@@ -87,16 +91,14 @@ def command(
         loader, facts = open_loader(model, Notices(progress.update, progress.note))
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
     try:
-        job = Job(request, seed, time.monotonic() + TIMEOUT_S, temperature=temperature)
-        answer = loader.submit(job).result(TIMEOUT_S)
+        answer = write(loader, request, seed, temperature, is_shown=not as_json)
     finally:
         loader.close()
-    speed = answer.completion_tokens / answer.generation_time_s
-    click.echo(
-        f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {speed:.0f} tokens/s",
-        err=True,
-    )
-    click.echo(dump(response_data(request, to_response(answer))) if as_json else answer.text)
+    click.echo(speed(answer), err=True)
+    response = to_response(answer)
+    whole = response_data(request, response)
+    data = whole if as_json or form in ("md", "html") else response.output_data
+    put(spell(form or "json", text, [SavedAnswer(task, response.output_data, request, response)], data, {}))
 
 
 def _context(files: tuple[Any, ...]) -> dict[str, Any]:

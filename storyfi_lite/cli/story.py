@@ -1,98 +1,194 @@
-"""`storyfi-lite story`: all four tasks in a row, each building on the ones before, into one file."""
+"""`storyfi-lite story`: all four tasks in a row, each building on the ones before, into one file that is whole after each."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, UTF8, api_options, model_options, placement_options
+from storyfi_lite.cli.options import UTF8, api_options, model_options, placement_options
+from storyfi_lite.cli.writing import format_option, put, speed, write
 from storyfi_lite.errors import BadInput, LiteError
 
 if TYPE_CHECKING:
+    from storyfi_lite.loaders.base import Loader
     from storyfi_lite.options import ModelOptions
-    from storyfi_lite.protocol.messages import StoryRequest
-
-TIMEOUT_S = 7200.0
+    from storyfi_lite.protocol.messages import ModelInfo, StoryRequest
+    from storyfi_lite.story.saved import SavedAnswer
 
 
 @click.command()
 @click.argument("text", type=UTF8)
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
+@format_option
 @click.option(
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: random]")
 @model_options(placement_options, api_options)
-def command(text: str, output: Path | None, count: int, seed: int | None, model: ModelOptions) -> None:
-    """Write a blueprint for TEXT, then characters, story arc and chapters. One JSON object, valid at every stage.
+def command(
+    text: str, output: Path | None, form: str | None, count: int, seed: int | None, model: ModelOptions
+) -> None:
+    """Write a blueprint for TEXT, then characters, story arc and chapters. Valid at every stage.
+
+    A terminal shows the text as it is written. With -o FILE the story is kept after each stage, and the same command goes on
+    where it was stopped. `verify` and `prove` read the file in any format.
 
     \b
-    storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.json
+    storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.html
     storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
     """
-    from storyfi_lite import files, tasks
+    from storyfi_lite import stopping
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.opening.loader import open_loader
     from storyfi_lite.opening.local import Notices
+    from storyfi_lite.story.formats import format_of
+    from storyfi_lite.story.saved import STAGES
 
-    tasks.get("blueprint").messages(
-        _request("blueprint", {"user_input": text})
-    )  # a mistake is told before a model is fetched
-    seed = secrets.randbits(64) if seed is None else seed
-    if output is not None:  # so is a place that cannot be written
-        if not output.parent.is_dir():
-            raise BadInput(f"cannot write {output}: there is no directory {output.parent}")
-        files.check_writable(output, "--output FILE")
+    story = _Story(text, output, form or format_of(output), -1)
+    story.check()
+    story.go_on(seed)
+    names = [*STAGES, *(f"chapter {id}" for id in range(1, count + 1))]
+    if not story.missing(names):
+        story.keep()  # perhaps in another format
+        click.echo(f"{output} is whole already: {', '.join(answer.name for answer in story.answers)}", err=True)
+        return
     with DownloadProgress() as progress:
         loader, facts = open_loader(model, Notices(progress.update, progress.note))
-    click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
+    click.echo(f"{facts['model']} {facts['quantization']}, seed {story.seed}", err=True)
     try:
-        story = _stages(loader, text, seed, list(range(1, count + 1)))
+        story.check_writer(loader.claim.model_info)
+        with stopping.at_stop(story.say_what_is_kept):
+            for name in story.missing(names):
+                click.echo(f"\n{name}, {names.index(name) + 1} of {len(names)}", err=True)
+                story.write(loader, name)
     finally:
         loader.close()
-    if output is None:
-        click.echo(story)
-        return
-    try:
-        files.write_text(output, story + "\n", "--output FILE")
-    except LiteError:
-        click.echo(story)  # minutes of work
-        raise
-    click.echo(output, err=True)
+    story.hand_over()
 
 
-def _stages(loader: Any, text: str, seed: int, chapter_ids: list[int]) -> str:
-    """One chapter a request: that is how validators ask, and it fits any context."""
-    from storyfi_lite.grammar.schema import dump
+@dataclass
+class _Story:
+    """A story that is being written, and its file."""
 
-    story: dict[str, Any] = {"user_input": text}
-    for task in TASK_NAMES[:3]:
-        story[task] = _one(loader, task, seed, story)
-    story["chapters"] = []
-    for chapter in chapter_ids:
-        story["chapters"] += _one(loader, "chapters", seed, story, [chapter])["chapters"]
-    return dump(story)
+    text: str
+    output: Path | None
+    form: str
+    seed: int
+    answers: list[SavedAnswer] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Tell a mistake before a model is fetched. Raises BadInput or ConfigError."""
+        from storyfi_lite import files, tasks
 
-def _request(task: str, story: dict[str, Any], chapter_ids: list[int] | None = None) -> StoryRequest:
-    """Raises BadInput."""
-    from storyfi_lite.protocol.messages import parse_request
+        tasks.get("blueprint").script(self._request("blueprint", seed=0))
+        if self.output is not None:
+            if not self.output.parent.is_dir():
+                raise BadInput(f"cannot write {self.output}: there is no directory {self.output.parent}")
+            files.check_writable(self.output, "--output FILE")
 
-    stages = {stage: story[stage] for stage in TASK_NAMES[:3] if stage in story}
-    body = {"task_type": task, "user_input": story["user_input"], "chapter_ids": chapter_ids, **stages}
-    return parse_request(json.dumps(body).encode())
+    def go_on(self, seed: int | None) -> None:
+        """Take up what the file has, if it is of the same text and seed; each answer is checked again. Raises BadInput."""
+        from storyfi_lite.story.saved import read_story
+        from storyfi_lite.validator.verify import verify
 
+        self.seed = secrets.randbits(64) if seed is None else seed
+        if not self._is_kept or self.output is None or not self.output.exists() or not self.output.stat().st_size:
+            return
+        try:
+            text, kept_seed, answers = read_story(self.output.read_bytes())
+        except BadInput as error:
+            raise self._not_this_one(str(error)) from None
+        if text != self.text:
+            raise self._not_this_one(f"it is of another text, {text[:60]!r}")
+        if seed not in (None, kept_seed):
+            raise self._not_this_one(f"its seed is {kept_seed}")
+        for answer in answers:
+            if not (answer.request and answer.response and verify(answer.request, answer.response).valid):
+                raise self._not_this_one(f"its {answer.name} is not valid")
+        self.seed, self.answers = kept_seed, list(answers)
 
-def _one(loader: Any, task: str, seed: int, story: dict[str, Any], chapter_ids: list[int] | None = None) -> Any:
-    from storyfi_lite.loaders.base import Job
+    def check_writer(self, model_info: ModelInfo) -> None:
+        """Raise BadInput if another model wrote what the file has."""
+        said = self.answers[-1].response if self.answers else None
+        if said and said.model_info != model_info:
+            raise self._not_this_one(
+                f"{said.model_name} {said.model_info.version} wrote it, or another file of that name"
+            )
 
-    job = Job(_request(task, story, chapter_ids), seed, time.monotonic() + TIMEOUT_S)
-    answer = loader.submit(job).result(TIMEOUT_S)
-    name = task if chapter_ids is None else f"chapter {chapter_ids[0]}"
-    click.echo(f"{name}: {answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s", err=True)
-    return json.loads(answer.text)
+    def _not_this_one(self, why: str) -> BadInput:
+        return BadInput(
+            f"{self.output} is not this story, to go on with: {why}\n  remove it, or name another file: -o FILE"
+        )
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether there is a file to keep it in: a pipe gets the whole story alone."""
+        return self.output is not None and (self.output.is_file() or not self.output.exists())
+
+    def missing(self, names: list[str]) -> list[str]:
+        there = {answer.name for answer in self.answers}
+        return [name for name in names if name not in there]
+
+    def write(self, loader: Loader, name: str) -> None:
+        """One chapter a request: that is how validators ask, and it fits any context."""
+        from storyfi_lite.miner.service import to_response
+        from storyfi_lite.story.saved import SavedAnswer
+
+        request = self._request(name, self.seed)
+        answer = write(loader, request, self.seed)
+        click.echo(f"{name}: {speed(answer)}", err=True)
+        response = to_response(answer)
+        self.answers.append(SavedAnswer(name, response.output_data, request, response))
+        self.keep()
+
+    def _request(self, name: str, seed: int) -> StoryRequest:
+        from storyfi_lite.protocol.messages import parse_request
+        from storyfi_lite.story.saved import STAGES, stages_of
+
+        task = (
+            {"task_type": name} if name in STAGES else {"task_type": "chapters", "chapter_ids": [int(name.split()[1])]}
+        )
+        return parse_request(
+            json.dumps({**task, "user_input": self.text, "seed": seed, **stages_of(self.answers)}).encode()
+        )
+
+    def keep(self) -> None:
+        """Put what there is into the file. Raises DoesNotFit or ConfigError."""
+        from storyfi_lite import files
+
+        if self._is_kept and self.output is not None:
+            try:
+                files.write_text(self.output, self._spelled(), "--output FILE")
+            except LiteError:
+                put(self._spelled())  # minutes of work
+                raise
+
+    def _spelled(self) -> str:
+        from storyfi_lite.story.formats import spell
+        from storyfi_lite.story.saved import story_data
+
+        data: dict[str, Any] = story_data(self.text, self.seed, self.answers)
+        return spell(self.form, self.text, self.answers, data, {})
+
+    def say_what_is_kept(self) -> None:
+        there = ", ".join(answer.name for answer in self.answers)
+        if not self._is_kept:
+            said = "nothing is kept: -o FILE keeps each stage, to go on with"
+        elif there:
+            said = f"{self.output} has {there}; the same command goes on from there"
+        else:
+            said = f"nothing is kept yet; --seed {self.seed} begins the same story"
+        click.echo(f"\n{said}", err=True)
+
+    def hand_over(self) -> None:
+        if self.output is None:
+            put(self._spelled())
+        elif self._is_kept:
+            click.echo(self.output, err=True)
+        else:
+            self.output.write_text(self._spelled(), encoding="utf-8")

@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +43,8 @@ _SPEED_MEMORY = 0.7  # weight of the past in the running means of tokens a secon
 class EngineJob:
     """`max_tokens` None: the longest that the grammar allows and the context holds. `deadline_s` on time.monotonic()'s
     clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the budget is what the engine writes
-    in so many seconds at the speed it has measured."""
+    in so many seconds at the speed it has measured. `on_tokens` is told of the answer's tokens as they are chosen, on the
+    engine's thread, which waits for it meanwhile."""
 
     script: Script
     sampling: SamplingParams
@@ -51,6 +52,7 @@ class EngineJob:
     max_tokens: int | None = None
     priority: float = 0.0
     aim_s: float | None = None
+    on_tokens: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -380,7 +382,12 @@ class Engine:
         request = slot.request
         assert request is not None
         try:
+            told = (
+                len(request.rule.tokens) if request.first_token_s else 0
+            )  # what is forced comes before the first choice
             slot.feed = request.rule.choose(logits)
+            if request.job.on_tokens:
+                request.job.on_tokens(request.rule.tokens[told:])
             request.first_token_s = request.first_token_s or time.monotonic()
             if request.rule.done:
                 self._finish(slot, request)

@@ -5,6 +5,7 @@ A loader turns one job into one answer on its own threads; callers hold a Future
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,18 @@ class ModelClaim:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Says what has just been written of an answer: one token's text, in piece `number` of `count`, from 1; a character that
+    is not whole yet comes with a later token. `ends`: the piece is done."""
+
+    name: str  # of the piece, in the story's language
+    number: int
+    count: int
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
 class Job:
     """Holds one admitted request. Cancel it through its Future."""
 
@@ -39,6 +52,9 @@ class Job:
     priority: float = 0.0  # higher first: the caller's stake
     temperature: float | None = None  # None: the loader's default
     aim_s: float | None = None  # a loader that can shorten an answer, whole and valid, ends it within so many seconds
+    on_text: Callable[[Written], None] | None = (
+        None  # called on the loader's thread; an API has nothing to say before its end
+    )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.prose import Prose
 from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.loaders import forecast
-from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim, Written
 from storyfi_lite.loaders.forecast import Length, Pace
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
@@ -138,6 +139,7 @@ class LocalModelLoader:
                 max_tokens=job.request.max_tokens,
                 priority=job.priority,
                 aim_s=job.aim_s,
+                on_tokens=self._teller(script, job.on_text) if job.on_text else None,
             )
         )
 
@@ -148,6 +150,21 @@ class LocalModelLoader:
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)
+
+    def _teller(self, script: Script, tell: Callable[[Written], None]) -> Callable[[Sequence[int]], None]:
+        """What makes text of the tokens that the engine tells of."""
+        vocabulary, names = self.engine.model.vocabulary, [piece.name for piece in script.pieces]
+        decoder, number = codecs.getincrementaldecoder("utf-8")(errors="replace"), 1
+
+        def on_tokens(tokens: Sequence[int]) -> None:
+            nonlocal number
+            for token in tokens:
+                ends = token == vocabulary.end
+                text = decoder.decode(vocabulary.writes[token])
+                tell(Written(names[number - 1], number, len(names), text, ends))
+                number += ends
+
+        return on_tokens
 
     def _answer(
         self, generation: Generation, constraint: Constraint, script: Script, sampling: SamplingParams
