@@ -19,7 +19,7 @@ from storyfi_lite.grammar.schema import dump
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.story.formats import for_a_terminal, spell
 from storyfi_lite.story.saved import SavedAnswer, comment, read_answers, read_story, response_data, story_data
-from storyfi_lite.validator.proof import Verdict
+from storyfi_lite.validator.verdict import Verdict
 from tests import openai_server
 from tests.api_server import Script, Step, serve
 from tests.scripted_model import story_for

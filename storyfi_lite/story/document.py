@@ -16,7 +16,7 @@ from storyfi_lite.story.saved import SavedAnswer
 from storyfi_lite.tasks.base import Language, language_of
 
 if TYPE_CHECKING:
-    from storyfi_lite.validator.proof import Verdict
+    from storyfi_lite.validator.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from storyfi_lite.story.page import page
 from storyfi_lite.story.saved import SavedAnswer, comment
 
 if TYPE_CHECKING:
-    from storyfi_lite.validator.proof import Verdict
+    from storyfi_lite.validator.verdict import Verdict
 
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md"}
 _NUMBERS = re.compile(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]")  # only between tokens of JSON: a string holds no line feed
