@@ -133,7 +133,7 @@ def reward(
     >>> reward(Score(80.0, ()), claim)
     Reward(base=80.0, multiplier=0.5, final=40.0, reason='yi-34b is not proven')
     >>> reward(Score(80.0, ()), claim, Verdict("proven", model="yi-34b"))
-    Reward(base=80.0, multiplier=1.2, final=96.0, reason='yi-34b is proven')
+    Reward(base=80.0, multiplier=1.2, final=96.0, reason='yi-34b is proven; its multiplier is 1.2')
     """
     policy, registry = policy or _default_policy(), registry or _default_registry()
     if claim.miner_mode != "LocalModelLoader":
@@ -167,7 +167,7 @@ def _by_proof(
     figure = policy.models.get(model.key, model.multiplier)
     if policy.proof.pay_large_gpu and _is_large(claim, policy):
         return figure * policy.large_gpu.factor, f"{name} is proven; {claim.gpu_memory_gb:g} GB are believed"
-    return figure, f"{name} is proven"
+    return figure, f"{name} is proven; its multiplier is {figure:g}"
 
 
 def _is_large(claim: ClaimedModel, policy: RewardPolicy) -> bool:
