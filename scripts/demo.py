@@ -77,7 +77,7 @@ def main() -> None:
                 "a second miner joins: it runs a coarser file (Q2_K) and claims the same; the validator replays both",
             )
             with miner(net, scratch, "cheat", [sys.executable, str(CHEATS), "impostor"]):
-                show_round(net, scratch)
+                show_round(net, scratch, story)
             step("7", f"stopped by SIGTERM, exit code {stop(process)}")
 
 
@@ -228,12 +228,23 @@ def show_refusals(net: DevNetwork, endpoint: tuple[str, int], request: StoryRequ
             sys.exit(1)
 
 
-def show_round(net: DevNetwork, scratch: Path) -> None:
+def show_round(net: DevNetwork, scratch: Path, story: str) -> None:
     """One round of `storyfi-lite validate`. The packaged policy wants several replays before it pays or punishes; here one
     decides."""
     policy = DEFAULT_POLICY.read_text().replace("proven_needed: 3", "proven_needed: 1")
     (scratch / "policy.yaml").write_text(policy.replace("refuted_needed: 2", "refuted_needed: 1"))
-    flags = ["--rounds", "1", "--threads", THREADS, "--timeout", "300", "--reward-policy", str(scratch / "policy.yaml")]
+    (scratch / "inputs.txt").write_text(f"{story}\n", encoding="utf-8")
+    flags = ["--inputs", str(scratch / "inputs.txt")]
+    flags += [
+        "--rounds",
+        "1",
+        "--threads",
+        THREADS,
+        "--timeout",
+        "300",
+        "--reward-policy",
+        str(scratch / "policy.yaml"),
+    ]
     command = [*PROGRAM, "validate", "--network", net.name, "--state-dir", str(scratch), *flags]
     run(command, stderr=subprocess.DEVNULL)
 

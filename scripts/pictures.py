@@ -75,16 +75,15 @@ def status(scratch: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    network = ["--network", f"dev:{scratch / 'dev'}"]
+    network, environment = ["--network", "dev"], {**os.environ, "XDG_STATE_HOME": str(scratch)}
     (scratch / "inputs.txt").write_text("\n".join(INPUTS), encoding="utf-8")
-    state = ["--state-dir", str(scratch)]
     url = f"http://127.0.0.1:{port}/"
-    miner = subprocess.Popen([*PROGRAM, "mine", *network, *MODEL, *state, "--axon.port", str(port)])
+    miner = subprocess.Popen([*PROGRAM, "mine", *network, *MODEL, "--axon.port", str(port)], env=environment)
     try:
         while miner.poll() is None and not _answers(url):
             time.sleep(0.5)
         asked = ["--rounds", str(ROUNDS), "--interval", "0", "--proofs", "0", "--inputs", str(scratch / "inputs.txt")]
-        subprocess.run([*PROGRAM, "validate", *network, "--dry-run", *asked], check=True)
+        subprocess.run([*PROGRAM, "validate", *network, "--dry-run", *asked], check=True, env=environment)
         for _ in range(5):
             httpx.post(f"{url}story", content=b"{}", trust_env=False)
         page = scratch / "page.html"

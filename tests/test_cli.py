@@ -145,6 +145,9 @@ def test_help_and_version_are_commands_too(typed: list[str], says: str) -> None:
         ("storyfi-lite generate x --model.name gem", {"gemma-7b"}),
         ("storyfi-lite place --model.name qwen-72b --quant q4", {"Q4_K_M"}),
         ("storyfi-lite mine --network d", {"dev"}),
+        ("storyfi-lite doctor --model.name gem", {"gemma-7b"}),
+        ("storyfi-lite mine --min-quant q8", {"Q8_0"}),
+        ("storyfi-lite generate x --api.model gpt-6", {"gpt-6-luna"}),
     ],
 )
 def test_the_shell_completes_values(line: str, offers: set[str]) -> None:

@@ -83,7 +83,8 @@ def test_help_is_whole_at_every_width(names: tuple[str, ...], width: int) -> Non
     assert max(map(cell_len, printed.splitlines())) <= width
     words, dense = set(printed.split()), "".join(printed.split())
     for option in command.params:
-        said = getattr(option, "help", None) or ""
+        said = (getattr(option, "help", None) or "") if isinstance(option, click.Option) else ""
+        assert said or isinstance(option, click.Argument), f"{option.opts} has no help"
         assert set(said.split()) <= words and "".join(said.split()) in dense
         assert set(option.opts) <= {word.rstrip(",") for word in words} or isinstance(option, click.Argument)
     for line in command.help.splitlines() if command.help else ():

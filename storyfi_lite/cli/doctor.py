@@ -8,17 +8,20 @@ from pathlib import Path
 
 import click
 
-from storyfi_lite.cli.options import chain_options
+from storyfi_lite.cli.options import chain_options, complete_models
 
 MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")}
 
 
 @click.command(name="doctor")
 @chain_options("miner")
-@click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True)
+@click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True,
+              help="The port that `mine` will listen on.")  # fmt: skip
 @click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
-@click.option("--model.name", "model", envvar="MODEL_NAME", default=None)
-@click.option("--api.key-file", "api_key_file", type=click.Path(path_type=Path), default=None)
+@click.option("--model.name", "model", envvar="MODEL_NAME", default=None, shell_complete=complete_models,
+              help="The model that `mine` will load.  [default: the best that fits]")  # fmt: skip
+@click.option("--api.key-file", "api_key_file", type=click.Path(path_type=Path), default=None,
+              help="The file with the API's key.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool, **options: object) -> None:
     """Check wallet, chain, clock, port, build, model, key and disk, and say how to mend what is wrong.
@@ -31,15 +34,14 @@ def command(as_json: bool, **options: object) -> None:
     storyfi-lite doctor --network dev --json
     """
     from storyfi_lite import doctor
-    from storyfi_lite.cli.table import reflow
+    from storyfi_lite.cli.table import print_marked
 
     checks = []
     for check in doctor.run(doctor.Setup(**options)):  # type: ignore[arg-type]
         checks.append(check)
         if not as_json:
             mark, colour = MARKS[check.status]
-            said = reflow(f"{mark} {check.name}: {check.detail}")
-            click.echo(click.style(mark, fg=colour) + said.removeprefix(mark))
+            print_marked(mark, colour, f" {check.name}: {check.detail}", 4)
             for line in check.fix.splitlines():
                 click.echo(f"    {line.strip()}")
     to_mend = [check.name for check in checks if check.status == "mend"]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("text", type=UTF8)
-@click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
+@click.option(
+    "--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True, help="Which of the four tasks."
+)
 @click.option(
     "--context",
     "context_files",

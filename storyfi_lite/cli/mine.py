@@ -7,19 +7,32 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import Number, api_options, chain_options, model_options, placement_options
+from storyfi_lite.cli.options import Number, api_options, chain_options, log_option, model_options, placement_options
 
 
 @click.command(name="mine")
 @chain_options("miner")
-@click.option("--axon.port", "--port", "port", default=8091, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--axon.port",
+    "--port",
+    "port",
+    default=8091,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="The port to listen on.",
+)
 @click.option(
     "--axon.ip",
     "host",
     help="The address to listen on, :: for IPv4 and IPv6.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
 )
 @click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
-@click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535), help="[default: --axon.port]")
+@click.option(
+    "--axon.external_port",
+    "external_port",
+    type=click.IntRange(1, 65535),
+    help="The port that they call.  [default: --axon.port]",
+)
 @model_options(placement_options, api_options)
 @click.option(
     "--min-stake",
@@ -46,7 +59,7 @@ from storyfi_lite.cli.options import Number, api_options, chain_options, model_o
     help="Show the status page and /metrics to everybody, not only to this machine.",
 )
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the replay store lives.")
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@log_option
 def command(**flags: Any) -> None:
     """Answer validators' requests with stories until Ctrl-C.
 

@@ -30,6 +30,12 @@ def complete_quants(ctx: click.Context, param: click.Parameter, begun: str) -> l
     return sorted({quant for key, quant in files if named in (None, key) and quant.startswith(begun.upper())})
 
 
+def complete_api_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    from storyfi_lite.models.registry import load_registry
+
+    return [model.key for model in load_registry().api if model.key.startswith(begun)]
+
+
 def complete_networks(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
     return [name for name in ("test", "finney", "local", "dev") if name.startswith(begun)]
 
@@ -101,6 +107,14 @@ def _threads(parameter: str) -> Callable[[Any], Any]:
 
 
 threads_option = _threads("n_threads")
+log_option = click.option(
+    "--log",
+    "log_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How each line of the log is written.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 hardware_option = click.option(
     "--hardware",
@@ -115,7 +129,13 @@ def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
     return (
         click.option("--wallet.name", "--wallet", "-w", f"{prefix}wallet", **name),
         click.option(
-            "--wallet.hotkey", "--wallet-hotkey", "-H", f"{prefix}hotkey", default="default", show_default=True
+            "--wallet.hotkey",
+            "--wallet-hotkey",
+            "-H",
+            f"{prefix}hotkey",
+            default="default",
+            show_default=True,
+            help="The wallet's key that signs.",
         ),
         click.option(
             "--wallet.path",
@@ -149,7 +169,7 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
             show_default=True,
             help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
         ),
-        *_wallet("chain_", default=wallet, show_default=True),
+        *_wallet("chain_", default=wallet, show_default=True, help="btcli's name of the wallet."),
         click.option(
             "--i-know-this-subnet",
             "chain_known_subnet",
@@ -245,7 +265,12 @@ placement_options = _together(
         show_default=True,
         help="What the best model is: the best paid, the fastest, or the largest, among those fast enough.",
     ),
-    click.option("--min-quant", "model_min_quant", help="Take no coarser file than this.  [default: Q3_K_M]"),
+    click.option(
+        "--min-quant",
+        "model_min_quant",
+        shell_complete=complete_quants,
+        help="Take no coarser file than this.  [default: Q3_K_M]",
+    ),
 )
 api_options = _together(
     click.option(
@@ -258,6 +283,7 @@ api_options = _together(
         "--api.model",
         "model_api_model",
         metavar="NAME",
+        shell_complete=complete_api_models,
         help="Any model of that API, or of an API alone: gpt-6-luna, gemini-3.5-flash-lite.  [default: see models]",
     ),
     click.option("--api.base-url", "model_api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),

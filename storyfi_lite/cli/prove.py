@@ -24,7 +24,8 @@ EXIT_CODES = {"proven": 0, "inconclusive": 3, "refuted": 1}  # of several answer
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--text", type=UTF8, help="The user input that was asked about, if the file does not say it.")
-@click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True)
+@click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True,
+              help="Which of the four tasks.")  # fmt: skip
 @click.option("--request", "request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="The whole request as JSON, in place of --text and --task.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The challenge seed.  [default: the one in the answer]")

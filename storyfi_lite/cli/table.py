@@ -39,6 +39,13 @@ def print_table(
         console.print(Text(first, style="bold"), Text(f"\n{facts}"), sep="")
 
 
+def print_marked(head: str, style: str, text: str, indent: int) -> None:
+    """Print a line whose head is coloured, where colours are wanted; what does not fit goes on after `indent` cells."""
+    said = Text(reflow(head + text, indent))
+    said.stylize(style, 0, len(head))
+    Console(highlight=False, soft_wrap=True).print(said)
+
+
 def reflow(line: str, indent: int | None = None, err: bool = False) -> str:
     """Break a line between words where a terminal ends; a pipe gets the line whole. `indent`: cells before what follows, by
     default 4 more than before the line; `err`: for stderr. A word longer than the terminal is left to it, and can be copied."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import Number, chain_options, threads_option
+from storyfi_lite.cli.options import Number, chain_options, log_option, threads_option
 
 if TYPE_CHECKING:
     from storyfi_lite.rounds.round import RoundReport
@@ -32,7 +32,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--inputs", "inputs_path", type=_FILE, help="User inputs to ask, one a line.  [default: made up]")
 @click.option("--dry-run", is_flag=True, help="Keep nothing and set no weights; one round unless --rounds says more.")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the state lives.")
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@log_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a round, instead of a table.")
 def command(log_format: Any, as_json: bool, **flags: Any) -> None:
     """Validate: ask every miner, verify, replay some, score, average, set weights; until Ctrl-C.

@@ -14,8 +14,6 @@ from storyfi_lite.cli.options import TASK_NAMES, json_option
 if TYPE_CHECKING:
     from storyfi_lite.validator.verify import Verification
 
-_DETAIL_AT = 13  # cells from the left
-
 
 @click.command()
 @click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
@@ -88,7 +86,7 @@ def _print(results: dict[str, Verification], valid: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from storyfi_lite.cli.table import reflow
+    from storyfi_lite.cli.table import print_marked
     from storyfi_lite.validator.verify import REMARKS
 
     console = Console(highlight=False, soft_wrap=True)
@@ -98,8 +96,6 @@ def _print(results: dict[str, Verification], valid: bool) -> None:
         for check in result.checks:
             note = check.name in REMARKS
             mark, style = ("✓", "green") if check.ok else ("–", "yellow") if note else ("✗", "red")
-            said = Text(reflow(f"{mark} {check.name:<10} {check.detail}", _DETAIL_AT))
-            said.stylize(style, 0, _DETAIL_AT)
-            console.print(said)
+            print_marked(f"{mark} {check.name:<10} ", style, check.detail, 13)
     what = f"story: {', '.join(results)}" if len(results) > 1 else next(iter(results.values())).task
     console.print(Text(f"valid {what}" if valid else "NOT VALID", style="bold green" if valid else "bold red"))
