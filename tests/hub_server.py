@@ -1,5 +1,6 @@
 """A loopback server that speaks the hub's download protocol and a package index's, with faults on demand.
 
+/api/models/<repo>[/revision/<rev>] what the repository holds, as JSON
 /<repo>/resolve/<revision>/<path>   HEAD and GET: size, hash and commit in headers, then a redirect to the storage
 /storage/<path>?ticket=<n>          the bytes, by range; an address that is good once, as the hub's storage signs it
 /simple/<package>/                  the package index, PEP 691 JSON or PEP 503 HTML
@@ -34,6 +35,13 @@ class Hub:
     gated: bool = False
     bad_token: bool = False
     html_index: bool = False
+    repos: tuple[str, ...] = ()  # other names than these are unknown; () for any
+    commit: str = COMMIT  # of every branch and tag
+    revisions: tuple[str, ...] = ("main", "v1")
+    licence: str | None = None
+    git_files: dict[str, bytes] = field(default_factory=dict)  # listed without Git LFS metadata
+    mirror: str = ""  # nolen, weak, noetag, nocommit, moved, html: /resolve/ answers with the bytes, as mirrors do
+    wait: str = "0"  # what a passing fault's Retry-After says
     wrong_bytes: bool = False
     tickets: set[str] = field(default_factory=set)
     log: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -77,21 +85,56 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             hub.log.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
-            path, _, ticket = self.path.partition("?ticket=")
+            path, _, ticket = self.path.replace("?blobs=", "?ticket=").partition("?ticket=")
             for suffix, statuses in hub.status.items():
                 if path.endswith(suffix) and statuses:
-                    return self.reply(statuses.pop(0), {"Retry-After": "0"})
-            if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
-                return self.resolve(match[1])
+                    return self.reply(statuses.pop(0), {"Retry-After": hub.wait})
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+                return self.listing(match[1], match[2] or "main")
+            if match := re.fullmatch(r"(?:/moved)?/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
+                return self.mirrored(match[1]) if hub.mirror else self.resolve(match[1])
             if match := re.fullmatch(r"/simple/([^/]+)/", self.path):
                 return self.index(match[1])
             if path.startswith("/storage/"):
                 if ticket not in hub.tickets:
                     return self.reply(403, {})
                 hub.tickets.remove(ticket)
-            name = path.rpartition("/")[2]
+            name = path.removeprefix("/storage/") if path.startswith("/storage/") else path.rpartition("/")[2]
             found = hub.files.get(name) or next((data for file, data in hub.wheels.values() if file == name), None)
             return self.reply(404, {}) if found is None else self.storage(name, found)
+
+        def listing(self, repo: str, revision: str) -> None:
+            if hub.repos and repo not in hub.repos:
+                return self.reply(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            if hub.bad_token:
+                return self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            if revision not in (*hub.revisions, hub.commit):
+                return self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+            siblings: list[dict[str, Any]] = [
+                {"rfilename": name, "size": len(data)} for name, data in hub.git_files.items()
+            ]
+            for name, data in hub.files.items():
+                lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 135}
+                siblings.append({"rfilename": name, "size": len(data), "blobId": "0" * 40, "lfs": lfs})
+            page = {"id": repo, "sha": hub.commit, "siblings": siblings, "cardData": {"license": hub.licence}}
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(page).encode())
+
+        def mirrored(self, name: str) -> None:
+            """As the mirrors do that people use: the bytes at once, and headers of their own."""
+            if hub.mirror == "html":
+                return self.reply(200, {"Content-Type": "text/html"}, b"<html>sign in</html>")
+            if hub.mirror == "moved" and not self.path.startswith("/moved/"):
+                return self.reply(308, {"Location": "/moved" + self.path})
+            data = hub.files[name]
+            etag = hashlib.sha256(data).hexdigest()
+            headers = {"ETag": f'W/"{etag}"' if hub.mirror == "weak" else f'"{etag}"', "X-Repo-Commit": hub.commit}
+            headers.pop({"noetag": "ETag", "nocommit": "X-Repo-Commit"}.get(hub.mirror, ""), None)
+            if hub.mirror == "nolen" and self.command == "HEAD":
+                self.send_response(200)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                return self.end_headers()
+            self.storage(name, data, headers)
 
         def resolve(self, name: str) -> None:
             if hub.gated:
@@ -102,7 +145,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.reply(404, {"X-Error-Code": "EntryNotFound"})
             data = hub.files[name]
             etag = hashlib.sha256(data).hexdigest()
-            linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": hub.commit}
             ticket = str(len(hub.log))
             hub.tickets.add(ticket)
             self.reply(302, {**linked, "Location": f"{hub.storage_url}/storage/{name}?ticket={ticket}"})
@@ -119,7 +162,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             page = {"files": [{"filename": name, "url": url, "hashes": {"sha256": sha256}}]}
             self.reply(200, {"Content-Type": "application/vnd.pypi.simple.v1+json"}, json.dumps(page).encode())
 
-        def storage(self, name: str, data: bytes) -> None:
+        def storage(self, name: str, data: bytes, more: dict[str, str] | None = None) -> None:
             start, end = 0, len(data)
             match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if hub.ranges else None
             if match:
@@ -127,7 +170,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             body = data[start:end]
             if hub.wrong_bytes:
                 body = bytes(byte ^ 1 for byte in body)
-            headers = {"Content-Length": str(len(body))}
+            headers = {**(more or {}), "Content-Length": str(len(body))}
             partial = match is not None and (start > 0 or bool(match[2]))
             if partial:
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"

@@ -186,7 +186,7 @@ def test_a_models_yaml(
     assert old in text
     path = tmp_path / "models.yaml"
     path.write_text(text.replace(old, new, 1))
-    monkeypatch.setattr(registry, "_PACKAGED", path)
+    monkeypatch.setattr(registry, "SHIPPED", path)
     line = refused(*command)
     assert str(path) in line and "line " in line and says in line
 

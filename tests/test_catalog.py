@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.models.gguf import read_local
+from storyfi_lite.models.hub import read_remote
 from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, Part, load_registry
 from storyfi_lite.models.store import Store
-from storyfi_lite.placement.catalog import StoreCatalog, remote_header
-from tests.hub_server import Hub, serve
+from storyfi_lite.placement.catalog import StoreCatalog
+from tests.conftest import HUB_TOKEN as TOKEN
+from tests.hub_server import Hub
 from tests.test_gguf_header import gguf
-
-TOKEN = "hf_a_secret_that_must_not_leak"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    with serve(Hub()) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("storyfi_lite.models.sources.WAITS_S", (0.0, 0.0))
-        yield hub
 
 
 def remote(**contents: bytes) -> GGUFFile:
@@ -50,7 +36,7 @@ def asked(hub: Hub) -> int:
 def test_the_header_of_a_remote_file_is_the_file_s_own(hub: Hub, small_model_path: Path) -> None:
     """At the cost of its first megabytes; the token goes to the hub, not to its storage."""
     file = put(hub, model=small_model_path.read_bytes())
-    header = remote_header(file)
+    header = read_remote(file)
     assert header == read_local(small_model_path)
     assert 0 < asked(hub) <= 8 << 20 < small_model_path.stat().st_size
     gets = [headers for method, path, headers in hub.log if method == "GET" and path.startswith("/storage/")]
@@ -63,10 +49,10 @@ def test_each_part_of_a_split_file_is_asked(hub: Hub, tmp_path: Path) -> None:
         "m-00001-of-00002": gguf([("x", (64,), 0, 0)], data=256),
         "m-00002-of-00002": gguf([("y", (64,), 0, 0)], data=256),
     }
-    assert [tensor.name for tensor in remote_header(put(hub, **parts)).tensors] == ["x", "y"]
+    assert [tensor.name for tensor in read_remote(put(hub, **parts)).tensors] == ["x", "y"]
     for name, data in parts.items():
         (tmp_path / f"{name}.gguf").write_bytes(data)
-    assert remote_header(put(hub, **parts)) == read_local(tmp_path / "m-00001-of-00002.gguf")
+    assert read_remote(put(hub, **parts)) == read_local(tmp_path / "m-00001-of-00002.gguf")
 
 
 @pytest.mark.parametrize(
@@ -84,20 +70,20 @@ def test_a_hub_that_does_not_answer_is_unavailable(
     for name, value in trouble.items():
         setattr(hub, name, value)
     with pytest.raises(error, match=says):
-        remote_header(file)
+        read_remote(file)
 
 
 def test_a_hub_that_is_not_there_is_unavailable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put(hub, model=gguf([("x", (64,), 0, 0)], data=256))
     hub.storage_url = "http://127.0.0.1:9"  # the hub answers, its storage does not
     with pytest.raises(Unavailable):
-        remote_header(file)
+        read_remote(file)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04" + b"zip" * 100, gguf([("x", (64,), 0, 1 << 62)], data=256)])
 def test_a_remote_file_that_is_no_model_is_bad_input_before_the_download(hub: Hub, content: bytes) -> None:
     with pytest.raises(BadInput):
-        remote_header(put(hub, model=content))
+        read_remote(put(hub, model=content))
 
 
 def test_placement_goes_on_with_the_registry_s_figures_when_the_hub_is_silent(
@@ -113,6 +99,6 @@ def test_placement_goes_on_with_the_registry_s_figures_when_the_hub_is_silent(
     assert catalog.header(spec, good) is None and "stays unread" in caplog.text
     hub.gated = False
     assert catalog.ask_hub(spec, good)
-    assert catalog.header(spec, good) == remote_header(good)
+    assert catalog.header(spec, good) == read_remote(good)
     before = len(hub.log)
     assert not catalog.ask_hub(spec, good) and len(hub.log) == before  # known now

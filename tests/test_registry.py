@@ -59,7 +59,7 @@ def test_a_provider_s_default_is_a_model_that_its_vendor_does_not_end() -> None:
         ("    multiplier: 1.5", "    multiplyer: 1.5", "multiplyer is not a key"),
         ("    multiplier: 1.3", "    multiplier: -1.3", "multiplier: Input should be greater than 0"),
         ("    multiplier: 1.4", "    multiplier: lots", "multiplier: Input should be a valid number"),
-        ("    tier: 1", "    tier: 9", "tier: Input should be 1, 2, 3 or 'cpu'"),
+        ("    tier: 1", "    tier: 9", "tier: Input should be 1, 2, 3, 'cpu' or 'own'"),
         ("  yi-34b:", "  qwen-72b:", "qwen-72b stands twice"),
         ("aliases: [yi-34b-chat]", "aliases: [gemma-7b]", "the name gemma-7b stands for two models"),
         ("size_bytes: 4920734272", "size_bytes: 0", "size_bytes: Input should be greater than 0"),

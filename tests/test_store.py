@@ -15,7 +15,6 @@ import threading
 import time
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,17 @@ from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.models import fetch
 from storyfi_lite.models.registry import Architecture, GGUFFile, HubSource, ModelSpec, PackageSource, Part
 from storyfi_lite.models.store import SPARE_BYTES, Store
-from tests.hub_server import Hub, serve
+from tests.conftest import HUB_TOKEN as TOKEN
+from tests.hub_server import Hub
 
 CHUNK = fetch.CHUNK_BYTES
-TOKEN = "hf_a_secret_that_must_not_leak"
 MODEL = random.Random(1).randbytes(3 * CHUNK + 12_345)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The server, and this process's real hub client pointed at it."""
-    from huggingface_hub import constants
-
-    with serve(Hub(files={"model.gguf": MODEL})) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("PIP_INDEX_URL", f"{hub.url}/simple")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr("storyfi_lite.models.sources.WAITS_S", (0.0, 0.0))
-        monkeypatch.setattr(
-            "storyfi_lite.models.fetch.Fetch.__init__.__defaults__", (lambda seconds: None,), raising=False
-        )
-        yield hub
+def hub(hub: Hub) -> Hub:
+    hub.files = {"model.gguf": MODEL}
+    return hub
 
 
 ARCHITECTURE = Architecture(

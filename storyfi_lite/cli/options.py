@@ -15,10 +15,12 @@ TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
-    """For the shell: the registry's names that begin so."""
+    """For the shell: the registry's names that begin so; repositories only once an owner is typed."""
     from storyfi_lite.models.registry import load_registry
 
-    return [key for key in load_registry().keys if key.startswith(begun)]
+    registry = load_registry()
+    names = [name for spec in registry.local for name in spec.names if "/" in name] if "/" in begun else registry.keys
+    return [name for name in names if name.startswith(begun)]
 
 
 def complete_quants(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
@@ -26,8 +28,9 @@ def complete_quants(ctx: click.Context, param: click.Parameter, begun: str) -> l
     from storyfi_lite.models.registry import load_registry
 
     named = ctx.params.get("model_name") or ctx.params.get("model")
-    files = [(spec.key, file.quant) for spec in load_registry().local for file in spec.files]
-    return sorted({quant for key, quant in files if named in (None, key) and quant.startswith(begun.upper())})
+    specs = [spec for spec in load_registry().local if named is None or named in spec.names]
+    quants = {file.quant for spec in specs for file in spec.files}
+    return sorted(quant for quant in quants if quant.startswith(begun.upper()))
 
 
 def complete_api_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
@@ -186,7 +189,8 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
         "model_name",
         envvar="MODEL_NAME",
         shell_complete=complete_models,
-        help="A model of the registry.  [default: the best that fits]",
+        metavar="NAME",
+        help="A model of the registry, OWNER/REPO[:QUANT][@REVISION] on the hub, or a file.  [default: the best that fits]",
     )
     pointed_at = click.option(
         "--model.path",

@@ -29,17 +29,20 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     \b
     storyfi-lite place
     storyfi-lite place --model.name llama-3-8b --ctx 8192
+    storyfi-lite place --model.name OWNER/REPO
     storyfi-lite place --hardware used-3090.json --json
     """
     from storyfi_lite.machine.hardware import from_json, probe
-    from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.store import Store
+    from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
     from storyfi_lite.placement.plan import place
 
     machine = from_json(hardware) if hardware else probe()
     catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    found = place(load_registry(), machine, model, catalog)
+    opener = LocalOpener(SILENT, hardware=machine)
+    wanted = opener.resolve(model)
+    found = opener.place_path(wanted.path, wanted) if wanted.path else place(opener.registry, machine, wanted, catalog)
     for line in filter(None, (machine.fault, *machine.hints)):
         click.echo(line, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))

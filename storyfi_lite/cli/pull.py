@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from storyfi_lite.cli.options import complete_models, complete_quants
+
+if TYPE_CHECKING:
+    from storyfi_lite.models.resolve import Resolved
 
 
 @click.command()
@@ -23,21 +27,29 @@ from storyfi_lite.cli.options import complete_models, complete_quants
 def command(model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool) -> None:
     """Fetch MODEL, by default the one that earns most on this machine. Prints the file's path.
 
-    An interrupted pull goes on where it stopped. Every byte is checked against the pinned sha256.
+    MODEL: a name of `storyfi-lite models`, or on the hub OWNER/REPO[:QUANT][@REVISION], OWNER/REPO/FILE.gguf or an address.
+    What the hub says at the first pull, commit and sha256, is pinned under that name.
+
+    An interrupted pull goes on where it stopped. Every byte is checked.
 
     \b
     storyfi-lite pull
     storyfi-lite pull llama-3-8b --quant Q4_K_M
+    storyfi-lite pull bartowski/Qwen2.5-7B-Instruct-GGUF:Q4_K_M
     storyfi-lite pull smollm2-135m          # 98 MB, runs on any CPU
     """
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.models.resolve import resolve
     from storyfi_lite.models.store import Store
     from storyfi_lite.opening.local import file_to_pull
     from storyfi_lite.options import ModelOptions
 
     store = Store(models_dir)
-    spec, file = file_to_pull(load_registry(), store, ModelOptions(name=model, quant=quant))
+    resolved = resolve(ModelOptions(name=model, quant=quant), load_registry())
+    if "/" in (model or ""):
+        _list(resolved)
+    spec, file = file_to_pull(resolved.registry, store, resolved.options)
     missing = store.missing_bytes(spec, file)
     if dry_run:
         path = store.path(spec, file)
@@ -47,6 +59,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
             err=True,
         )
     else:
+        resolved.keep()
         with DownloadProgress() as progress:
             path = store.pull(spec, file, progress.update, progress.note)
     if as_json:
@@ -55,3 +68,20 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
         click.echo(json.dumps(facts | left))
     else:
         click.echo(path)
+
+
+def _list(resolved: Resolved) -> None:
+    """Say on stderr what a repository holds, a line each, and what it is called here."""
+    from storyfi_lite.models.registry import ModelSpec
+
+    spec = resolved.registry.get(resolved.options.name or "")
+    if not isinstance(spec, ModelSpec):
+        return
+    for file in spec.files:
+        parts = f", {len(file.parts)} parts" if len(file.parts) > 1 else ""
+        click.echo(f"  {file.quant:<10} {file.size_bytes / 1e9:7.2f} GB{parts}", err=True)
+    for path, what in resolved.others:
+        click.echo(f"  {path}: {what}, never taken", err=True)
+    hub = spec.files[0].hub
+    commit = f", pinned at {hub.revision[:12]}" if hub else ""
+    click.echo(f"{spec.repository} is called {spec.key} here{commit}, licence {spec.licence}", err=True)

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 from storyfi_lite.errors import Busy, ConfigError, LiteError, Unavailable
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.loaders.connection import WebPage, proxy_for
+from storyfi_lite.loaders.connection import WebPage
 from storyfi_lite.loaders.keys import Secret
 from storyfi_lite.loaders.meter import Prices
 from storyfi_lite.models.registry import ApiModel
+from storyfi_lite.proxies import proxy_for
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,15 @@ Not here: what a vendor's own errors mean (gemini.py, openai.py).
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
-from storyfi_lite.errors import ConfigError, DeadlineExceeded
+from storyfi_lite.errors import DeadlineExceeded
+from storyfi_lite.proxies import proxy_fault
 
 _here = threading.local()  # .line: the line that is open on this thread
 
@@ -134,39 +132,3 @@ def own_requests_session(session: Any, workers: int) -> None:
     session.hooks["response"].append(check)
     session.max_redirects = 0
     session._max_refresh_attempts = 0  # google.auth would send a refused request twice more
-
-
-# --- proxies ---
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy setting that a call to `url` obeys, as NAME=value without a password; None if there is none."""
-    parts = urlsplit(url)
-    known = getproxies_environment()
-    scheme = parts.scheme if parts.scheme in known else "all"
-    if scheme not in known or proxy_bypass(parts.hostname or ""):
-        return None
-    return _shown(scheme, known[scheme])
-
-
-def proxy_fault(error: Exception) -> ConfigError:
-    """Say which proxy setting a library refused. A library reads all of them, whatever the address."""
-    known = {scheme: value for scheme, value in getproxies_environment().items() if scheme != "no"}
-    odd = [scheme for scheme, value in known.items() if not value.startswith(("http://", "https://"))]
-    words = str(error)
-    for value in known.values():
-        words = words.replace(value, _masked(value))
-    return ConfigError(
-        f"the proxy setting {' '.join(_shown(scheme, known[scheme]) for scheme in odd or known)} cannot be used: {words}\n"
-        "  name a proxy with http://, or unset it; for socks5://: pip install socksio pysocks"
-    )
-
-
-def _shown(scheme: str, value: str) -> str:
-    variable = f"{scheme}_proxy"
-    name = variable if os.environ.get(variable) else variable.upper()
-    return f"{name}={_masked(value)}"
-
-
-def _masked(value: str) -> str:
-    return re.sub(r"[^/@]*@", "…@", value)

@@ -29,8 +29,9 @@ from storyfi_lite.loaders.client import (
     logger,
     retry_after_s,
 )
-from storyfi_lite.loaders.connection import httpx_client, own_requests_session, proxy_fault
+from storyfi_lite.loaders.connection import httpx_client, own_requests_session
 from storyfi_lite.loaders.keys import Secret
+from storyfi_lite.proxies import proxy_fault
 
 _ROLES = {"user": "user", "assistant": "model"}
 _ENDS = ("STOP", "MAX_TOKENS")

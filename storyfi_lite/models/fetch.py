@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +27,7 @@ from storyfi_lite.errors import BadInput, Unavailable
 CHUNK_BYTES = 4 << 20
 MAX_ATTEMPTS = 6  # without a byte between them
 STALL_S = 30.0
-MAX_WAIT_S = 60.0
+MAX_WAIT_S = 300.0  # also where a server asks for more
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -79,7 +82,7 @@ class Fetch:
                             f"the download stopped at {self._received:,} of {self._remote.size_bytes:,} bytes "
                             f"({_reason(error)}); run the same command again to go on from there"
                         ) from None
-                    wait_s = getattr(error, "wait_s", None) or min(2.0**failures, MAX_WAIT_S)
+                    wait_s = min(getattr(error, "wait_s", None) or 2.0**failures, MAX_WAIT_S)
                     self._note(f"{_reason(error)}; trying again in {wait_s:.0f} s")
                     self._sleep(wait_s)
         return self._digest.hexdigest()
@@ -159,7 +162,7 @@ class Fetch:
         """Raises _TryAgain for a passing fault, BadInput or Unavailable for a lasting one."""
         status, host = response.status_code, response.url.host
         if status in RETRY_STATUS:
-            raise _TryAgain(f"{host} answered HTTP {status}", _retry_after_s(response))
+            raise _TryAgain(f"{host} answered HTTP {status}", retry_after_s(response.headers))
         if status not in (200, 206):
             raise Unavailable(f"{host} answered HTTP {status}")
         if status == 200:
@@ -182,9 +185,15 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), MAX_WAIT_S) if value.isdigit() else None
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return how long a server asks to wait, seconds: Retry-After as a number or a date, or the rest of a RateLimit's window."""
+    value = headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    with suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+    return float(window[1]) if window else None
 
 
 def _reason(error: Exception) -> str:

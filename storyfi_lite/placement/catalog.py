@@ -6,17 +6,13 @@ import logging
 from functools import cache
 from typing import Protocol
 
-import httpx
-
-from storyfi_lite.errors import BadInput, LiteError, Unavailable
-from storyfi_lite.models import sources
-from storyfi_lite.models.gguf import Header, join, read_header, read_local
+from storyfi_lite.errors import LiteError
+from storyfi_lite.models.gguf import Header, read_local
+from storyfi_lite.models.hub import read_remote
 from storyfi_lite.models.registry import GGUFFile, ModelSpec
 from storyfi_lite.models.store import Store
 
 log = logging.getLogger(__name__)
-
-TIMEOUT_S = 20.0
 
 
 class Catalog(Protocol):
@@ -58,40 +54,8 @@ class StoreCatalog:
         if file.hub is None or self.header(spec, file) is not None:
             return False
         try:
-            self.remote[spec.key, file.quant] = remote_header(file)
+            self.remote[spec.key, file.quant] = read_remote(file)
         except LiteError as error:
             log.info("the header of %s %s stays unread: %s", spec.key, file.quant, error)
             return False
         return True
-
-
-def remote_header(file: GGUFFile) -> Header:
-    """Read the header from the first megabytes of each part on the hub. Raises Unavailable or BadInput."""
-    if file.hub is None:
-        raise Unavailable(f"{file.parts[0].path} is in no hub repository")
-    parts = []
-    for part in file.parts:
-        remote = sources.hub_remote(file.hub, part)
-        with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, headers=remote.headers) as client:
-
-            def read_range(start: int, size: int, client: httpx.Client = client, url: str = remote.url) -> bytes:
-                return _range(client, url, start, size)
-
-            parts.append(read_header(read_range, remote.size_bytes, part.path))
-    return join(parts)
-
-
-def _range(client: httpx.Client, url: str, start: int, size: int) -> bytes:
-    wanted = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-    try:
-        with client.stream("GET", url, headers=wanted) as response:
-            if response.status_code != 206:  # a server without ranges would send the whole file
-                raise Unavailable(f"{response.url.host} answered HTTP {response.status_code} to a ranged read")
-            data = b""
-            for piece in response.iter_raw():
-                data += piece
-                if len(data) > size:
-                    raise BadInput(f"{response.url.host} sent more bytes than were asked for")
-            return data
-    except httpx.HTTPError as error:
-        raise Unavailable(f"the hub's storage cannot be reached ({type(error).__name__})") from None

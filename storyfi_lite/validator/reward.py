@@ -20,7 +20,8 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyfi_lite.errors import BadInput
-from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry, read_yaml
+from storyfi_lite.models.registry import ApiModel, ModelSpec, Registry, load_registry
+from storyfi_lite.models.yaml_lines import read_yaml
 from storyfi_lite.validator.score import Score
 from storyfi_lite.validator.verdict import Status, Verdict
 

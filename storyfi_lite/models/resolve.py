@@ -1,0 +1,127 @@
+"""Turns what a user calls a model into a model of the registry, or a path. A repository that the registry does not know is looked
+up on the hub: once, because `keep` pins what was found, under that name, in the user's own registry.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from storyfi_lite.errors import BadInput
+from storyfi_lite.models import hub, own_registry
+from storyfi_lite.models.gguf import Header, architecture
+from storyfi_lite.models.names import ModelName, parse
+from storyfi_lite.models.registry import UNLISTED_MULTIPLIER, GGUFFile, ModelSpec, Registry
+from storyfi_lite.options import ModelOptions
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Holds options whose `name` is a key of `registry`. `fresh`: the model, if the hub was asked for it just now; `others`: what
+    else lies in its repository, as (path, what it is)."""
+
+    options: ModelOptions
+    registry: Registry
+    fresh: ModelSpec | None = None
+    others: tuple[tuple[str, str], ...] = ()
+
+    def keep(self) -> None:
+        """Pin what the hub said, so that the same name means the same commit from now on."""
+        if self.fresh is not None:
+            own_registry.keep(self.fresh)
+
+
+def resolve(options: ModelOptions, registry: Registry) -> Resolved:
+    """Find what the options name. Raises BadInput for an unknown name, or what hub.look_up and hub.read_remote raise."""
+    if options.name is None:
+        return Resolved(options, registry)
+    name = parse(options.name)
+    if name.path:
+        if options.quant:
+            raise BadInput(f"--quant {options.quant} does not go with the file {name.path}")
+        return Resolved(replace(options, name=None, path=name.path), registry)
+    if name.quant and options.quant and name.quant.casefold() != options.quant.casefold():
+        raise BadInput(f"{options.name} and --quant {options.quant}: name one quantization")
+    spec = pinned(name, registry)
+    if spec is None and name.key:
+        return Resolved(replace(options, name=registry.find(name.key).key), registry)  # an API model, or an error
+    if spec is not None:
+        return Resolved(_with_names(options, spec, name), registry)
+    repository = hub.look_up(name.repo or "", name.revision)
+    fresh = _from_hub(name, repository, registry, name.quant or options.quant)
+    return Resolved(_with_names(options, fresh, name), registry.with_model(fresh), fresh, repository.listing.others)
+
+
+def _with_names(options: ModelOptions, spec: ModelSpec, name: ModelName) -> ModelOptions:
+    quant = named_file(spec, name).quant if name.file else name.quant or options.quant
+    return replace(options, name=spec.key, quant=quant)
+
+
+def pinned(name: ModelName, registry: Registry) -> ModelSpec | None:
+    """Return the local model that the registry has under this name; None if it has none, or not this file of it."""
+    found = registry.get(name.key or name.repo_and_revision)
+    if isinstance(found, ModelSpec):
+        return found
+    specs = (spec for spec in registry.local if name.revision or "@" not in spec.repository)
+    return next((spec for spec in specs if _holds(spec, name)), None)
+
+
+def _holds(spec: ModelSpec, name: ModelName) -> bool:
+    """Return whether a model's files come from the named repository, at the named revision, and the named one is among them."""
+    there = [file for file in spec.files if file.hub and file.hub.repo.casefold() == (name.repo or "").casefold()]
+    if name.revision:
+        there = [file for file in there if file.hub and file.hub.revision == name.revision]
+    if name.quant:
+        return any(file.quant.casefold() == name.quant.casefold() for file in there)
+    return any(name.file in (None, *(part.path for part in file.parts)) for file in there)
+
+
+def named_file(spec: ModelSpec, name: ModelName) -> GGUFFile:
+    """Return the file that holds the path `name.file`. Raises BadInput."""
+    for file in spec.files:
+        if name.file in [part.path for part in file.parts]:
+            return file
+    there = ", ".join(file.parts[0].path for file in spec.files)
+    raise BadInput(f"{name.repo_and_revision} has no model file {name.file}; there are {there}")
+
+
+def _from_hub(name: ModelName, repository: hub.Repository, registry: Registry, quant: str | None) -> ModelSpec:
+    listing = repository.listing
+    for path, what in listing.others:
+        if path == name.file:
+            raise BadInput(f"{path} is {what}, no model")
+    if not listing.files:
+        others = "; ".join(f"{path} is {what}" for path, what in listing.others)
+        raise BadInput(
+            f"{name.repo} has no GGUF file of a model{': ' + others if others else ''}\n"
+            f"  search the hub for {PurePosixPath(name.repo or '').name} GGUF: others may have converted it"
+        )
+    by_quant = {file.quant.casefold(): file for file in listing.files}
+    if quant and quant.casefold() not in by_quant:
+        raise BadInput(f"{name.repo} has no {quant}; there are {', '.join(file.quant for file in listing.files)}")
+    file = by_quant[quant.casefold()] if quant else listing.files[0]
+    header = hub.read_remote(file)
+    return ModelSpec(
+        key=free_key(name, repository.commit, registry),
+        repository=name.repo_and_revision,
+        aliases=(),
+        tier="own",
+        multiplier=UNLISTED_MULTIPLIER,
+        licence=licence_of(header, repository.licence),
+        architecture=architecture(header, file.parts[0].path),
+        files=listing.files,
+    )
+
+
+def licence_of(header: Header, otherwise: str = "unknown") -> str:
+    told = header.metadata.get("general.license")
+    return otherwise if otherwise != "unknown" or not isinstance(told, str) else told
+
+
+def free_key(name: ModelName, commit: str, registry: Registry) -> str:
+    """Choose a key that no model has, shipped ones above all: a claim under their names would be another model's."""
+    owner, _, title = (name.repo or "").lower().partition("/")
+    title = re.sub(r"[._-]gguf$", "", title) + (f"-{commit[:8]}" if name.revision else "")
+    full = re.sub(r"[^a-z0-9._-]", "-", f"{owner}-{title}")
+    return title if registry.get(title) is None else full if registry.get(full) is None else f"{full}-{commit[:8]}"
