@@ -25,7 +25,7 @@ from storyfi_lite.models.registry import (
     Registry,
     load_registry,
 )
-from storyfi_lite.models.resolve import resolve
+from storyfi_lite.models.resolve import Resolved, resolve
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import StoreCatalog
@@ -71,9 +71,7 @@ class LocalOpener:
 
     def __init__(self, notices: Notices, registry: Registry | None = None, hardware: Hardware | None = None) -> None:
         self.registry = registry or load_registry()
-        self._keep: Callable[[], None] = lambda: (
-            None
-        )  # pins a repository that the hub was asked for, before its first download
+        self._found: Resolved | None = None  # in a repository that the hub was asked for; pinned before the first download
         self._given_hardware = hardware
         self._notices = notices
         self._store = Store()
@@ -88,7 +86,7 @@ class LocalOpener:
         models.resolve.resolve raises."""
         resolved = resolve(options, self.registry)
         if resolved.fresh:
-            self._keep = resolved.keep
+            self._found = resolved
         self.registry = resolved.registry
         return resolved.options
 
@@ -172,7 +170,8 @@ class LocalOpener:
         placement = self._place(options)
         if self._catalog.ask_hub(placement.spec, placement.file):
             placement = self._place(options)
-        self._keep()
+        if self._found:
+            self._found.keep()
         try:
             path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
         except (Unavailable, BadInput, DoesNotFit, ConfigError) as error:  # no hub, another file than we know, no place
