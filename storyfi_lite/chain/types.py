@@ -7,7 +7,8 @@ takes its place, so a request that holds a snapshot sees one consistent state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 
@@ -48,11 +49,10 @@ class MetagraphSnapshot:
     taken_at_s: float
     neurons: tuple[Neuron, ...]
     identity: SubnetIdentity = SubnetIdentity()
-    by_hotkey: Mapping[str, Neuron] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        table = MappingProxyType({neuron.hotkey_ss58: neuron for neuron in self.neurons})
-        object.__setattr__(self, "by_hotkey", table)
+    @cached_property
+    def by_hotkey(self) -> Mapping[str, Neuron]:
+        return MappingProxyType({neuron.hotkey_ss58: neuron for neuron in self.neurons})
 
 
 @dataclass(frozen=True)

@@ -52,16 +52,16 @@ class MinerRow:
 
     hotkey: str
     wire: str
-    elapsed_s: float | None
-    valid: bool
-    model: str
-    mode: str
-    base: float
-    proof: str  # of this answer: proven, refuted, inconclusive; not drawn; no proof
-    multiplier: float
-    final: float
-    average: float
     problem: str
+    elapsed_s: float | None = None
+    valid: bool = False
+    model: str = ""
+    mode: str = ""
+    base: float = 0.0
+    proof: str = ""  # of this answer: proven, refuted, inconclusive; not drawn; no proof
+    multiplier: float = 0.0
+    final: float = 0.0
+    average: float = 0.0
     paid_for: str = ""
 
 
@@ -121,7 +121,7 @@ def judge_round(
     for hotkey, reply in replies.items():
         before = standings.get(hotkey, Standing())
         if isinstance(reply, str):
-            row = MinerRow(hotkey, before.wire, None, False, "", "", 0.0, "", 0.0, 0.0, 0.0, reply)
+            row = MinerRow(hotkey, before.wire, reply)
         else:
             row, before = _pay(hotkey, seen[hotkey], scores[hotkey], verdicts.get(hotkey), before, rules)
         average = moving_average(before.average, row.final, rules.policy)
@@ -176,17 +176,16 @@ def _pay(
     row = MinerRow(
         hotkey,
         one.reply.wire,
-        one.reply.elapsed_s,
-        one.answer.valid,
-        response.model_name[:60] if response else "",
-        response.miner_mode if response else "",
-        base.total,
-        verdict.status if verdict is not None else "no proof" if one.candidate is None else "not drawn",
-        paid.multiplier,
-        paid.final,
-        0.0,
-        "; ".join(filter(None, problems))[:MAX_PROBLEM_CHARS],
-        _paid_for(paid, verdict, evidence, rules),
+        problem="; ".join(filter(None, problems))[:MAX_PROBLEM_CHARS],
+        elapsed_s=one.reply.elapsed_s,
+        valid=one.answer.valid,
+        model=response.model_name[:60] if response else "",
+        mode=response.miner_mode if response else "",
+        base=base.total,
+        proof=verdict.status if verdict is not None else "no proof" if one.candidate is None else "not drawn",
+        multiplier=paid.multiplier,
+        final=paid.final,
+        paid_for=_paid_for(paid, verdict, evidence, rules),
     )
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
 

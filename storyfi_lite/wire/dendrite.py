@@ -1,11 +1,9 @@
 """Implements the wire of today's validators: bittensor 9/10's dendrite (client) and axon (server) at `POST /StoryGenerationSynapse`.
 
 Pure functions over headers and bytes; tests/test_dendrite.py runs them against the real client and server (bittensor==10.5.0).
-This wire protects less than btauth does: upstream's StoryGenerationSynapse (3.0.0 to
-3.2.1) declares no `required_hash_fields`, so its signature covers no byte of the body. A body changed on the
-way is seen only where the client's class declares HASH_FIELDS. `version` and `timeout` are not signed either,
-so nothing here reads them. Answers are not signed: the client does not look, and a miner should sign nothing
-it does not have to."""
+This wire protects less than btauth does. Upstream's StoryGenerationSynapse (3.0.0 to 3.2.1) declares no `required_hash_fields`,
+so its signature covers no byte of the body: a body changed on the way is seen only where the client's class declares
+HASH_FIELDS. `version` and `timeout` are not signed, so nothing here reads them. Answers are not signed: no client looks."""
 
 from __future__ import annotations
 
@@ -27,9 +25,8 @@ from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
 from storyfi_lite.wire.transport import NonceStore, SignedCaller, check_age, header, parse_nonce
 
 WIRE = "dendrite"
-WIRE_LIST = (
-    "dendrite-3.2.1"  # the same, with `characters` as the bare list that 3.2.1 declares: each refuses the other's form
-)
+# With `characters` as the bare list that 3.2.1 declares; each refuses the other's form.
+WIRE_LIST = "dendrite-3.2.1"
 NAME = "StoryGenerationSynapse"
 PATH = f"/{NAME}"
 OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
