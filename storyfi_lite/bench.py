@@ -25,7 +25,7 @@ from storyfi_lite.validator.score import time_points
 Clock = Callable[[], float]
 FAR_S = 3600.0
 POLL_S = 0.02  # 0.005 costs 2 % of a core, which --cpu-seconds would count as ours
-SPEED_TOKENS = 96  # each slot's, for a figure of tokens a second; the shortest blueprint has more
+SPEED_TOKENS = 96  # of each slot, to measure tokens a second; the shortest blueprint has more
 WRITING_TOKENS = 8  # a slot that has written so many is past its prompt
 TASK = tasks.get("blueprint")
 USER_INPUT = "A lighthouse keeper hears the sea answer."
@@ -105,12 +105,10 @@ def speed(
     return written(engine, before) / (clock() - start)
 
 
-def together(
-    engine: Engine, n_slots: int, seed: int = 0, progress: Callable[[int], None] = lambda tokens: None
-) -> Together:
+def together(engine: Engine, n_slots: int, progress: Callable[[int], None] = lambda tokens: None) -> Together:
     """Time whole blueprints, `n_slots` at once. `progress` is told how many tokens are written."""
     before = engine.health().tokens_written
-    with writing(engine, n_slots, seed) as futures:
+    with writing(engine, n_slots, seed=0) as futures:
         tokens_per_s = speed(engine, futures)
         while not all(future.done() for future in futures):
             progress(written(engine, before))

@@ -96,7 +96,7 @@ def printable(network: str) -> str:
     try:
         parts = urlsplit(network)
         host, port = parts.hostname or "", parts.port
-    except ValueError:  # brackets or a port that are none
+    except ValueError:  # malformed brackets or port
         return f"{network.partition(':')[0]}://…"
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")
 

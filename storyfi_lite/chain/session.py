@@ -112,7 +112,7 @@ class ChainSession:
         self._opening = asyncio.Lock()
         self._turn = 0  # which endpoint comes next
         self._failures = 0  # in a row
-        self._odd_since_s: float | None = None  # since when every height told is impossible
+        self._odd_since_s: float | None = None  # since when all endpoints tell of impossible heights
         self._problem = "not connected yet"
         self._error: Exception | None = None  # what the last refresh ran into
         self._published: tuple[str | None, int] | None = None  # our endpoint, address as external_ip takes it

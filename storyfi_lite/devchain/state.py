@@ -25,7 +25,6 @@ from typing import Any
 GENESIS_UNIX_S = 1_767_225_600  # 2026-01-01: block 0
 RAO_PER_TAO = 10**9
 ENDOWMENT_RAO = 10_000 * RAO_PER_TAO  # what an account owns when the chain first meets it
-SPEC_VERSION = 435
 U16_MAX = 65535
 PALLET = "SubtensorModule"
 
@@ -100,7 +99,6 @@ class DevChain:
             "query": self._query,
             "query_map": self._query_map,
             "runtime_call": self._runtime_call,
-            "constant": self._constant,
             "submit": self._submit,
         }
         self._calls: dict[str, Callable[[str, dict[str, Any]], None]] = {
@@ -169,11 +167,6 @@ class DevChain:
         if (module, name) == (PALLET, "Weights"):
             return sorted(self.state.weights.items()) if params == [self.state.netuid] else []
         raise ChainRefused(f"the dev chain does not implement the storage map {module}.{name}")
-
-    def _constant(self, module: str, name: str) -> Any:
-        if (module, name) == ("Aura", "SlotDuration"):
-            return int(self.state.block_time_s * 1000)
-        raise ChainRefused(f"the dev chain does not implement the constant {module}.{name}")
 
     def _runtime_call(self, api: str, method: str, params: list[Any]) -> Any:
         if (api, method) == ("SubnetInfoRuntimeApi", "get_metagraph"):

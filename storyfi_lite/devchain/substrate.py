@@ -25,7 +25,7 @@ from bittensor import ChainError as SdkChainError
 
 from storyfi_lite import files, stopping
 from storyfi_lite.devchain.link import MOVED_BY, DevCall, DevChainServer, DevLink
-from storyfi_lite.devchain.state import RAO_PER_TAO, SPEC_VERSION, ChainRefused, DevChain, DevState
+from storyfi_lite.devchain.state import RAO_PER_TAO, ChainRefused, DevChain, DevState
 from storyfi_lite.errors import Unavailable
 
 VALIDATOR_STAKE_RAO = 5000 * RAO_PER_TAO
@@ -64,14 +64,8 @@ class DevSubstrate:
     async def block_number(self) -> int:
         return await self._request("block_number")
 
-    async def finalized_block_number(self) -> int:
-        return await self._request("block_number")
-
     async def block_time(self) -> float:
         return await self._request("block_time")
-
-    async def spec_version(self) -> int:
-        return SPEC_VERSION
 
     async def query(
         self, module: str, storage_function: str, params: list | None = None, block_hash: str | None = None
@@ -86,9 +80,6 @@ class DevSubstrate:
 
     async def runtime_call(self, api: str, method: str, params: list, block_hash: str | None = None) -> Any:
         return await self._request("runtime_call", api, method, params)
-
-    async def constant(self, module: str, name: str) -> Any:
-        return await self._request("constant", module, name)
 
     async def blocks(self, *, finalized: bool = False) -> AsyncIterator[dict]:
         block = await self.block_number() - 1

@@ -21,9 +21,9 @@ from storyfi_lite.grammar.schema import FORBIDDEN, Array, Const, Node, Object, O
 
 MAX_TEXT_BYTES = 1_000_000  # twelve chapters of 3,000 four-byte characters are 144,000
 MAX_PROBLEMS = 20
-MAX_OPEN_CHARS = 4_000  # of an object with keys of the writer's own: the next task's prompt holds it
+MAX_OPEN_CHARS = 4_000  # of an object whose keys the writer chooses: it goes into the next task's prompt
 MAX_NUMBER_CHARS = 40
-MAX_DEPTH = 200  # lists and objects inside each other; an answer has 7
+MAX_DEPTH = 200  # lists and objects inside each other; an answer of ours has 6
 MAX_VALUES = 100_000  # lists and objects, and commas: Python needs seconds for millions; token ids are 65,536 at most
 
 # Line feeds and tabs are no harm in a value, though the grammar writes few of them.

@@ -28,7 +28,7 @@ class Gpu:
     free_bytes: int
     bandwidth_gb_s: float | None = None
     compute_capability: str = ""
-    index: int = 0  # nvidia-smi's
+    index: int = 0  # as nvidia-smi numbers it
     holders: tuple[str, ...] = ()
     memory_unknown: str = ""
 

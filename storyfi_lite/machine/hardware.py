@@ -20,7 +20,7 @@ from storyfi_lite.machine.build import rebuild_command
 from storyfi_lite.machine.cards import bandwidth_of, shares_ram
 from storyfi_lite.machine.gpus import UNIFIED, Gpu, read_driver
 
-UNIFIED_HOST_BYTES = 4 << 30  # of a RAM that a GPU shares, planned for what is not on the GPU; else it counted twice
+UNIFIED_HOST_BYTES = 4 << 30  # where a GPU shares the RAM: the CPU's part; the rest is planned for the GPU
 CONTEXT_ROOM_BYTES = 1 << 30  # a CUDA context takes a few hundred MB
 # PCI vendors whose cards llama.cpp runs through Vulkan
 _VULKAN_VENDORS = {"0x1002": "AMD", "0x8086": "Intel"}
@@ -39,7 +39,7 @@ class Hardware:
     driver: str = ""
     llama_gpu_build: bool | None = True
     llama_devices: tuple[str, ...] = ()
-    cpu_bandwidth_gb_s: float | None = None  # None: as calibrated here
+    cpu_bandwidth_gb_s: float | None = None  # None: measured here (placement/calibrate.py)
     fault: str = ""
     hints: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ def read_llama(driver_says: tuple[Gpu, ...]) -> LlamaBuild | None:
         from storyfi_lite.machine import devices, kernels
     except ImportError:
         return None
-    except RuntimeError as error:  # llama_cpp's own, for a library that another one is missing for
+    except RuntimeError as error:  # from llama_cpp, when one of its libraries cannot be loaded
         return LlamaBuild(False, fault=f"{error}; build it again:\n  {rebuild_command()}")
     backends, present = devices.gpu_backends(), devices.gpus()
     if not present:

@@ -20,10 +20,9 @@ from storyfi_lite.machine.build import fingerprint, rebuild_command
 
 Where = Literal["cpu", "gpu"]
 
-SOUND: set[str] = set()  # where this process need not ask again
-MAX_ERROR = (
-    0.1  # of logits, against numpy; 0.03 is usual, and one row of sixteen wrong in one matrix makes 0.09 or more
-)
+SOUND: set[str] = set()  # what has passed in this process
+# Of logits, against numpy: 0.03 is usual; one wrong row of sixteen in one matrix makes 0.09 or more.
+MAX_ERROR = 0.1
 TIMEOUT_S = 300  # one or two seconds are usual; a machine may be busy, a GPU may compile its kernels first
 MEND: dict[Where, str] = {
     "cpu": rebuild_command("-DGGML_CPU_ALL_VARIANTS=off"),  # for any CPU with AVX2: without AMX and AVX-512

@@ -175,7 +175,7 @@ class _Loop:
         targets = [Target(hotkey, at, standings[hotkey].wire if hotkey in standings else "")
                    for hotkey, at in self._miners().items()]  # fmt: skip
         if not targets:
-            if not self._options.dry_run:  # which ends with the same words
+            if not self._options.dry_run:  # its error says the same
                 log.warning("%s", self._nobody().replace("\n ", ";"))
             return None
         log.info("asking %d miners for %s: %s", len(targets), question.request.task_type, question.request.user_input)

@@ -130,9 +130,8 @@ class State:
                 "INSERT INTO answer (task, hotkey, fingerprint) VALUES (?, ?, ?)",
                 [(one.task, one.hotkey, one.to_bytes()) for one in outcome.fingerprints],
             )
-            if (
-                story := outcome.story
-            ) is not None:  # under its own id; one with all its stages stays, for more chapters
+            story = outcome.story
+            if story is not None:  # under its own id; one with all its stages stays, for more chapters
                 ordered = {stage: story.stages[stage] for stage in STAGES if stage in story.stages}
                 row = (story.id, story.user_input, json.dumps(ordered, ensure_ascii=False))
                 self._db.execute("INSERT OR REPLACE INTO story VALUES (?, ?, ?)", row)

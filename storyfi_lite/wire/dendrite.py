@@ -29,7 +29,7 @@ WIRE = "dendrite"
 WIRE_LIST = "dendrite-3.2.1"
 NAME = "StoryGenerationSynapse"
 PATH = f"/{NAME}"
-OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that does not say
+OLD_PROTOCOL_VERSION = "3.2.0"  # of a client that sends none
 # The 10.5 axon takes 4 s plus the call's time-out; the validators' time-out is 60 s. Replays inside the
 # window are refused by the nonce store, so the window only has to be no longer than what the store remembers.
 MAX_AGE_S = 64.0
