@@ -104,7 +104,9 @@ OTHER_FORMATS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "content", "mend"), [(kind, *of) for kind, of in OTHER_FORMATS.items()])
+@pytest.mark.parametrize(
+    ("kind", "content", "mend"), [(kind, *of) for kind, of in OTHER_FORMATS.items()], ids=list(OTHER_FORMATS)
+)
 def test_a_file_of_another_kind_is_named(
     refused: Callable[..., str], tmp_path: Path, kind: str, content: bytes, mend: str
 ) -> None:

@@ -1,0 +1,142 @@
+"""Any vocabulary either writes what a task asks for, in English and Chinese, under a model that knows nothing; or is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from storyfi_lite import tasks
+from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.settings import SamplingParams
+from storyfi_lite.engine.vocabulary import Vocabulary
+from storyfi_lite.errors import BadInput
+from storyfi_lite.grammar import Constraint
+from storyfi_lite.grammar.prose import Items, Prose, Words
+from storyfi_lite.grammar.script import Script, one_turn
+from storyfi_lite.machine import devices
+from tests.llama_source import llama_models
+from tests.stories import request_for
+from tests.tiny_gguf import BYTE, BYTES, CHAT, CONTROL, NORMAL, SPM, UNKNOWN, USER_DEFINED, TinyVocabulary, tiny_gguf
+
+IDEAS = {"en": "A lighthouse keeper finds a letter.", "zh": "一个守灯塔的人在海边找到一封信。"}
+
+
+@contextmanager
+def vocabulary_of(path: Path) -> Iterator[Vocabulary]:
+    """The file's vocabulary alone, ready to write. Raises BadInput."""
+    devices.ggml()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    assert model, list(devices.complaints)
+    try:
+        vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(model))
+        vocabulary.warm_up()
+        yield vocabulary
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def written(vocabulary: Vocabulary, script: Script, seed: int) -> str:
+    """The answer of a model whose logits are noise; of every second seed's most are bytes and characters beyond ASCII."""
+    conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+    params = SamplingParams(seed, min_p=0.0)
+    rule = ChoiceRule(vocabulary, conversation, script, params, script.min_tokens_bound + 200)
+    foreign = np.array([bool(piece) and max(piece) >= 0x80 for piece in vocabulary.writes])
+    noise = np.random.default_rng(seed)
+    rule.force()
+    while not rule.done:
+        logits = noise.normal(0, 3, vocabulary.size) + (seed % 2) * 6 * foreign
+        rule.choose(logits.astype(np.float32))
+    return rule.text
+
+
+def byte_level() -> list[str]:
+    """The 256 bytes as byte-level BPE spells them: printable ones as they are, the others from U+0100 on."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in kept else chr(next(others)) for byte in range(256)]
+
+
+BPE = TinyVocabulary(
+    "gpt2",
+    dict.fromkeys(byte_level(), NORMAL) | {"he": NORMAL, "<|endoftext|>": CONTROL, "<|im_end|>": CONTROL},
+    {"pre": "gpt-2", "merges": ["h e"], "eos_token_id": 258, "add_bos_token": False},
+)
+# and which token begins every prompt
+WRITE: dict[str, tuple[TinyVocabulary, int | None]] = {
+    "SPM": (SPM, 1),
+    "SPM without BOS": (TinyVocabulary(SPM.kind, SPM.tokens, {**SPM.more, "add_bos_token": False}), None),
+    "SPM that puts no space before a text": (
+        TinyVocabulary(SPM.kind, SPM.tokens, {**SPM.more, "add_space_prefix": False}), 1
+    ),
+    "BPE": (BPE, None),
+    "BPE with BOS": (TinyVocabulary("gpt2", BPE.tokens, {**BPE.more, "bos_token_id": 257, "add_bos_token": True}), 257),
+    "BPE with several ends": (
+        TinyVocabulary("gpt2", BPE.tokens, {**BPE.more, "eot_token_id": 258, "eos_token_id": 257}), None
+    ),
+    "added tokens": (
+        TinyVocabulary("gpt2", {**BPE.tokens, "灯塔": USER_DEFINED, "<think>": USER_DEFINED}, BPE.more), None
+    ),
+    "Unigram with bytes": (
+        TinyVocabulary(
+            "t5", {"<pad>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN} | dict.fromkeys(BYTES, BYTE) | {"▁": NORMAL},
+            {"eos_token_id": 1, "unknown_token_id": 2},
+        ), None,
+    ),
+}  # fmt: skip
+NO_BYTES = dict.fromkeys(["a", "b", "."], NORMAL)
+REFUSED = {
+    "Unigram": (
+        TinyVocabulary("t5", {"<pad>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN} | NO_BYTES, {"eos_token_id": 1}),
+        "cannot spell every text",
+    ),
+    "no end": (TinyVocabulary("llama", {"<unk>": UNKNOWN} | dict.fromkeys(BYTES, BYTE) | NO_BYTES), "no token that ends"),
+    "none": (TinyVocabulary("none", NO_BYTES), "has no vocabulary"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(WRITE))
+def test_each_kind_of_vocabulary_writes(tmp_path: Path, kind: str) -> None:
+    forms = {"said": Prose(12, 90), "name": Words(2, 20), "traits": Items(Words(3, 12), 2, 4)}
+    tiny, bos = WRITE[kind]
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=tiny)) as vocabulary:
+        assert vocabulary.bos == bos
+        for seed in range(4):
+            script = one_turn(list(IDEAS.values())[seed % 2], forms)  # type: ignore[arg-type]
+            assert Constraint(script.schema).check(written(vocabulary, script, seed)).canonical
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+def test_a_vocabulary_that_cannot_write_is_refused_with_the_reason(tmp_path: Path, kind: str) -> None:
+    vocabulary, why = REFUSED[kind]
+    path = tiny_gguf(tmp_path / "m.gguf", vocabulary=vocabulary)
+    with pytest.raises(BadInput, match=why), vocabulary_of(path):
+        pass
+
+
+@pytest.mark.slow
+def test_the_vocabularies_of_real_models() -> None:
+    """Of all that llama.cpp is tested with, each writes two whole blueprints or belongs to a model for embeddings."""
+    refused = []
+    paths = sorted(llama_models().glob("ggml-vocab-*.gguf"))
+    assert len(paths) >= 19
+    for path in paths:
+        try:
+            with vocabulary_of(path) as vocabulary:
+                for seed, idea in enumerate(IDEAS.values()):
+                    request = request_for("blueprint", idea)
+                    constraint = Constraint(tasks.get("blueprint").schema_of(request))
+                    text = written(vocabulary, tasks.get("blueprint").script(request, constraint), seed)
+                    assert constraint.check(text).canonical, path.name
+        except BadInput as error:
+            assert "cannot spell every text" in str(error)
+            refused.append(path.stem.removeprefix("ggml-vocab-"))
+    assert refused == ["bert-bge", "nomic-bert-moe"]
