@@ -94,7 +94,8 @@ class Vocabulary:
 
     def warm_up(self) -> None:
         """Makes now the tables that the first choices would make."""
-        self.end, self.line_feed, self.line_ends, self.word_ends, self.before_line_feed, self.sentence_ends  # noqa: B018
+        _ = self._by_bytes, self.end, self.line_feed, self.line_ends, self.word_ends, self.before_line_feed
+        _ = self.sentence_ends
 
     @cached_property
     def writes(self) -> list[bytes]:
