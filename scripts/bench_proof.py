@@ -18,7 +18,7 @@ drift      the claimed file under other slots, batches, threads, flash attention
 honest     in rounds of 16 to one request, as validators ask; judged by the noise that one other answer shows. `--keep` adds each
            verdict to a file, so that a run that was cut goes on. `--characters N` judges English texts of N characters, up to a
            third more, in place of blueprints: cheaper where many are wanted, and what is said of short ones.
-cost       seconds of replay over seconds of generation, one slot, the answers of one round.
+cost       CPU seconds of replay over those of generation, one slot, the answers of one round.
 
 Each prints a table, then one JSON line.
 """
@@ -189,23 +189,28 @@ def request_of(seed: int) -> StoryRequest:
 def impostors(bench: Bench) -> None:
     note("the noise of the claimed file")
     noise = bench.noise()
-    if bench.given.written:
-        report({path.stem: replays_of(bench, path) for path in bench.given.written}, noise)
-        return
     seeds = list(range(bench.given.answers))
-    own = read_local(bench.given.model).metadata.get("general.file_type")
+    if bench.given.written:
+        rows = {path.stem: replays_of(bench, path) for path in bench.given.written}
+    else:
+        rows = written_now(bench, seeds)
+    if bench.given.other:
+        note(bench.given.other.stem)
+        rows[bench.given.other.stem] = respelled(bench, seeds)
+    report(rows, noise)
+
+
+def written_now(bench: Bench, seeds: list[int]) -> dict[str, list[Replay]]:
     note("the claimed file")
     rows = {"the claimed file": bench.replays(bench.given.model, bench.settings, seeds)}
+    own = read_local(bench.given.model).metadata.get("general.file_type")
     with tempfile.TemporaryDirectory() as scratch:
         for name in (name for name, number in IMPOSTORS.items() if number != own):
             note(name)
             path = requantized(bench.given.model, name, Path(scratch))
             rows[name] = bench.replays(path, bench.settings, seeds)
             path.unlink()
-    if bench.given.other:
-        note(bench.given.other.stem)
-        rows[bench.given.other.stem] = respelled(bench, seeds)
-    report(rows, noise)
+    return rows
 
 
 def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
@@ -295,7 +300,7 @@ def show(table: Table, facts: dict[str, object]) -> None:
 
 def limits(bench: Bench) -> None:
     if bench.given.written:
-        rows = [row for path in bench.given.written for row in kept_answers(path)]
+        rows = [row for path in bench.given.written for row in kept_answers(bench, path)]
     else:
         written = bench.write(bench.given.model, bench.settings, list(range(bench.given.answers)))
         rows = [(seed, one.max_tokens, list(one.tokens)) for seed, one in written]
@@ -361,11 +366,13 @@ def write(bench: Bench) -> None:
 
 
 def replays_of(bench: Bench, path: Path) -> list[Replay]:
-    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, tokens in kept_answers(path)]
+    note(path.stem)
+    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, tokens in kept_answers(bench, path)]
 
 
-def kept_answers(path: Path) -> list[tuple[int, int, list[int]]]:
-    rows = map(json.loads, path.read_text().splitlines())
+def kept_answers(bench: Bench, path: Path) -> list[tuple[int, int, list[int]]]:
+    """The first `--answers`: their seeds, budgets and tokens."""
+    rows = map(json.loads, path.read_text().splitlines()[: bench.given.answers])
     return [(seed, max_tokens, tokens) for seed, max_tokens, *tokens in rows]
 
 
@@ -418,19 +425,19 @@ def cost(bench: Bench) -> None:
     tokens = 0
     with Engine(bench.given.model, alone, template_of(bench.given.model)) as engine:
         for seed in range(-1, bench.given.answers):
-            started_s = time.monotonic()
+            started_s = time.process_time()
             sampling = SamplingParams(seed % 2**64)
-            job = EngineJob(script, sampling, started_s + 3600, max_tokens=bench.given.max_tokens)
+            job = EngineJob(script, sampling, time.monotonic() + 3600, max_tokens=bench.given.max_tokens)
             generation = engine.submit(job).result()
-            middle_s = time.monotonic()
+            middle_s = time.process_time()
             ours = generation.conversation
             rule = ChoiceRule(bench.model.vocabulary, ours, script, sampling, generation.max_tokens)
             bench.replayer.replay(rule, ours, list(generation.tokens))
             if seed >= 0:  # the first of all pays for the prompt, on both sides
                 written_s += middle_s - started_s
-                replayed_s += time.monotonic() - middle_s
+                replayed_s += time.process_time() - middle_s
                 tokens += len(generation.tokens)
-    table = Table("answers", "tokens", "generation, s", "replay, s", "ratio")
+    table = Table("answers", "tokens", "generation, CPU s", "replay, CPU s", "ratio")
     ratio = replayed_s / written_s
     table.add_row(str(bench.given.answers), f"{tokens:,}", f"{written_s:.1f}", f"{replayed_s:.1f}", f"{ratio:.2f}")
     show(table, {"answers": bench.given.answers, "tokens": tokens, "replay_over_generation": round(ratio, 3)})

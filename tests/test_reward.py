@@ -245,6 +245,14 @@ def test_a_new_name_does_not_wash_a_miner_clean() -> None:
     assert standing(evidence, "gemma-7b", DEFAULT).status == "refuted"
 
 
+@pytest.mark.parametrize(("writer", "pays"), [("llama-3-70b", True), ("llama-3-8b", False), ("", False)])
+def test_another_quantization_of_the_claimed_model_may_be_paid_as_that_model(writer: str, pays: bool) -> None:
+    refuted = Verdict("refuted", model="llama-3-70b", written_by=writer)
+    kind = DEFAULT.model_copy(update={"proof": DEFAULT.proof.model_copy(update={"pay_other_quantization": True})})
+    assert pool(Evidence(), refuted, DEFAULT).statuses == ("refuted",)
+    assert pool(Evidence(), refuted, kind).statuses == ("proven" if pays else "refuted",)
+
+
 def test_the_standing_of_one_model_neither_pays_nor_punishes_the_claim_of_another() -> None:
     evidence = after("proven", "proven", "proven")
     small, large = (standing(evidence, model, DEFAULT) for model in ("llama-3-8b", "llama-3-70b"))

@@ -264,6 +264,39 @@ def test_a_file_that_is_not_here_or_cannot_be_loaded_refutes_nobody(tmp_path: Pa
     assert auditor.prove([some("5F", 1.0)]) == {}
 
 
+def test_a_refuted_answer_names_the_file_that_wrote_it(tmp_path: Path) -> None:
+    """Each file is opened once, one of another vocabulary not at all, and no file for a miner that was refuted often before."""
+    opened = []
+
+    class Of:
+        def __init__(self, file: KnownFile) -> None:
+            self._file = file
+            opened.append(file.file.quant)
+
+        def prove_all(self, asked: Any) -> Iterator[tuple[int, Verdict]]:
+            for at in range(len(asked)):
+                assert asked[at][1].proof.model_sha256 == self._file.sha256
+                wrote = self._file.file.quant in ("Q4_K_M", "Q5_K_M")
+                evidence = {"Q4_K_M": 20.0, "Q5_K_M": 9.0}.get(self._file.file.quant, -40.0)
+                yield at, Verdict("proven" if wrote else "refuted", "weighed", evidence, positions=160)
+
+        def close(self) -> None:
+            pass
+
+    files = {
+        sha256: replace(listed(model, quant, tmp_path), sha256=sha256)
+        for sha256, model, quant in (
+            ("a" * 64, "llama-3-70b", "Q8_0"), ("b" * 64, "llama-3-70b", "Q4_K_M"), ("c" * 64, "llama-3-70b", "Q5_K_M"),
+            ("d" * 64, "mistral-7b", "Q4_K_M"),
+        )
+    }  # fmt: skip
+    auditor = Auditor(files, REGISTRY, lambda file: cast(Prover, Of(file)))
+    found = auditor.prove([some("new", 1.0), some("old", 1.0, ["refuted"] * 2)])
+    assert opened == ["Q8_0", "Q4_K_M", "Q5_K_M"]
+    assert found["new"].status == "refuted" and found["new"].written_by == found["new"].model == "llama-3-70b"
+    assert found["new"].reason == "written by Q4_K_M of the same model; weighed" and not found["old"].written_by
+
+
 def test_closing_waits_for_the_replay_in_hand_and_starts_no_other() -> None:
     """Ctrl-C must not free a file's memory under a replay that reads it."""
     file = listed("llama-3-70b", "Q4_K_M", Path("never-opened"))

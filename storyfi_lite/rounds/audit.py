@@ -19,8 +19,12 @@ from storyfi_lite.models.registry import GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator import Evidence, Prover, RewardPolicy, Verdict
+from storyfi_lite.validator.proof import claiming
+from storyfi_lite.validator.verdict import NO_PROOF
 
 log = logging.getLogger(__name__)
+
+WRITERS_NAMED = 2  # of a miner's refutations in its window
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,13 @@ def weight(one: Candidate, policy: RewardPolicy) -> float:
     return (0.1 + one.gain) * (1 + missing + 2 * one.evidence.statuses.count("refuted"))
 
 
+def _may_have_another_writer(one: Candidate, verdict: Verdict) -> bool:
+    """Of a miner's first refutations by a replay: to load other files costs more than a replay."""
+    return (
+        verdict.status == "refuted" and verdict.positions > 0 and one.evidence.statuses.count("refuted") < WRITERS_NAMED
+    )
+
+
 class Auditor:
     """Replays answers, a file's together, with one file in memory at a time. Call `prove` from one thread; `close` may be called
     from another.
@@ -117,13 +128,12 @@ class Auditor:
         self._stopped = False
         self._in_use = threading.Lock()  # the file's memory, which close() frees
 
-    def prove(self, chosen: Iterable[Candidate]) -> dict[str, Verdict]:
+    def prove(self, chosen: Sequence[Candidate]) -> dict[str, Verdict]:
         """Return the verdicts by hotkey. An answer that could not be replayed for our own reasons is left out and logged."""
         by_file: dict[str, list[Candidate]] = {}
         found: dict[str, Verdict] = {}
         for one in chosen:
-            assert one.response.proof is not None  # or it were no Candidate
-            file = self.files[one.response.proof.model_sha256]
+            file = self._file(one)
             claimed = claimed_model(self._registry, one.response)
             assert claimed is not None
             if file.spec.key == claimed.key:
@@ -134,7 +144,29 @@ class Auditor:
         with self._in_use:
             for sha256, candidates in by_file.items():
                 found |= self._prove(self.files[sha256], candidates)
-        return found
+            refuted = [
+                one for one in chosen if one.hotkey in found and _may_have_another_writer(one, found[one.hotkey])
+            ]
+            return found | self._writers(refuted, found)
+
+    def _writers(self, refuted: list[Candidate], found: Mapping[str, Verdict]) -> dict[str, Verdict]:
+        """Score what was refuted against the other files that are here with the same vocabulary; return the verdicts that now name
+        the file that wrote the answer, of several the one that explains it best."""
+        best: dict[str, Verdict] = {}
+        named: dict[str, Verdict] = {}
+        for file in self.files.values() if refuted else ():
+            size = file.spec.architecture.vocab_size
+            others = [replace(one, response=claiming(one.response, file.sha256)) for one in refuted
+                      if (own := self._file(one)) is not file and own.spec.architecture.vocab_size == size]  # fmt: skip
+            for hotkey, verdict in self._prove(file, others).items() if others else ():
+                if verdict.status == "proven" and verdict.evidence > best.get(hotkey, NO_PROOF).evidence:
+                    best[hotkey] = verdict
+                    named[hotkey] = found[hotkey].written(file.spec.key, file.file.quant)
+        return named
+
+    def _file(self, one: Candidate) -> KnownFile:
+        assert one.response.proof is not None  # or it were no Candidate
+        return self.files[one.response.proof.model_sha256]
 
     def _prove(self, file: KnownFile, candidates: Sequence[Candidate]) -> dict[str, Verdict]:
         """All answers in one pass over the file; where one of them fails, the others one by one."""

@@ -231,6 +231,12 @@ class Prover:
         self.close()
 
 
+def claiming(response: StoryResponse, sha256: str) -> StoryResponse:
+    """The response as if it named another file: if that is proven, that file wrote it, whatever was claimed."""
+    assert response.proof is not None
+    return response.model_copy(update={"proof": response.proof.model_copy(update={"model_sha256": sha256})})
+
+
 def _task(request: StoryRequest) -> Any:
     from storyfi_lite import tasks
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -73,6 +73,7 @@ class ProofPolicy(_Section):
     refuted_multiplier: float = Field(ge=0)
     unproven_multiplier: float = Field(ge=0)
     pay_large_gpu: bool
+    pay_other_quantization: bool
     window: int = Field(ge=1)
     proven_needed: int = Field(ge=1)
     refuted_needed: int = Field(ge=1)
@@ -188,9 +189,12 @@ class Evidence:
 
 def pool(evidence: Evidence, proof: Verdict, policy: RewardPolicy) -> Evidence:
     """Add one verdict to the evidence. When the model changes, proofs of the old one are dropped; refutations stay, or a miner
-    could clear its record by claiming another model. An inconclusive verdict is not kept: it would push out the others."""
+    could clear its record by claiming another model. An inconclusive verdict is not kept: it would push out the others. With
+    `pay_other_quantization`, what another file of the claimed model wrote counts as a proof of that model."""
     if proof.status == "inconclusive":
         return evidence
+    if policy.proof.pay_other_quantization and proof.written_by == proof.model:
+        proof = replace(proof, status="proven")
     kept = tuple(one for one in evidence.statuses if proof.model == evidence.model or one == "refuted")
     return Evidence(proof.model, (*kept, proof.status)[-policy.proof.window :])
 

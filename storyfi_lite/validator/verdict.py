@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ DECIDED_NATS = math.log(1000)
 class Verdict:
     """What a replay says of an answer, or several replays of a miner (reward.standing). `reason` is for people. `evidence` in
     nats, for the claimed file where positive; `noise` and `mean_margin` in nats. `model`: the registry's key of the file that
-    was replayed, which whoever replayed it knows; never the claimed name."""
+    was replayed, which whoever replayed it knows; never the claimed name. `written_by`: the key of the model whose other file wrote
+    a refuted answer, if that was found."""
 
     status: Status
     reason: str = ""
@@ -44,6 +45,12 @@ class Verdict:
     positions: int = 0
     noise: float = 0.0
     model: str = ""
+    written_by: str = ""
+
+    def written(self, key: str, quant: str) -> Verdict:
+        """This refutation, with the file that was found to have written the answer."""
+        model = "the same model" if key == self.model else key
+        return replace(self, reason=f"written by {quant} of {model}; {self.reason}", written_by=key)
 
 
 NO_PROOF = Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
