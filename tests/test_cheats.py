@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from storyfi_lite.models.digest import file_sha256
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 pytestmark = pytest.mark.slow
@@ -63,3 +65,26 @@ def test_what_catches_it(court: Any, kind: str) -> None:
     assert (row.base == 0) == (kind in WORTH_NOTHING)
     if kind == "junk":
         assert row.base <= 20
+
+
+def test_prove_names_the_file_that_wrote_a_refuted_answer(
+    small_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both files lie in the store; Q3_K_M wrote what claims Q4_1."""
+    import bench_proof
+    from click.testing import CliRunner
+
+    from storyfi_lite.cli import cli
+
+    store = tmp_path / "smollm2-135m"
+    store.mkdir()
+    (store / small_model_path.name).symlink_to(small_model_path)
+    coarse = bench_proof.requantized(small_model_path, "Q3_K_M", tmp_path)
+    coarse = coarse.rename(store / "SmolLM2-135M-Instruct-Q3_K_M.gguf")
+    monkeypatch.setenv("STORYFI_LITE_MODELS", str(tmp_path))
+    answer = CliRunner().invoke(cli, ["generate", "a heist", "--json", "--model.path", str(coarse)]).stdout
+    lie = answer.replace(file_sha256(coarse), file_sha256(small_model_path))
+    assert lie != answer
+    (tmp_path / "lie.json").write_text(lie)
+    said = CliRunner().invoke(cli, ["prove", str(tmp_path / "lie.json"), "--model.path", str(small_model_path)])
+    assert said.exit_code == 1 and "REFUTED: written by Q3_K_M of smollm2-135m" in said.stdout

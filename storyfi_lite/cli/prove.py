@@ -129,12 +129,35 @@ def _prove(
         asked = [(request, answer, seed) for request, answer in answers.values()]
         found = dict(prover.prove_all(asked))
         verdicts = {name: found[at] for at, name in enumerate(answers)}
+        size, sha256 = prover.model.vocabulary.size, prover.sha256
         if report:
             rows = [reports.reported(name, *answers[name], seed, verdict) for name, verdict in verdicts.items()]
             made = reports.make_report(rows, prover.sha256, prover.engine, prover.device)
             raw = reports.spell(made, signer.ss58_address, signer.sign) if signer else reports.spell(made)
             files.write_text(report, raw.decode(), "another --report")
-    return verdicts
+    refuted = {name: one for name, one in verdicts.items() if one.status == "refuted" and one.positions}
+    return verdicts | (_writers(refuted, answers, seed, size, sha256) if refuted else {})
+
+
+def _writers(
+    refuted: dict[str, Verdict], answers: dict[str, tuple[StoryRequest, StoryResponse]], seed: int | None,
+    vocab_size: int, sha256: str,
+) -> dict[str, Verdict]:  # fmt: skip
+    """The verdicts, with the file that wrote the answer where it is among those that are here: of several the likeliest."""
+    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.opening.loader import open_other_provers
+    from storyfi_lite.opening.local import Notices
+    from storyfi_lite.validator.proof import claiming
+
+    named, best = dict(refuted), dict.fromkeys(refuted, 0.0)
+    with DownloadProgress() as progress:
+        for file, other in open_other_provers(sha256, vocab_size, Notices(progress.update, progress.note)):
+            asked = [(answers[name][0], claiming(answers[name][1], other.sha256), seed) for name in refuted]
+            for at, verdict in other.prove_all(asked):
+                name = list(refuted)[at]
+                if verdict.status == "proven" and verdict.evidence > best[name]:
+                    named[name], best[name] = refuted[name].written(file), verdict.evidence
+    return named
 
 
 def claimed_prover(model: ModelOptions, model_name: str, quantization: str) -> Prover:

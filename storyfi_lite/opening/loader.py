@@ -6,15 +6,16 @@ model, if it is fast enough. Else a refusal with the three ways out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from storyfi_lite.errors import BadInput, ConfigError
+from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.loaders.keys import API_KEYS, load_key
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import ApiModel
+from storyfi_lite.models.store import Store
 from storyfi_lite.opening import api
 from storyfi_lite.opening.local import LocalOpener, Notices
 from storyfi_lite.options import ModelOptions, Provider
@@ -81,6 +82,23 @@ def open_claimed_prover(options: ModelOptions, model_name: str, quantization: st
         return opener.prover(replace(options, name=opener.registry.find(model_name).key, quant=quantization))
     except BadInput as error:
         raise BadInput(f"{error}\n  --model.path FILE names the file to replay with") from None
+
+
+def open_other_provers(sha256: str, vocab_size: int, notices: Notices) -> Iterator[tuple[str, Prover]]:
+    """Load the registry's files that are here one after the other, but for the one of this sha256 and those of another vocabulary's
+    size; yields each with its name, and closes it. One that cannot be loaded is noted and left out."""
+    from storyfi_lite.models.digest import file_sha256
+
+    opener = LocalOpener(notices)
+    for spec, file, path in Store().complete_files(opener.registry):
+        if spec.architecture.vocab_size == vocab_size and file_sha256(path) != sha256:
+            try:
+                prover = opener.prover_of(spec, file, path)
+            except LiteError as error:
+                notices.note(f"{spec.key} {file.quant} is not tried: {error}")
+                continue
+            with prover:
+                yield f"{file.quant} of {spec.key}", prover
 
 
 def api_without_gpu(hardware: Hardware, options: ModelOptions) -> Provider | None:

@@ -161,7 +161,8 @@ class Auditor:
             for hotkey, verdict in self._prove(file, others).items() if others else ():
                 if verdict.status == "proven" and verdict.evidence > best.get(hotkey, NO_PROOF).evidence:
                     best[hotkey] = verdict
-                    named[hotkey] = found[hotkey].written(file.spec.key, file.file.quant)
+                    model = "the same model" if file.spec.key == found[hotkey].model else file.spec.key
+                    named[hotkey] = found[hotkey].written(f"{file.file.quant} of {model}", file.spec.key)
         return named
 
     def _file(self, one: Candidate) -> KnownFile:

@@ -47,10 +47,9 @@ class Verdict:
     model: str = ""
     written_by: str = ""
 
-    def written(self, key: str, quant: str) -> Verdict:
-        """This refutation, with the file that was found to have written the answer."""
-        model = "the same model" if key == self.model else key
-        return replace(self, reason=f"written by {quant} of {model}; {self.reason}", written_by=key)
+    def written(self, name: str, key: str = "") -> Verdict:
+        """This refutation, with the name of the file that was found to have written the answer, and its model's key."""
+        return replace(self, reason=f"written by {name}; {self.reason}", written_by=key)
 
 
 NO_PROOF = Verdict("inconclusive", "the answer carries no proof: tokens, text and header are needed")
