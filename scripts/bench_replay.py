@@ -43,7 +43,7 @@ from storyfi_lite.protocol.messages import StoryRequest, parse_response
 
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
 DENSE = make_gguf.Shape("llama", 0, 2048, 8192, 32, 4, 64, 0)
-MIXTURE = make_gguf.Shape("llama", 0, 2048, 4096, 32, 4, 64, 0, experts=16, experts_used=2)
+MIXTURE = make_gguf.Shape("llama", 0, 2048, 2048, 32, 4, 64, 0, experts=8, experts_used=1)
 GROUP = "storyfi-lite-bench"
 BLOCK_BYTES = 8 << 20
 

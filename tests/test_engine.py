@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 
 from storyfi_lite.engine.engine import PROMPT_CHUNK_TOKENS, Engine, EngineJob, Generation
-from storyfi_lite.engine.model import Context, Model
+from storyfi_lite.engine.model import Context, Feed, Model
 from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.read_ahead import ReadAhead
 from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule, _best_first, answer_of
 from storyfi_lite.engine.sampler import lowest_logit, scores
@@ -481,6 +483,23 @@ def test_answers_replayed_one_after_the_other_are_judged_as_if_alone(engine: Eng
     alone = replayed(engine, generation).mean_margin, replayed(engine, other, seed=22, script=heist).mean_margin
     assert found[0] == pytest.approx(alone[0], abs=0.01) == found[3]
     assert found[2] == pytest.approx(alone[1], abs=0.01)
+
+
+def test_each_layer_of_a_file_is_read_once_and_before_it_is_needed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights stay in the file. The hints are ours, when they come is llama.cpp's doing."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(ReadAhead, "_hint", lambda self, start, end: asked.append((start, end)))
+    settings = replace(SETTINGS, n_slots=1, mapped=True)
+    with closing(Model(engine.model.path, settings)) as model, closing(Context(model, settings)) as context:
+        assert len(context.decode([Feed(0, 0, [1, 2, 3], [2])])[0]) == 1
+        assert context._read_ahead is not None
+        context._read_ahead._thread.submit(int).result()  # after all hints
+        size, layers = engine.model.path.stat().st_size, model.n_layers
+    assert len(asked) == len(set(asked)) == layers
+    assert all(0 < start < end <= size for start, end in asked)
+    assert sum(end - start for start, end in asked) > 0.6 * size  # the rest is the vocabulary
 
 
 def test_another_seed_or_temperature_does_not_replay(engine: Engine, generation: Generation) -> None:

@@ -19,6 +19,7 @@ import llama_cpp
 import numpy as np
 
 from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.read_ahead import ReadAhead
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import KV_TYPE_IDS, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
@@ -115,6 +116,11 @@ class Model:
             keys, key=lambda key: (key.endswith(".tool_use"), not key.endswith(("_template", ".default")), key)
         )
 
+    @property
+    def n_layers(self) -> int:
+        """Without the output layer."""
+        return int(llama_cpp.llama_model_n_layer(self.handle))
+
     def metadata(self, key: str) -> str:
         """A metadata value as text; empty if the file has none."""
         size = 256
@@ -187,8 +193,17 @@ class Context:
         params.no_perf = True
         self._vocabulary_size = model.vocabulary.size
         self._handles = ExitStack()
+        self._read_ahead = None
+        if settings.mapped:
+            on_host = (
+                model.n_layers + 1 - settings.n_gpu_layers
+            )  # llama.cpp counts the output as a layer, and puts it there first
+            self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)))
+            self._handles.callback(self._read_ahead.close)
+            params.cb_eval = self._read_ahead.callback
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
+            self._handles.close()
             raise DoesNotFit("llama.cpp could not make a context: not enough memory for the KV cache")
         self._handles.callback(llama_cpp.llama_free, self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
@@ -228,6 +243,8 @@ class Context:
             wanted.append(rows)
             at = end
         self._batch.n_tokens = at
+        if self._read_ahead:
+            self._read_ahead.start()
         code = llama_cpp.llama_decode(self.handle, self._batch)
         if code != 0:
             raise EngineError(f"llama_decode failed with code {code} on {at} tokens of {len(feeds)} sequences")

@@ -34,6 +34,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_buffer_type": (_HANDLE, [_HANDLE]),
     "ggml_backend_buft_is_host": (ctypes.c_bool, [_HANDLE]),
     "ggml_backend_buft_get_device": (_HANDLE, [_HANDLE]),
+    "ggml_get_name": (_TEXT, [_HANDLE]),
 }
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 
