@@ -19,7 +19,12 @@ class HelpFormatter(click.HelpFormatter):
         super().write(string.replace(HYPHEN, "-"))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        super().write_dl([(name, text.replace("-", HYPHEN)) for name, text in rows], col_max, col_spacing)
+        rows = [(name, text.replace("-", HYPHEN)) for name, text in rows]
+        longest = max((len(word) for _, text in rows for word in text.split()), default=0)
+        room = (
+            self.width - self.current_indent - col_spacing - longest
+        )  # for the names; wider ones have a line to themselves
+        super().write_dl(rows, max(10, min(col_max, room)), col_spacing)
 
     def write_text(self, text: str) -> None:
         width, lines, is_example = self.width - self.current_indent, list[str](), False
