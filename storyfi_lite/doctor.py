@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,12 +22,13 @@ from storyfi_lite.machine.build import rebuild_command
 from storyfi_lite.options import ChainOptions
 
 if TYPE_CHECKING:
-    from storyfi_lite.chain import MetagraphSnapshot
+    from storyfi_lite.chain import ChainSession
     from storyfi_lite.machine.hardware import Hardware
 
 Status = Literal["ok", "mend", "skip"]
 
 SKEW_FROM_S, SKEW_TO_S = -2.0, 8.0  # btauth/1 takes requests 2 s early to 10 s old; a block arrives up to 6 s late
+CALL_TIMEOUT_S = 5.0
 FREE_DISK_BYTES = 2 * 2**30  # logs, the nonce store and the chain's state
 
 
@@ -93,46 +93,44 @@ def check_chain(setup: Setup) -> tuple[Check, ...]:
 
 
 async def _check_chain(setup: Setup) -> tuple[Check, ...]:
-    from storyfi_lite.chain import connect
+    from storyfi_lite.chain import connect, open_wallet
 
+    chain, wallet = setup.chain, None
+    with suppress(LiteError):  # check_wallet says it
+        wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
     try:
-        known = setup.chain.known_subnet
-        session = await connect(setup.chain.network, None, setup.chain.netuid, known_subnet=known)
+        session = await connect(
+            chain.network, wallet, chain.netuid, must_be_registered=False, known_subnet=chain.known_subnet
+        )
     except LiteError as error:
         fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
         found = _mend("chain", error)
         unknown = "not known: see above"
         return (
-            Check("chain", "mend", found.detail, found.fix or fix),
+            replace(found, fix=found.fix or fix),
             Check("registration", "skip", unknown),
             Check("clock", "skip", unknown),
         )
     try:
         snapshot = session.snapshot
-        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {setup.chain.netuid}, {snapshot.identity}"
-        registration = _check_registration(setup, snapshot)
+        seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {chain.netuid}, {snapshot.identity}"
         try:
             clock = judge_clock(await session.clock_skew_s())
         except Unavailable as error:
             clock = Check("clock", "skip", str(error))
-        return Check("chain", "ok", seen), registration, clock
+        return Check("chain", "ok", seen), _check_registration(session), clock
     finally:
         await session.close()
 
 
-def _check_registration(setup: Setup, snapshot: MetagraphSnapshot) -> Check:
-    from storyfi_lite.chain import open_wallet
-    from storyfi_lite.chain.wallets import check_registered
-
+def _check_registration(session: ChainSession) -> Check:
     try:
-        wallet = open_wallet(setup.chain.network, setup.chain.wallet, setup.chain.hotkey, setup.chain.wallet_path)
-    except LiteError:
-        return Check("registration", "skip", "not known: no wallet")
-    try:
-        check_registered(snapshot, wallet, setup.chain.network.split(",")[0])
+        session.check_registered()
     except LiteError as error:
         return _mend("registration", error)
-    neuron = snapshot.by_hotkey[wallet.hotkey.ss58_address]
+    neuron = session.own_neuron
+    if neuron is None:
+        return Check("registration", "skip", "not known: no wallet")
     where = "no endpoint published yet" if neuron.axon is None else f"published at {neuron.axon[0]}:{neuron.axon[1]}"
     return Check("registration", "ok", f"uid {neuron.uid}, {where}")
 
@@ -162,8 +160,7 @@ def check_port(setup: Setup) -> Check:
     except LiteError as error:
         return _mend(name, error)
     try:
-        with _echo(port) as word:
-            reached = _ask(ip, port) == word
+        reached = _leads_back(ip, port)
     except OSError as error:
         if _is_miner("127.0.0.1", port):
             reached = _is_miner(ip, port)
@@ -179,34 +176,17 @@ def check_port(setup: Setup) -> Check:
     )
 
 
-@contextmanager
-def _echo(port: int) -> Iterator[bytes]:
-    """Listen, and tell each caller a random word, which is yielded. Raises OSError if the port is taken."""
-    word = secrets.token_hex(16).encode()
+def _leads_back(ip: str, port: int) -> bool:
+    """Listen on the port, call ip:port, and return whether the call arrives here. Raises OSError if the port is taken."""
+    word = secrets.token_bytes(16)
     with socket.create_server(("", port)) as server:
-
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:  # closed
-                    return
-                with connection:
-                    connection.sendall(word)
-
-        threading.Thread(target=answer, name="doctor-port", daemon=True).start()
+        server.settimeout(CALL_TIMEOUT_S)
         try:
-            yield word
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-
-
-def _ask(ip: str, port: int) -> bytes:
-    try:
-        with socket.create_connection((ip, port), timeout=5) as connection:
-            return connection.recv(64)
-    except OSError:
-        return b""
+            with socket.create_connection((ip, port), timeout=CALL_TIMEOUT_S) as caller, server.accept()[0] as called:
+                called.sendall(word)
+                return caller.recv(len(word)) == word
+        except OSError:
+            return False
 
 
 def _is_miner(ip: str, port: int) -> bool:
@@ -214,7 +194,10 @@ def _is_miner(ip: str, port: int) -> bool:
 
     host = f"[{ip}]" if ":" in ip else ip
     try:
-        return httpx.get(f"http://{host}:{port}/health", timeout=5, trust_env=False).status_code in (200, 503)
+        return httpx.get(f"http://{host}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False).status_code in (
+            200,
+            503,
+        )
     except httpx.HTTPError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +31,7 @@ def command(as_json: bool) -> None:
 
     machine = probe()
     if as_json:
-        click.echo(json.dumps(machine.as_dict()))
+        click.echo(json.dumps(asdict(machine)))
     else:
         for name, value in _rows(machine):
             click.echo(reflow(f"{name:<12} {value}", 13))

@@ -190,24 +190,28 @@ def _float(digits: str) -> float:
 # --- the task's rules ------------------------------------------------------------------------------------------
 
 
+_KINDS: dict[type, Any] = {Text: str, Object: dict, Open: dict, Array: list, Tuple: list}
+_KIND_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+
+
 def _problems(node: Node, value: Any, path: str) -> Iterator[str]:
-    where = path or "the answer"
-    if isinstance(node, Text):
+    where, kind = path or "the answer", _KINDS.get(type(node), object)
+    if not isinstance(value, kind):
+        yield f"{where} is {_KIND_NAMES.get(type(value), 'a number')}, not {_KIND_NAMES[kind]}"
+    elif isinstance(node, Text):
         yield from _text_problems(node, value, where)
     elif isinstance(node, Const):
         yield from _const_problems(node, value, where)
     elif isinstance(node, Object):
-        yield from _object_problems(node, value, path, where)
+        yield from _object_problems(node, value, path)
     elif isinstance(node, Open):
         yield from _open_problems(node, value, where)
     else:
         yield from _list_problems(node, value, path, where)
 
 
-def _text_problems(node: Text, value: Any, where: str) -> Iterator[str]:
-    if not isinstance(value, str):
-        yield f"{where} is {_kind(value)}, not a string"
-    elif not node.accept[0] <= len(value) <= node.accept[1]:
+def _text_problems(node: Text, value: str, where: str) -> Iterator[str]:
+    if not node.accept[0] <= len(value) <= node.accept[1]:
         yield f"{where} has {len(value):,} characters, {_bounds(*node.accept)}"
     elif not value.strip():
         yield f"{where} is blank"
@@ -226,10 +230,7 @@ def _const_problems(node: Const, value: Any, where: str) -> Iterator[str]:
         yield f"{where} is {value!r:.60}, not {node.plain!r}"
 
 
-def _object_problems(node: Object, value: Any, path: str, where: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{where} is {_kind(value)}, not an object"
-        return
+def _object_problems(node: Object, value: dict[str, Any], path: str) -> Iterator[str]:
     prefix = f"{path}." if path else ""
     for key, item in node.fields:
         if key in value:
@@ -240,10 +241,7 @@ def _object_problems(node: Object, value: Any, path: str, where: str) -> Iterato
     yield from (f"{prefix}{key:.40} is not a field of this task" for key in value if key not in known)
 
 
-def _open_problems(node: Open, value: Any, where: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{where} is {_kind(value)}, not an object"
-        return
+def _open_problems(node: Open, value: dict[str, Any], where: str) -> Iterator[str]:
     if len(value) < node.min_entries:
         yield f"{where} has {len(value)} entries, at least {node.min_entries} are asked for"
     size = len(dump(value))
@@ -259,11 +257,9 @@ def _open_problems(node: Open, value: Any, where: str) -> Iterator[str]:
             yield f"{where}.{key!r:.40} holds a control or bidirectional-override character"
 
 
-def _list_problems(node: Array | Tuple, value: Any, path: str, where: str) -> Iterator[str]:
+def _list_problems(node: Array | Tuple, value: list[Any], path: str, where: str) -> Iterator[str]:
     low, high = node.accept or (len(node.items), len(node.items))
-    if not isinstance(value, list):
-        yield f"{where} is {_kind(value)}, not a list"
-    elif not low <= len(value) <= high:
+    if not low <= len(value) <= high:
         yield f"{where} has {len(value):,} items, {_bounds(low, high)}"
     else:
         for index, (item, one) in enumerate(zip(_items(node, value), value, strict=False)):
@@ -290,8 +286,3 @@ def _fixed_id(item: Node) -> Any:
 
 def _bounds(low: int, high: int) -> str:
     return f"not {low}" if low == high else f"not {low:,} to {high:,}"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

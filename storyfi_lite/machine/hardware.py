@@ -8,7 +8,7 @@ what this process may use: see limits.py.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +47,6 @@ class Hardware:
     def usable_gpus(self) -> tuple[Gpu, ...]:
         """Return the GPUs that llama.cpp as installed can use."""
         return self.gpus if self.llama_gpu_build and not self.fault else ()
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
