@@ -212,7 +212,8 @@ def check_build(setup: Setup) -> Check:
 
     machine = probe()
     wrong = "" if machine.llama_gpu_build is None else selftest.fault("cpu")
-    return judge_build(replace(machine, fault=wrong) if wrong else machine, has_api_key(setup))
+    has_key = check_api_keys(setup).status == "ok"
+    return judge_build(replace(machine, fault=wrong) if wrong else machine, has_key)
 
 
 def judge_build(machine: Hardware, has_key: bool) -> Check:
@@ -226,14 +227,6 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
         return Check("llama.cpp", "mend", "llama.cpp is not installed", rebuild_command())
     built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; its self-test passed"
     return Check("llama.cpp", "ok", "; ".join([built, *machine.hints]))
-
-
-def has_api_key(setup: Setup) -> bool:
-    """Return whether a key is set; False also where the key file cannot be used, which check_api_keys says."""
-    try:
-        return any(load_key(name, setup.api_key_file) for name in API_KEYS.values())
-    except LiteError:
-        return False
 
 
 def check_model(setup: Setup) -> Check:
@@ -255,7 +248,7 @@ def check_model(setup: Setup) -> Check:
     if found:
         key, path = found[0]
         return Check("model file", "ok", f"{key}: {path}" + (f", and {len(found) - 1} more" if found[1:] else ""))
-    if wanted is None and has_api_key(setup):
+    if wanted is None and check_api_keys(setup).status == "ok":
         return Check("model file", "skip", "no model file; the API key will be used, at half the reward")
     name = setup.model or "a model"
     return Check("model file", "mend", f"no file of {name} is here", f"storyfi-lite pull {setup.model or ''}".strip())
@@ -282,11 +275,10 @@ def _key_of(model: str | None) -> str | None:
     """Return the environment variable with the key that an API model needs; None for a local model."""
     from storyfi_lite.models.registry import ApiModel, load_registry
 
-    try:
+    with suppress(LiteError):  # check_model says it
         found = load_registry().find(model or "")
-    except LiteError:
-        return None  # check_model says so
-    return API_KEYS[found.provider] if isinstance(found, ApiModel) else None
+        return API_KEYS[found.provider] if isinstance(found, ApiModel) else None
+    return None
 
 
 def check_disk() -> Check:

@@ -163,11 +163,11 @@ def test_a_key_file_must_be_the_owners_alone(monkeypatch: pytest.MonkeyPatch, se
     with_file = replace(setup, api_key_file=path)
     check = doctor.check_api_keys(with_file)
     assert (check.status, check.fix) == ("mend", f"chmod 600 {path}")
-    assert not doctor.has_api_key(with_file)
+    assert doctor.check_api_keys(with_file).status != "ok"
     path.chmod(0o600)
     check = doctor.check_api_keys(with_file)
     assert (check.status, check.detail) == ("ok", "GEMINI_API_KEY set")
-    assert doctor.has_api_key(with_file)
+    assert doctor.check_api_keys(with_file).status == "ok"
     path.write_text("# none yet\n")
     assert doctor.check_api_keys(with_file).status == "mend"
 
