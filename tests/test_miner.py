@@ -35,7 +35,7 @@ from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.gpus import GpuCollector
 from storyfi_lite.miner.metrics import Minute
-from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
+from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.protocol.messages import parse_response
 from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
@@ -730,12 +730,6 @@ def test_a_broken_nonce_store_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "n").write_bytes(b"this is no database" * 100)
     with pytest.raises(ConfigError, match="--state-dir"):
         SqliteNonceStore(tmp_path / "n", 60)
-
-
-def test_retention_shorter_than_the_window_stops_the_start() -> None:
-    require_retention(70, [12, 68])
-    with pytest.raises(ConfigError):
-        require_retention(60, [12, 68])
 
 
 def test_a_rate_refills() -> None:

@@ -13,7 +13,7 @@ from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator import Context, score, verify
-from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, read_response, verify_text
+from storyfi_lite.validator.verify import MAX_RESPONSE_BYTES, verify_text
 from tests.answers import ASKED, CHINESE, ENGLISH, as_bytes, blueprint_request, envelope, header
 from tests.stories import example, request_for
 
@@ -105,8 +105,6 @@ def test_what_is_no_response_is_refused_in_words(name: str, raw: bytes) -> None:
     seen = verify(REQUEST, raw)
     assert not seen.valid and not seen.readable and not seen.canonical, name
     assert len(seen.problems) == 1 and len(seen.problems[0]) < 300
-    with pytest.raises(BadInput):
-        read_response(raw)
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"title": NaN}', '{"a":1,"a":2}', "x" * 2_000_000, '{"title":"\ud800"}', "[]"])

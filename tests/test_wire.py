@@ -16,10 +16,9 @@ from storyfi_lite.errors import (
     RegistryError,
     Unavailable,
 )
-from storyfi_lite.miner.nonces import require_retention
 from storyfi_lite.wire import http_status
 from storyfi_lite.wire.btauth import BtAuth
-from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, Dendrite, body_hash, signed_message
+from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, body_hash, signed_message
 from storyfi_lite.wire.http_status import (
     PUBLIC_TEXT,
     STATUS_BY_REASON,
@@ -27,7 +26,7 @@ from storyfi_lite.wire.http_status import (
     retry_after_header,
     status_of,
 )
-from storyfi_lite.wire.transport import SignedCaller, Transport, check_age, parse_nonce
+from storyfi_lite.wire.transport import SignedCaller, check_age, parse_nonce
 
 ALICE = Keypair.create_from_uri("//Alice")
 BOB = Keypair.create_from_uri("//Bob")
@@ -94,13 +93,6 @@ def test_what_is_no_nonce(value: str) -> None:
 
 def test_a_nonce() -> None:
     assert parse_nonce("1795410003469788297", "nonce") == 1_795_410_003_469_788_297
-
-
-@pytest.mark.parametrize("transport", [BtAuth(BOB.ss58_address), Dendrite(BOB.ss58_address)])
-def test_every_wire_says_how_long_a_nonce_must_be_kept(transport: Transport) -> None:
-    from storyfi_lite.miner.run import NONCE_RETENTION_S
-
-    require_retention(NONCE_RETENTION_S, [transport.window_s])
 
 
 # --- btauth ---------------------------------------------------------------------------------------

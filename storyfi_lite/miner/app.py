@@ -50,7 +50,7 @@ class Miner:
 
     async def story(self, transport: Transport, request: Request) -> Response:
         """Admit one request, have it answered, and respond. `answering` counts the requests that a stop has to wait for."""
-        arrived_s = self.service.clock()
+        arrived_s = time.monotonic()
         self.answering += 1
         try:
             return await self._story(transport, request, arrived_s)
@@ -81,9 +81,9 @@ class Miner:
             headers, body = transport.encode(admitted.claim, admitted.body, response)
         except Exception as error:
             outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
-            self.metrics.failed(admitted, transport.name, self.service.clock() - arrived_s, outcome, error)
+            self.metrics.failed(admitted, transport.name, time.monotonic() - arrived_s, outcome, error)
             raise
-        self.metrics.answered(admitted, transport.name, self.service.clock() - arrived_s, answer, response)
+        self.metrics.answered(admitted, transport.name, time.monotonic() - arrived_s, answer, response)
         return Response(body, headers=headers)
 
     def _error(self, transport: Transport, request: Request, error: BaseException) -> Response:

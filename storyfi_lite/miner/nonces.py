@@ -95,12 +95,3 @@ class SqliteNonceStore:
         """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
-
-
-def require_retention(nonces_retention_s: float, windows_s: list[float]) -> None:
-    """Raise ConfigError unless a nonce is kept at least as long as any wire's signature can be accepted."""
-    if nonces_retention_s < max(windows_s):
-        raise ConfigError(
-            f"the replay store keeps nonces for {nonces_retention_s:g} s, signatures are accepted for "
-            f"{max(windows_s):g} s: replays in between would be answered"
-        )

@@ -21,7 +21,7 @@ from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
 from storyfi_lite.miner.metrics import Metrics
-from storyfi_lite.miner.nonces import SqliteNonceStore, require_retention
+from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.miner.service import StoryService
 from storyfi_lite.opening.loader import open_loader
 from storyfi_lite.opening.local import Notices
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NONCE_RETENTION_S = 120.0
 DEV_HOST, PUBLIC_HOST = "127.0.0.1", "0.0.0.0"
 ALL_ADDRESSES = ("0.0.0.0", "::")
 
@@ -73,7 +72,11 @@ async def _run(options: MineOptions) -> None:
     hotkey = wallet.hotkey.ss58_address
     async with AsyncExitStack() as opened:
         state_dir = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
-        nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", NONCE_RETENTION_S)
+        transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
+        accepted_s = max(
+            transport.window_s for transport in transports
+        )  # a nonce is kept as long as its signature counts
+        nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", accepted_s)
         opened.callback(nonces.close)
         session = await connect(
             chain.network, wallet, chain.netuid, must_be_registered=False, known_subnet=chain.known_subnet
@@ -89,8 +92,6 @@ async def _run(options: MineOptions) -> None:
         for name, fact in model.items():
             log.info("%s: %s", name, fact)
         session.check_registered()  # after the speed was told: a registration costs money
-        transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
-        require_retention(nonces.retention, [transport.window_s for transport in transports])
         metrics = Metrics(loader)
         _watch_chain(metrics, session)
         watch_gpus(metrics.registry)

@@ -34,14 +34,13 @@ class StoryService:
     loader: Loader
     self_hotkey_ss58: str
     deadline_s: float = DEADLINE_S
-    clock: Callable[[], float] = time.monotonic
 
     async def answer(
         self, admitted: Admitted, arrived_s: float, hung_up: Callable[[], Coroutine[Any, Any, None]]
     ) -> tuple[Answer, StoryResponse]:
         """Answer one request. Raises what the loader raises, DeadlineExceeded, or CallerGone if `hung_up()` ends first.
 
-        `arrived_s`: when the request's headers were there, on `clock`.
+        `arrived_s`: when the request's headers were there, by time.monotonic().
         """
         request, claim = admitted.request, admitted.claim
         sender, nonce = claim.hotkey_ss58, str(claim.nonce_ns)
@@ -54,7 +53,7 @@ class StoryService:
         pending = asyncio.wrap_future(self.loader.submit(job))
         watcher = asyncio.ensure_future(hung_up())
         try:
-            timeout_s = deadline_s + GRACE_S - self.clock()
+            timeout_s = deadline_s + GRACE_S - time.monotonic()
             ends: set[asyncio.Future[Any]] = {pending, watcher}
             await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if pending.cancelled():

@@ -62,15 +62,10 @@ def verify(request: StoryRequest, answer: StoryResponse | bytes, strict: bool = 
     constraint = tasks.get(request.task_type).constraint(request)
     if isinstance(answer, bytes):
         try:
-            answer = read_response(answer)
+            answer = parse_response(_parse(answer))
         except BadInput as error:
             return _refused(str(error), request.task_type)
     return _verify_response(request, constraint, answer, strict)
-
-
-def read_response(raw: bytes) -> StoryResponse:
-    """Parse a response from strict JSON of a bounded size. Raises BadInput."""
-    return parse_response(_parse(raw))
 
 
 def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Verification:
@@ -105,6 +100,7 @@ def task_of(data: dict[str, Any]) -> str | None:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
+    """Parse a JSON object of a bounded size, strictly. Raises BadInput."""
     if len(raw) > MAX_RESPONSE_BYTES:
         raise BadInput(f"more than {MAX_RESPONSE_BYTES:,} bytes")
     data = parse_json(raw.strip(b" \t\r\n"))
