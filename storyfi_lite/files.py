@@ -79,22 +79,18 @@ def read_cache(name: str) -> dict[str, Any]:
 
 
 def keep(name: str, key: str, value: Any) -> None:
-    """Add to the cache's file of that name what can be found out again."""
-    write_cache(_cache_file(name), json.dumps({**read_cache(name), key: value}))
+    """Add to the cache's file of that name what can be found out again. A place that cannot be written costs time, not the answer; it
+    is logged once."""
+    try:
+        write_text(_cache_file(name), json.dumps({**read_cache(name), key: value}), "XDG_CACHE_HOME=DIRECTORY")
+    except LiteError as error:
+        _tell_once(str(error))
 
 
 def _cache_file(name: str) -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("storyfi-lite")) / name
-
-
-def write_cache(path: Path, text: str) -> None:
-    """Keep what can be found out again. A place that cannot be written costs time, not the answer; it is logged once."""
-    try:
-        write_text(path, text, "XDG_CACHE_HOME=DIRECTORY")
-    except LiteError as error:
-        _tell_once(str(error))
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from storyfi_lite import files
 from storyfi_lite.machine import build, selftest
 
 BAD = {
@@ -38,7 +39,7 @@ def preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 def test_this_build_is_sound_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert selftest.fault("cpu") == ""
-    assert [path.name for path in tmp_path.glob("cache/*/selftest/*")] == [f"cpu-{build.fingerprint()}"]
+    assert list(files.read_cache("selftest.json")) == [f"cpu {build.fingerprint()}"]
     selftest.SOUND.clear()  # another process
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
     assert selftest.fault("cpu") == ""
@@ -54,7 +55,7 @@ def test_a_bad_build_is_named_with_what_mends_it(
     what, mend = selftest.fault("cpu").splitlines()
     assert said in what and "CPU" in what
     assert mend.strip().startswith('CMAKE_ARGS="-DGGML_CPU_ALL_VARIANTS=off" ')
-    assert not list(tmp_path.glob("cache/*/selftest/*")), "a failure must be asked again"
+    assert not files.read_cache("selftest.json"), "a failure must be asked again"
 
 
 def test_a_command_refuses_a_build_that_would_crash_under_it(

@@ -7,11 +7,9 @@ in the cache folder for this build, CPU and driver; a failure is not, so a mende
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Literal
 
 from storyfi_lite import files
@@ -38,16 +36,14 @@ def require(where: Where) -> None:
 
 def fault(where: Where) -> str:
     """Return what is wrong and, on the next line, the command that mends it; "" if nothing is wrong."""
-    import platformdirs
-
     if where in SOUND:
         return ""
-    passed = Path(platformdirs.user_cache_dir("storyfi-lite")) / "selftest" / f"{where}-{fingerprint()}"
-    if not os.path.exists(passed):
+    build = f"{where} {fingerprint()}"
+    if build not in files.read_cache("selftest.json"):
         if wrong := _ask_child(where):
             what = f"llama.cpp {wrong} in its self-test on this machine's {where.upper()}; build it another way:"
             return f"{what}\n  {MEND[where]}"
-        files.write_cache(passed, "")
+        files.keep("selftest.json", build, "passed")
     SOUND.add(where)
     return ""
 

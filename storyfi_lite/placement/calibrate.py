@@ -6,15 +6,13 @@ Types differ by a factor of five on one CPU: the simple ones are bound by memory
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 from storyfi_lite import files
 from storyfi_lite.machine import limits
@@ -53,22 +51,15 @@ FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0)
 def cpu_speed(n_threads: int) -> CpuSpeed:
     """With so many threads, 0: all physical cores. Measured once, then read from the cache directory. While other programs have
     the cores, the best of three measurements counts, and is not kept."""
-    import platformdirs
-
     try:
         import llama_cpp
     except ImportError:
         return FALLBACK
     n_threads = n_threads or limits.cores()
-    path = Path(platformdirs.user_cache_dir("storyfi-lite")) / "speed.json"
     build = f"llama-cpp-python {llama_cpp.__version__}"
     key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"
-    known: dict[str, Any] = {}
-    try:
-        known = dict(json.loads(path.read_text()))
-        return CpuSpeed(**known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(KeyError, TypeError):
+        return CpuSpeed(**files.read_cache("speed.json")[key])
     measured, undisturbed = _measured(n_threads)
     for _ in range(TRIES - 1):
         if undisturbed:
@@ -76,7 +67,7 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
         again, undisturbed = _measured(n_threads)
         measured = again if undisturbed else measured.best_of(again)
     if undisturbed:
-        files.write_cache(path, json.dumps({**known, key: asdict(measured)}))
+        files.keep("speed.json", key, asdict(measured))
     else:
         log.warning(
             "this CPU was measured while other programs had its cores: what is predicted is too slow, and measured again next time"
