@@ -42,6 +42,7 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
     storyfi-lite calibrate --model.name mistral-7b --quant Q4_K_M --answers 100
     """
     from storyfi_lite import files
+    from storyfi_lite.cli.table import reflow
     from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.validator import calibration as kept
@@ -63,7 +64,7 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
             )
         assert response.proof is not None  # a local loader's answer has one
         calibration = kept.calibrate(prover.sha256, pairs, response.proof.engine)
-    click.echo(_json(calibration) if as_json else _words(calibration))
+    click.echo(_json(calibration) if as_json else reflow(_words(calibration)))
     place = kept.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
     click.echo(f"kept in {place}", err=as_json)
 

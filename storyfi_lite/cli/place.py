@@ -60,7 +60,7 @@ def _table(found: Placement, gpus: list[str]) -> str:
     for name, need in zip([*gpus, "RAM"], found.demands, strict=True):
         if need.total_bytes:
             lines.append(f"  {name:<10} {_parts(need)}")
-    return "\n".join(map(reflow, [*lines, *(f"  - {reason}" for reason in found.reasons)]))
+    return reflow("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))
 
 
 def _parts(need: Demand) -> str:

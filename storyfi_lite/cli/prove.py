@@ -49,6 +49,7 @@ def command(
     storyfi-lite prove response.json --report report.json --wallet validator
     storyfi-lite prove their.json --text "a heist" --model.path model.gguf
     """
+    from storyfi_lite.cli.table import reflow
     from storyfi_lite.errors import BadInput
 
     if report is None and wallet:
@@ -63,7 +64,8 @@ def command(
     if as_json:
         click.echo(json.dumps(next(iter(facts.values())) if len(facts) == 1 else {"status": worst, "answers": facts}))
     else:
-        click.echo("\n".join(_words(name if len(facts) > 1 else "", one) for name, one in facts.items()))
+        words = (_words(name if len(facts) > 1 else "", one) for name, one in facts.items())
+        click.echo(reflow("\n".join(words)))
     if report:
         by = (
             f"signed by {signer.ss58_address}"

@@ -39,6 +39,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     storyfi-lite pull smollm2-135m          # 98 MB, runs on any CPU
     """
     from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.table import reflow
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.resolve import resolve
     from storyfi_lite.models.store import Store
@@ -53,11 +54,8 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     missing = store.missing_bytes(spec, file)
     if dry_run:
         path = store.path(spec, file)
-        click.echo(
-            f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}; "
-            f"{store.free_bytes / 1e9:.2f} GB are free there",
-            err=True,
-        )
+        said = f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}; "
+        click.echo(reflow(f"{said}{store.free_bytes / 1e9:.2f} GB are free there", err=True), err=True)
     else:
         resolved.keep()
         with DownloadProgress() as progress:

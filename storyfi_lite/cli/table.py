@@ -46,17 +46,21 @@ def print_marked(head: str, style: str, text: str, indent: int) -> None:
     Console(highlight=False, soft_wrap=True).print(said)
 
 
-def reflow(line: str, indent: int | None = None, err: bool = False) -> str:
-    """Break a line between words where a terminal ends; a pipe gets the line whole. `indent`: cells before what follows, by
+def reflow(text: str, indent: int | None = None, err: bool = False) -> str:
+    """Break each line between words where a terminal ends; a pipe gets it whole. `indent`: cells before what follows, by
     default 4 more than before the line; `err`: for stderr. A word longer than the terminal is left to it, and can be copied."""
     console = Console(stderr=err)
     if not console.is_terminal:
-        return line
+        return text
+    return "\n".join(_broken(line, console.width, indent) for line in text.splitlines())
+
+
+def _broken(line: str, width: int, indent: int | None) -> str:
     before = len(line) - len(line.lstrip(" "))
     after = " " * (before + 4 if indent is None else indent)
     rows = [""]
     for word in re.findall(r" *[^ ]+", line):
-        if rows[-1].strip() and cell_len(rows[-1] + word) > console.width:
+        if rows[-1].strip() and cell_len(rows[-1] + word) > width:
             rows.append(after + word.lstrip(" "))
         else:
             rows[-1] += word

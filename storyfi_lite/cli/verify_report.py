@@ -33,6 +33,7 @@ def command(file: Path, model: ModelOptions, as_json: bool) -> None:
     storyfi-lite verify-report report.json
     storyfi-lite verify-report report.json --model.path model.gguf
     """
+    from storyfi_lite.cli.table import reflow
     from storyfi_lite.validator.report import MAX_REPORT_BYTES, read_report
 
     with click.open_file(str(file), "rb") as stream:
@@ -40,7 +41,7 @@ def command(file: Path, model: ModelOptions, as_json: bool) -> None:
     rows = _replayed(report, model)
     worst = max((row["agreement"] for row in rows), key=list(EXIT_CODES).index)
     facts = {"verdicts": worst, "hotkey": report.hotkey, "model_sha256": report.model_sha256, "answers": rows}
-    click.echo(json.dumps(facts) if as_json else _words(report, rows, worst))
+    click.echo(json.dumps(facts) if as_json else reflow(_words(report, rows, worst)))
     sys.exit(EXIT_CODES[worst])
 
 
