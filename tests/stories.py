@@ -14,7 +14,8 @@ def example(node: Node, salt: int = 0, longest: bool = False) -> Any:
     """The shortest answer that the schema allows, or the longest; `salt` makes texts differ."""
     if isinstance(node, Text):
         length = node.max_chars if longest else node.min_chars
-        return (LETTERS[salt % 26 :].lstrip() + LETTERS * (length // len(LETTERS) + 1))[:length]
+        text = (LETTERS[salt % 26 :].lstrip() + LETTERS * (length // len(LETTERS) + 1))[:length]
+        return f"{text[:-1]}." if node.sentences else text
     if isinstance(node, Const):
         return list(node.value) if isinstance(node.value, tuple) else node.value
     if isinstance(node, Open):

@@ -32,7 +32,7 @@ from storyfi_lite.errors import (
 )
 from storyfi_lite.loaders.answers import read_answer, simple_schema
 from storyfi_lite.loaders.api import ApiLoader
-from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim, NotAgain
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
 from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_client, open_api
 from storyfi_lite.loaders.gemini import GenaiClient, GenerativeAiClient, gemini_schema
@@ -52,14 +52,15 @@ REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper wh
 STORY = {
     "title": "灯塔",
     "genre": "fantasy",
-    "setting": "s" * 300,
-    "core_conflict": "c" * 150,
+    "setting": "s" * 299 + ".",
+    "core_conflict": "c" * 149 + ".",
     "themes": ["sea", "duty", "voice"],
     "tone": "quiet",
     "target_audience": "adults",
 }
 CANONICAL = json.dumps(STORY, ensure_ascii=False, separators=(",", ":"))
 SHORT = json.dumps({**STORY, "setting": "too short"})
+CUT_OFF = json.dumps({**STORY, "core_conflict": "c" * 150})
 QUIET = Notices(lambda name, done, total: None, lambda text: None)
 CLIENTS: dict[str, type[ApiClient]] = {
     "genai": GenaiClient,
@@ -245,7 +246,9 @@ def test_a_code_fence_is_stripped(says: Any, serve: Any, load: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [SHORT, f"Here is your story: {CANONICAL}", "Once upon a time.", "", CANONICAL[:-9], "[1]", "null"]
+    # not "": to ask the same again for a paid nothing would be paid again (test_an_empty_answer_that_was_paid…)
+    "bad",
+    [SHORT, CUT_OFF, f"Here is your story: {CANONICAL}", "Once upon a time.", CANONICAL[:-9], "[1]", "null"],
 )
 def test_a_bad_answer_is_repaired_with_its_problems_told(
     bad: Any, vendor: Any, says: Any, serve: Any, load: Any
@@ -255,14 +258,17 @@ def test_a_bad_answer_is_repaired_with_its_problems_told(
     assert answer.text == CANONICAL
     assert answer.completion_tokens == 100
     turns = prompt_texts(vendor, script.requests[1])
-    assert len(turns) == (3 if bad else 1)
+    assert len(turns) == 3
     if bad == SHORT:
         assert "setting has 9 characters, not 300 to 520" in turns[2]
+    if bad == CUT_OFF:
+        assert f"- core_conflict stops inside a sentence: …{'c' * 30}\n" in turns[2]
 
 
-def test_after_two_repairs_there_is_a_clear_error(says: Any, serve: Any, load: Any) -> None:
-    script = serve(says.text(SHORT))
-    with pytest.raises(Unavailable, match=r"no valid answer in 3 attempts.*setting has 9"):
+@pytest.mark.parametrize(("bad", "problem"), [(SHORT, "setting has 9"), (CUT_OFF, "core_conflict stops inside")])
+def test_after_two_repairs_there_is_a_clear_error(bad: Any, problem: Any, says: Any, serve: Any, load: Any) -> None:
+    script = serve(says.text(bad))
+    with pytest.raises(Unavailable, match=rf"no valid answer in 3 attempts.*{problem}"):
         outcome(load(script))
     assert len(script.requests) == 3
 
@@ -317,8 +323,11 @@ PASSING = {
     "500": lambda vendor: SERVERS[vendor].error(500, "internal"),
     "503": lambda vendor: SERVERS[vendor].error(503, "overloaded"),
     "html": lambda vendor: Step(502, b"<html>bad gateway</html>", {"content-type": "text/html"}),
+}
+PERHAPS_PAID = {
     "half a body": lambda vendor: Step(body=WHOLE[vendor].body, sent=0.5),
     "wrong json": lambda vendor: Step(body=b'{"candidates": ['),
+    "no answer": lambda vendor: Step(hang=True),
 }
 
 
@@ -335,6 +344,17 @@ def test_what_does_not_pass_ends_in_a_clear_error(fault: Any, vendor: Any, serve
     with pytest.raises((Busy, Unavailable), match=r"API (answered|gave no)"):
         outcome(load(script, calls_per_text=3))
     assert len(script.requests) == 3  # the client libraries don't retry beside us
+
+
+@pytest.mark.parametrize("fault", PERHAPS_PAID)
+def test_what_may_have_been_paid_is_not_asked_again(fault: Any, vendor: Any, serve: Any, load: Any, meter: Any) -> None:
+    script = serve(PERHAPS_PAID[fault](vendor), WHOLE[vendor])
+    loader = load(script, call_timeout_s=1.0)
+    with pytest.raises(NotAgain, match="gave no whole answer"):
+        outcome(loader)
+    assert len(script.requests) == 1
+    assert meter.usage.tokens > 0  # the estimate stays
+    assert outcome(loader).text == CANONICAL  # the next story is another matter
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'"text"'], ids=repr)
@@ -364,10 +384,33 @@ def test_gemini_s_retry_info_counts_as_retry_after(gemini: Any, serve: Any, mete
 def test_an_account_without_quota_is_not_retried(serve: Any, meter: Any) -> None:
     script = serve(openai_server.error(429, "You exceeded your current quota", code="insufficient_quota"))
     loader = loader_of("openai", script.url, meter)
-    with pytest.raises(ConfigError, match="out of quota"):
-        outcome(loader)
+    for _ in range(2):
+        with pytest.raises(NotAgain, match="out of quota"):
+            outcome(loader)
+    assert len(script.requests) == 1 and loader.health().alive
     loader.close()
-    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("gemini", ["genai", "generativeai"])
+@pytest.mark.parametrize(("quota", "calls"), [("PerDay", 1), ("PerMinute", 2)])
+def test_a_day_s_quota_is_not_asked_for_again_whatever_wait_is_named(
+    gemini: Any, quota: Any, calls: Any, serve: Any, meter: Any
+) -> None:
+    spent = {
+        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+        "violations": [{"quotaId": f"Requests{quota}-Free"}],
+    }
+    full = gemini_server.error(429, "quota exceeded", details=[spent, *gemini_server.retry_info("0.01s")])
+    script = serve(full, WHOLE[gemini])
+    loader = loader_of(gemini, script.url, meter)
+    if calls == 2:
+        assert outcome(loader).text == CANONICAL
+    else:
+        for _ in range(2):
+            with pytest.raises(NotAgain, match=r"out of quota: .*quota exceeded"):
+                outcome(loader)
+    loader.close()
+    assert len(script.requests) == calls
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -66,7 +66,8 @@ def test_kill_9(phase: str) -> None:
 def test_an_api_that_fails() -> None:
     figures, good = chaos.api(with_hangs=True)
     assert good, figures
-    assert all(figures[f"once-{fault}"]["valid"] for fault in ("429", "500", "half-a-body", "wrong-json", "prose"))
+    assert all(figures[f"once-{fault}"]["valid"] for fault in ("429", "500", "prose"))
+    assert all(figures[f"once-{fault}"]["calls"] == 1 for fault in ("half-a-body", "wrong-json"))  # perhaps paid
 
 
 @pytest.mark.slow

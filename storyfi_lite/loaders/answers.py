@@ -7,19 +7,22 @@ Nothing is guessed: text around the JSON is a fault, except a code fence around 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.check import MAX_TEXT_BYTES, parse_json
 from storyfi_lite.grammar.schema import dump
+from storyfi_lite.validator.readable import is_cut_off
 
 _THOUGHT = re.compile(r"\A<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```[a-zA-Z]*[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
 def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[str, ...]]:
-    """Check an answer. Returns the canonical text and no problems, or None and the problems in words."""
+    """Check an answer: the task's rules, and that long texts end where a sentence ends. Returns the canonical text and no
+    problems, or None and the problems in words."""
     text = _THOUGHT.sub("", text.lstrip("\ufeff").strip(), count=1).strip()
     fenced = _FENCE.match(text)
     raw = (fenced.group(1) if fenced else text).encode(errors="surrogatepass")
@@ -33,8 +36,21 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
         return None, (f"the answer must be one JSON object and nothing around it: {error}",)
     canonical = dump(in_order(constraint.json_schema, data))
     if constraint.check(canonical).valid:
-        return canonical, ()
+        cut = tuple(f"{path} stops inside a sentence: …{text[-30:]}" for path, text in _texts(data) if is_cut_off(text))
+        return (None, cut) if cut else (canonical, ())
     return None, constraint.check(canonical, strict=True).problems or ("the answer breaks the task's rules",)
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Each string and its place."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{path}[{index}]")
 
 
 def in_order(schema: Any, value: Any) -> Any:

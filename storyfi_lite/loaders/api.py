@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from storyfi_lite import tasks
 from storyfi_lite.errors import ConfigError, DeadlineExceeded, LiteError, Unavailable
 from storyfi_lite.loaders.answers import read_answer
-from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim, NotAgain
 from storyfi_lite.loaders.client import ApiClient, Failure, Prompt, Reply
 from storyfi_lite.loaders.connection import Line
 from storyfi_lite.loaders.jobs import JobQueue
@@ -40,6 +40,7 @@ class ApiLoader:
         self._api = f"{client.vendor} API"
         self._dead_because = ""
         self._not_found = 0
+        self._rests = (0.0, "")  # until when, on time.monotonic()'s clock, and why
         self._jobs = JobQueue(self._api, self._outcome, self.settings.workers, self.settings.max_queued)
 
     def look_up(self) -> None:
@@ -101,7 +102,8 @@ class ApiLoader:
         task = tasks.get(job.request.task_type)
         constraint, messages = task.constraint(job.request), task.messages(job.request)
         turns: tuple[tuple[str, str], ...] = (("user", messages.user),)
-        prompt_tokens = completion_tokens = empty = 0
+        prompt_tokens = completion_tokens = 0
+        was_empty = False
         problems: tuple[str, ...] = ()
         for _ in range(1 + self.settings.max_repairs):
             prompt = Prompt(messages.system, turns, constraint, job.request.max_tokens, job.temperature)
@@ -121,8 +123,9 @@ class ApiLoader:
             logger.warning("an answer of the %s was not valid: %s", self._api, problem)
             if reply.text.strip():
                 turns = (*turns[:1], ("assistant", reply.text), ("user", _repair(problems)))
-            elif (empty := empty + 1) > 1:
-                raise Unavailable(f"the {self._api} gave no text, twice")
+            elif was_empty or reply.completion_tokens != 0:  # the same again would be paid again
+                raise NotAgain(f"the {self._api} gave no text{_count(reply) or ', and did not say why'}")
+            was_empty = not reply.text.strip()
         raise Unavailable(
             f"the {self._api} gave no valid answer in {1 + self.settings.max_repairs} attempts; "
             f"the last one's problems: {self._client.clean('; '.join(problems))}"
@@ -131,9 +134,7 @@ class ApiLoader:
     def _cut_short(self, prompt: Prompt, reply: Reply) -> str:
         """Say which token limit cut the answer; asking again would not help."""
         limit = f"the request's limit of {prompt.max_tokens:,} tokens" if prompt.max_tokens else "its own token limit"
-        written = f", {reply.completion_tokens:,} tokens written" if reply.completion_tokens else ""
-        thought = f", {reply.thought_tokens:,} of them thinking" if reply.thought_tokens else ""
-        return f"the {self._api} ended the answer of {self.settings.model.key} at {limit}{written}{thought}"
+        return f"the {self._api} ended the answer of {self.settings.model.key} at {limit}{_count(reply)}"
 
     # --- one call, and the next if that may help ---
 
@@ -159,8 +160,11 @@ class ApiLoader:
         raise AssertionError("unreachable")
 
     def _judge(self, outcome: Reply | Failure) -> None:
-        """Mark the loader dead if no later call can succeed."""
+        """Mark the loader dead if no later call can succeed, and let it rest while none can."""
         failure = outcome if isinstance(outcome, Failure) else None
+        if failure and failure.rest_s:
+            self._rests = (time.monotonic() + failure.rest_s, str(failure.error))
+            logger.warning("%s; not asked again for %.0f s", failure.error, failure.rest_s)
         self._not_found = self._not_found + 1 if failure and failure.not_found else 0
         if failure and (failure.fatal or self._not_found >= NOT_FOUND_IN_A_ROW) and not self._dead_because:
             self._dead_because = str(failure.error)
@@ -169,6 +173,8 @@ class ApiLoader:
     def _metered(self, job: Job, line: Line, prompt: Prompt) -> Reply | Failure:
         if self._dead_because:  # jobs that waited while another one found out
             raise ConfigError(self._dead_because)
+        if time.monotonic() < self._rests[0]:
+            raise NotAgain(self._rests[1])
         timeout_s = min(self.settings.call_timeout_s, job.deadline_s - time.monotonic())
         if timeout_s <= 0:
             raise DeadlineExceeded(f"the {self._api} did not answer in time")
@@ -182,12 +188,19 @@ class ApiLoader:
                 outcome = self._client.call(prompt, timeout_s)
         except Exception as error:
             outcome = self._client.explain(error)
+            if not outcome.free and line.is_connected:
+                outcome = Failure(NotAgain(str(outcome.error)), free=False)
         if isinstance(outcome, Failure):
-            if outcome.free:
+            if outcome.free or not line.is_connected:
                 self._meter.settle(charge, 0, 0)
         elif outcome.prompt_tokens is not None and outcome.completion_tokens is not None:
             self._meter.settle(charge, outcome.prompt_tokens, outcome.completion_tokens)
         return outcome
+
+
+def _count(reply: Reply) -> str:
+    written = f", {reply.completion_tokens:,} tokens written" if reply.completion_tokens else ""
+    return written + (f", {reply.thought_tokens:,} of them thinking" if reply.thought_tokens else "")
 
 
 def _repair(problems: tuple[str, ...]) -> str:

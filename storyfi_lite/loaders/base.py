@@ -10,8 +10,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from storyfi_lite.errors import Unavailable
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.protocol.messages import MinerMode, ModelInfo, ProofHeader, StoryRequest
+
+
+class NotAgain(Unavailable):
+    """Says that a loader may have been paid for nothing, or has nothing left to give today. It is not asked again for this
+    story; the next one in the fallback order is."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from storyfi_lite.errors import Busy, ConfigError, LiteError, Unavailable
 from storyfi_lite.grammar import Constraint
+from storyfi_lite.loaders.base import NotAgain
 from storyfi_lite.loaders.connection import WebPage
 from storyfi_lite.loaders.keys import Secret
 from storyfi_lite.loaders.meter import Prices
@@ -24,6 +25,7 @@ from storyfi_lite.proxies import proxy_for
 logger = logging.getLogger(__name__)
 
 MAX_DETAIL_CHARS = 300
+QUOTA_REST_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Reply:
 @dataclass(frozen=True)
 class Failure:
     """Says why a call gave no reply. `free`: the vendor surely charged nothing. `fatal`: no later call can succeed.
-    `not_found`: the model is unknown; fatal if that is said several times in a row (api.py)."""
+    `not_found`: the model is unknown; fatal if that is said several times in a row (api.py). `rest_s`: a quota is spent, and until
+    then every call would fail."""
 
     error: LiteError
     retry: bool = False
@@ -77,6 +80,7 @@ class Failure:
     free: bool = True
     fatal: bool = False
     not_found: bool = False
+    rest_s: float = 0.0
 
 
 @dataclass
@@ -167,6 +171,11 @@ class ApiClient(ABC):
         way = f" through the proxy of {proxy}" if proxy else f" from {self.url}" if self.settings.base_url else ""
         detail = f"the {self.vendor} API gave no whole answer{way} ({type(error).__name__})"
         return Failure(Unavailable(detail), retry=True, free=False)
+
+    def quota_spent(self, words: object, wait_s: float = 0.0) -> Failure:
+        """Explain a 429 that does not pass in seconds, whatever wait the vendor names: the day's quota, or the account's credit."""
+        said = f"the {self.vendor} account behind {self.key_variable} is out of quota: {self.clean(words)}"
+        return Failure(NotAgain(said), rest_s=max(wait_s, QUOTA_REST_S))
 
     def by_status(self, status: int, words: object, retry_after_s: float = 0.0, bad_key: bool = False) -> Failure:
         """Say what an HTTP status means for us."""

@@ -26,13 +26,14 @@ class Line:
         self._lock = threading.Lock()
         self._is_cut = threading.Event()
         self._sockets: list[socket.socket] = []
+        self.is_connected = False  # in the last call: what was sent may be charged for
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Open a call on this thread. Afterwards its sockets are forgotten: others may use them."""
         if self._is_cut.is_set():
             raise DeadlineExceeded("the request ended before the API was called")
-        _here.line = self
+        _here.line, self.is_connected = self, False
         try:
             yield
         finally:
@@ -42,6 +43,7 @@ class Line:
     def hold(self, connection: socket.socket) -> None:
         """Add a socket of the open call."""
         with self._lock:
+            self.is_connected = True
             self._sockets.append(connection)
             if self._is_cut.is_set():
                 _shut(connection)

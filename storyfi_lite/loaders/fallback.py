@@ -1,6 +1,7 @@
 """Chooses which loader answers: the local model, else the chosen API, else the other API if its key is there, else an error.
 
 The choice is made at start. When a loader dies, the next one takes over, and the dead one is not tried again before a restart.
+What an API may be paid for twice, or has no quota for, the next one writes, that story alone.
 Only loaders that the operator allowed are in the list. Each change is logged as a WARNING, and each answer's claim is that of
 the loader that wrote it.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
 from storyfi_lite.futures import follow, settle
 from storyfi_lite.loaders.api import ApiLoader
-from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim
+from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim, NotAgain
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
 from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
 from storyfi_lite.loaders.meter import Meter
@@ -107,9 +108,10 @@ class FallbackLoader:
         return self._current()[1].claim
 
     def submit(self, job: Job) -> Future[Answer]:
-        """Submit to the active loader. If that loader dies, the job moves to the next one, within its deadline."""
+        """Submit to the active loader. If that loader dies, or must not be asked again, the job moves to the next one, within its
+        deadline."""
         outer: Future[Answer] = Future()
-        self._hand_over(job, outer)
+        self._hand_over(job, outer, *self._current())
         return outer
 
     def health(self) -> LoaderHealth:
@@ -134,6 +136,12 @@ class FallbackLoader:
                 self._announce("from now on answers come from")
             return self._loaders[self._active]
 
+    def _next_after(self, loader: Loader) -> tuple[str, Loader] | None:
+        """The next one that lives."""
+        self._current()  # says who is dead
+        at = [one for _, one in self._loaders].index(loader)
+        return next((entry for entry in self._loaders[at + 1 :] if entry[1].health().alive), None)
+
     def _announce(self, words: str) -> None:
         name, loader = self._loaders[self._active]
         claim = loader.claim
@@ -141,20 +149,24 @@ class FallbackLoader:
         facts = (claim.writer, claim.model_name, claim.multiplier)
         logger.log(level, "%s %s: %s, %s, reward multiplier %g", words, name, *facts)
 
-    def _hand_over(self, job: Job, outer: Future[Answer]) -> None:
-        name, loader = self._current()
+    def _hand_over(self, job: Job, outer: Future[Answer], name: str, loader: Loader) -> None:
         health = loader.health()
         if not health.alive:
             raise Unavailable(f"{name} is dead and nothing stands in for it: {health.detail}")
         follow(outer, loader.submit(job), lambda done: self._pass_on(job, loader, done, outer))
 
     def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
-        """Pass the inner outcome on to the outer Future, unless the loader died and another can still answer in time."""
+        """Pass the inner outcome on to the outer Future, unless the loader is not to be asked again and another can still answer
+        in time."""
         error = inner.exception()
         waiting = error is not None and not outer.done() and job.deadline_s > time.monotonic()
-        if waiting and not loader.health().alive and self._current()[1] is not loader:
+        heir = (
+            self._next_after(loader) if waiting and (isinstance(error, NotAgain) or not loader.health().alive) else None
+        )
+        if heir is not None:
+            logger.warning("%s; %s writes this story", str(error).partition("\n")[0], heir[0])
             try:
-                self._hand_over(job, outer)
+                self._hand_over(job, outer, *heir)
                 return
             except LiteError as refused:
                 error = refused

@@ -62,6 +62,8 @@ class _GeminiClient(ApiClient):
         if status == 400 and "FAILED_PRECONDITION" in body:  # the country, or billing that is not set up
             said = f"the {self.vendor} API does not serve this account: {self.clean(message)}"
             return Failure(ConfigError(said), fatal=True)
+        if status == 429 and "PerDay" in body:
+            return self.quota_spent(message, wait_s)
         return self.by_status(status, message, wait_s, "API_KEY_INVALID" in body)
 
 

@@ -104,8 +104,7 @@ class OpenAIClient(ApiClient):
             return None
         words = self.clean(_words(error))
         if error.code == "insufficient_quota":  # a 429 that waiting does not mend
-            said = f"the {self.vendor} account behind {self.key_variable} is out of quota: {words}"
-            return Failure(ConfigError(said))
+            return self.quota_spent(words, retry_after_s(error.response.headers))
         if _is_filtered(error):
             return Failure(Unavailable(f"the {self.vendor} API refused to write this story: {words}"))
         return self.by_status(error.status_code, words, retry_after_s(error.response.headers))

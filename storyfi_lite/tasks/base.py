@@ -89,7 +89,7 @@ class Task:
         """The prompt for an API. Raises BadInput if the input cannot be put into one."""
         check_input(request.user_input)
         language = language_of(request.user_input)
-        return Messages(self.instructions(language), self.material(request, language))
+        return Messages(f"{self.instructions(language)}\n{_WHOLE[language]}", self.material(request, language))
 
 
 SYSTEM = {
@@ -97,6 +97,9 @@ SYSTEM = {
     "en": "You are a novelist. You write plain, vivid prose about particular people, things and places. "
     "Write only what you are asked for, in whole sentences, without lists or remarks.",
 }
+
+
+_WHOLE = {"zh": "每段文字都以完整的句子结束。", "en": "Every text of more than a phrase ends with a whole sentence."}
 
 
 def _form(node: Text | Array) -> Form:

@@ -100,10 +100,18 @@ def _instructions() -> npt.NDArray[np.uint64]:
 
 def _cut_off_share(texts: Sequence[str]) -> float:
     """Of the texts that are long enough to be sentences."""
-    long = [
-        text for text in map(visible, texts) if len(text) >= _SENTENCE_CHARS[len(HAN.findall(text)) * 2 > len(text)]
-    ]
+    long = [text for text in map(visible, texts) if _is_long(text)]
     return sum(not ends_a_sentence(text) for text in long) / len(long) if long else 0.0
+
+
+def is_cut_off(text: str) -> bool:
+    """Return whether a text that is long enough to be sentences stops inside one."""
+    seen = visible(text)
+    return _is_long(seen) and not ends_a_sentence(seen)
+
+
+def _is_long(text: str) -> bool:
+    return len(text) >= _SENTENCE_CHARS[len(HAN.findall(text)) * 2 > len(text)]
 
 
 # --- word order --------------------------------------------------------------------------------------------------
