@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from storyfi_lite.cli import cli
 from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
 from storyfi_lite.loaders.api import ApiLoader
-from storyfi_lite.loaders.base import Job
+from storyfi_lite.loaders.base import Answer, Job
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
 from storyfi_lite.loaders.fallback import FallbackLoader, api_choices, open_api
 from storyfi_lite.loaders.gemini import GenaiClient, GenerativeAiClient
@@ -181,14 +181,21 @@ def test_an_empty_answer_that_cost_nothing_is_asked_for_once_more(meter: Any) ->
 def test_what_is_not_to_be_paid_twice_the_next_api_writes(meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """That story alone: the first one is asked for the next story."""
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
-    with serve([openai_server.text(""), openai_server.text(GOOD)]) as old, serve([gemini_server.text(GOOD)]) as new:
+    nothing, story = openai_server.text(""), openai_server.text(GOOD)
+    with (
+        serve([nothing, story, nothing]) as old,
+        serve([gemini_server.text(GOOD), gemini_server.blocked()]) as new,
+    ):
         chain = FallbackLoader(api_choices([ApiSettings(GPT, f"{old.url}/v1"), ApiSettings(FLASH, new.url)], meter))
-        names = []
-        for _ in range(2):
+
+        def answer() -> Answer:
             job = Job(StoryRequest(task_type="blueprint", user_input="x"), 1, time.monotonic() + 20)
-            names.append(chain.submit(job).result(25).claim.model_name)
-        assert names == [FLASH.key, GPT.key]
+            return chain.submit(job).result(25)
+
+        assert [answer().claim.model_name for _ in range(2)] == [FLASH.key, GPT.key]
         assert (len(old.requests), len(new.requests)) == (2, 1)
+        with pytest.raises(Unavailable, match="the OpenAI API gave no text"):  # Gemini refuses
+            answer()
         chain.close()
 
 

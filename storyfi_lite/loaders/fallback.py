@@ -149,25 +149,30 @@ class FallbackLoader:
         facts = (claim.writer, claim.model_name, claim.multiplier)
         logger.log(level, "%s %s: %s, %s, reward multiplier %g", words, name, *facts)
 
-    def _hand_over(self, job: Job, outer: Future[Answer], name: str, loader: Loader) -> None:
+    def _hand_over(
+        self, job: Job, outer: Future[Answer], name: str, loader: Loader, first: NotAgain | None = None
+    ) -> None:
+        """`first`: why another loader did not write it, which says more than why this one could not."""
         health = loader.health()
         if not health.alive:
             raise Unavailable(f"{name} is dead and nothing stands in for it: {health.detail}")
-        follow(outer, loader.submit(job), lambda done: self._pass_on(job, loader, done, outer))
+        follow(outer, loader.submit(job), lambda done: self._pass_on(job, loader, done, outer, first))
 
-    def _pass_on(self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer]) -> None:
+    def _pass_on(
+        self, job: Job, loader: Loader, inner: Future[Answer], outer: Future[Answer], first: NotAgain | None
+    ) -> None:
         """Pass the inner outcome on to the outer Future, unless the loader is not to be asked again and another can still answer
         in time."""
         error = inner.exception()
+        if isinstance(error, NotAgain):
+            first = first or error
         waiting = error is not None and not outer.done() and job.deadline_s > time.monotonic()
-        heir = (
-            self._next_after(loader) if waiting and (isinstance(error, NotAgain) or not loader.health().alive) else None
-        )
-        if heir is not None:
+        over = isinstance(error, NotAgain) or not loader.health().alive
+        if waiting and over and (heir := self._next_after(loader)):
             logger.warning("%s; %s writes this story", str(error).partition("\n")[0], heir[0])
             try:
-                self._hand_over(job, outer, *heir)
+                self._hand_over(job, outer, *heir, first)
                 return
             except LiteError as refused:
                 error = refused
-        settle(outer, inner.result() if error is None else error)
+        settle(outer, inner.result() if error is None else first or error)
