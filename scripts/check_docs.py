@@ -112,10 +112,10 @@ def wrong_use(words: str) -> str:
     return ""
 
 
-# a card of each size; the seed's thresholds are the original subnet's, in GB
+# a card of each size; the original subnet's thresholds, in GB
 CARDS = {"6": ("RTX 2060",), "8": ("RTX 4060",), "12": ("RTX 3060",), "16": ("RTX 4080",), "24": ("RTX 3090",), "48": ("L40S",),
          "80": ("H100",), "2 x 24": ("RTX 3090", "RTX 3090")}  # fmt: skip
-SEED = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-3-medium"), (0, "API"))
+ORIGINAL = ((70, "llama-3-70b"), (45, "mixtral-8x7b"), (16, "llama-3-8b"), (8, "phi-3-medium"), (0, "API"))
 
 
 def cards() -> str:
@@ -137,7 +137,7 @@ def cards() -> str:
         "where",
         "predicted s a blueprint",
         "multiplier",
-        "the seed's choice",
+        "the original subnet's choice",
     )
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for size, names in CARDS.items():
@@ -147,14 +147,14 @@ def cards() -> str:
             for at, name in enumerate(names)
         )
         machine = Hardware(gpus, 64 << 30, 62 << 30, 8, 10**12, cpu_bandwidth_gb_s=40.0)
-        seed = next(model for least, model in SEED if gb * len(names) >= least)
+        original = next(model for least, model in ORIGINAL if gb * len(names) >= least)
         try:
             best = place(load_registry(SHIPPED), machine, ModelOptions(), EmptyCatalog())
         except DoesNotFit:
-            rows.append(f"| {size} | {names[0]} | none is fast enough | | | | | {seed} |")
+            rows.append(f"| {size} | {names[0]} | none is fast enough | | | | | {original} |")
             continue
         cells = [size, names[0], best.spec.key, best.file.quant, f"{best.where}, {best.settings.kv_type} KV"]
-        cells += [f"{best.speed.blueprint_s:.0f}", f"{best.spec.multiplier:g}", seed]
+        cells += [f"{best.speed.blueprint_s:.0f}", f"{best.spec.multiplier:g}", original]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

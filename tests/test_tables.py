@@ -102,6 +102,17 @@ def test_help_lists_every_command_with_a_whole_sentence(names: tuple[str, ...], 
 
 
 @pytest.mark.parametrize("names", TREE, ids=" ".join)
+def test_the_shell_completes_what_has_a_name(names: tuple[str, ...]) -> None:
+    named = {"--model.name", "--quant", "--min-quant", "--network", "--api.model"}
+    for param in TREE[names].params:
+        offers = param.shell_complete(click.Context(TREE[names]), "")
+        if named & set(param.opts):
+            assert offers, param.opts
+        if isinstance(param.type, (click.Path, click.File)):
+            assert offers[0].type in ("file", "dir")
+
+
+@pytest.mark.parametrize("names", TREE, ids=" ".join)
 def test_every_example_in_help_is_one_that_click_takes(names: tuple[str, ...]) -> None:
     for line in (TREE[names].help or "").splitlines():
         if line.strip().startswith("storyfi-lite "):
