@@ -119,6 +119,18 @@ def test_every_example_in_help_is_one_that_click_takes(names: tuple[str, ...]) -
             assert wrong_use(line.strip().removeprefix("storyfi-lite ")) == "", line
 
 
+def test_a_terminal_obeys_nobody_elses_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A miner claims a model's name, a story has a field, that would clear the screen or turn a line round."""
+    table.print_table(("miner", "claims"), [("5F3s", "llama\x1b[2J\u202e\r\x07")])
+    story = tmp_path / "story.json"
+    story.write_text(json.dumps({**ENGLISH, "\x1b]0;x\x07": 1}))
+    with pytest.raises(SystemExit):
+        cli(["verify", str(story)], standalone_mode=False)
+    print(table.reflow("\x1b[2J"))
+    said = capsys.readouterr()
+    assert "\\x1b[2J" in said.out and not {"\x1b", "\x07", "\r", "\u202e"} & set(said.out + said.err)
+
+
 @pytest.mark.parametrize("terminal", [60, 80, 120], indirect=True)
 @pytest.mark.parametrize("command", ["place", "models"])
 def test_a_plan_breaks_no_word(terminal: int, command: str, machine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from storyfi_lite import __version__, files, stopping
 from storyfi_lite.cli import helptext
 from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.machine.build import rebuild_command
+from storyfi_lite.terminal import printable
 
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
@@ -140,5 +141,5 @@ def _failed(message: str, exit_code: int) -> int:
     from storyfi_lite.cli.table import reflow
 
     for line in f"error: {message}".splitlines():
-        click.echo(line if line.startswith(" ") else reflow(line, err=True), err=True)
+        click.echo(printable(line) if line.startswith(" ") else reflow(line, err=True), err=True)
     return exit_code

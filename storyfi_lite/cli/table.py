@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from storyfi_lite.terminal import printable
+
 PIPE_WIDTH = 160  # nobody sees the edge of a pipe
 MIN_WRAPPED_WIDTH = 12
 
@@ -28,6 +30,7 @@ def print_table(
     for name in headers:
         width = MIN_WRAPPED_WIDTH if name == wrapped else None
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name != wrapped, min_width=width)
+    rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
         table.add_row(*map(Text, row))
     unbounded = console.options.update(width=1_000)  # else what is measured is never wider than the terminal
@@ -47,9 +50,9 @@ def print_marked(head: str, style: str, text: str, indent: int) -> None:
 
 
 def reflow(text: str, indent: int | None = None, err: bool = False) -> str:
-    """Break each line between words where a terminal ends; a pipe gets it whole. `indent`: cells before what follows, by
+    """Escape what a terminal would obey, and break each line between words where a terminal ends; a pipe gets it whole. `indent`: cells before what follows, by
     default 4 more than before the line; `err`: for stderr. A word longer than the terminal is left to it, and can be copied."""
-    console = Console(stderr=err)
+    console, text = Console(stderr=err), printable(text)
     if not console.is_terminal:
         return text
     return "\n".join(_broken(line, console.width, indent) for line in text.splitlines())

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Literal
 
+from storyfi_lite.terminal import printable
+
 LogFormat = Literal["text", "json"]
 
 
@@ -51,5 +53,4 @@ def _utc(record: logging.LogRecord) -> str:
 
 def _one_line(value: object) -> str:
     """Join lines, which are words of our own, with spaces, and escape every other character that a terminal would obey."""
-    text = " ".join(line.strip() for line in str(value).splitlines())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return printable(" ".join(line.strip() for line in str(value).splitlines()))
