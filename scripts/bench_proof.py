@@ -64,6 +64,7 @@ from storyfi_lite.validator.verdict import ELSEWHERE, behind, evidence, judge, n
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
 LENGTHS = (25, 50, 100, 150, 300)
 ROUND = 16
+FIRST_MADE_UP = len(STORIES)  # of the seeds: those before it ask in six languages
 # For a base model that carries no chat template: the texts one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
