@@ -301,7 +301,7 @@ def show(table: Table, facts: dict[str, object]) -> None:
 
 def limits(bench: Bench) -> None:
     if bench.given.written:
-        rows = [row for path in bench.given.written for row in kept_answers(bench, path)]
+        rows = [row for path in bench.given.written for row in kept_answers(path)[: bench.given.answers]]
     else:
         written = bench.write(bench.given.model, bench.settings, list(range(bench.given.answers)))
         rows = [(seed, one.max_tokens, list(one.tokens)) for seed, one in written]
@@ -367,13 +367,15 @@ def write(bench: Bench) -> None:
 
 
 def replays_of(bench: Bench, path: Path) -> list[Replay]:
+    """Of the first `--answers`."""
     note(path.stem)
-    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, tokens in kept_answers(bench, path)]
+    rows = kept_answers(path)[: bench.given.answers]
+    return [bench.replay(seed, tokens, max_tokens) for seed, max_tokens, tokens in rows]
 
 
-def kept_answers(bench: Bench, path: Path) -> list[tuple[int, int, list[int]]]:
-    """The first `--answers`: their seeds, budgets and tokens."""
-    rows = map(json.loads, path.read_text().splitlines()[: bench.given.answers])
+def kept_answers(path: Path) -> list[tuple[int, int, list[int]]]:
+    """Their seeds, budgets and tokens."""
+    rows = map(json.loads, path.read_text().splitlines())
     return [(seed, max_tokens, tokens) for seed, max_tokens, *tokens in rows]
 
 

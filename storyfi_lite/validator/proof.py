@@ -112,10 +112,11 @@ class Prover:
         assert self._held is not None
         settings = self._held[0]
         self._drop_context()
-        narrow = min(settings.n_batch, TWO_WAYS_TOKENS)
-        other = replace(settings, flash_attn=not settings.flash_attn, n_batch=narrow, n_ubatch=narrow)
+        given, narrow = self._given(request, plain), min(settings.n_batch, TWO_WAYS_TOKENS)
+        flash, cells = not settings.flash_attn, len(given.fed) + 8
+        other = replace(settings, flash_attn=flash, n_batch=narrow, n_ubatch=narrow, n_ctx=cells)
         with closing(Context(self.model, other)) as context:
-            return one, next(Replayer(context).replay_all([self._given(request, plain)]))[1]
+            return one, next(Replayer(context).replay_all([given]))[1]
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
         """Prefills our own prompt for the request and the given tokens."""
