@@ -1,4 +1,4 @@
-"""`storyfi-lite models` prints the registry as a table, with how each model would run on this machine."""
+"""`storyfi-lite models` shows the registry, or one model, with how it would run on this machine; `models add` makes one known."""
 
 from __future__ import annotations
 
@@ -8,34 +8,58 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import hardware_option, json_option
+from storyfi_lite.cli.options import complete_models, hardware_option, json_option
 
 if TYPE_CHECKING:
     from storyfi_lite.machine.hardware import Hardware
     from storyfi_lite.models.registry import ApiModel, ModelSpec
+    from storyfi_lite.models.resolve import Resolved
+    from storyfi_lite.models.store import Store
     from storyfi_lite.placement.catalog import Catalog
 
 
-@click.command()
-@hardware_option
-@json_option
-def command(hardware: Path | None, as_json: bool) -> None:
+class _ShowByDefault(click.Group):
+    """Takes `models`, `models NAME` and `models --hardware …` as `models show …`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] in (["add"], ["show"], ["-h"], ["--help"]) else ["show", *args])
+
+
+@click.group(cls=_ShowByDefault)
+def command() -> None:
     """List the models, their multipliers, and how each fits this machine. Speeds are predictions.
 
     \b
-    storyfi-lite models
-    storyfi-lite models --hardware used-3090.json
+    storyfi-lite models                                  all of them
+    storyfi-lite models llama-3-8b                       one, file by file
+    storyfi-lite models OWNER/REPO                       what a repository of the hub holds
+    storyfi-lite models --hardware used-3090.json        for a machine that you do not have
+    storyfi-lite models add NAME OWNER/REPO              make one known under a name of yours
     """
+
+
+@command.command()
+@click.argument("name", required=False, shell_complete=complete_models)
+@hardware_option
+@json_option
+def show(name: str | None, hardware: Path | None, as_json: bool) -> None:
+    """List the models, or the files of the one named: a key, OWNER/REPO of the hub, or a GGUF file."""
     from storyfi_lite.machine.hardware import from_json, probe
     from storyfi_lite.models.registry import load_registry
+    from storyfi_lite.models.resolve import resolve
     from storyfi_lite.models.store import Store
+    from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
 
-    registry = load_registry()
     machine = from_json(hardware) if hardware else probe()
-    catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    rows = [_row(spec) | _fit(spec, machine, catalog) for spec in registry.local]
-    for model in registry.api:
+    store = Store()
+    catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(store)
+    resolved = resolve(ModelOptions(name=name), load_registry())
+    if name:
+        _show_one(resolved, machine, catalog, store, as_json)
+        return
+    rows = [_row(spec) | _fit(spec, machine, catalog, store) for spec in resolved.registry.local]
+    for model in resolved.registry.api:
         ends = f", ends {model.ends}" if model.ends else ""
         rows.append(_row(model) | {"fits": f"{model.provider} API{ends}"})
     if as_json:
@@ -49,15 +73,18 @@ def _row(model: ModelSpec | ApiModel) -> dict[str, Any]:
     return facts | {"blueprint_s": None, "here": [], "reason": None}
 
 
-def _fit(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]:
-    """Say how one model fits the machine."""
+def _fit(
+    spec: ModelSpec, machine: Hardware, catalog: Catalog, store: Store, quant: str | None = None
+) -> dict[str, Any]:
+    """Say how one model, or one file of it, fits the machine, and which of its files are here."""
     from storyfi_lite.errors import DoesNotFit
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import place_one
 
-    here = [file.quant for file in spec.files if not catalog.missing_bytes(spec, file)]
+    files = [file for file in spec.files if quant in (None, file.quant) and not catalog.missing_bytes(spec, file)]
+    here = [{"quant": file.quant, "size_bytes": file.size_bytes, "path": str(store.path(spec, file))} for file in files]
     try:
-        found = place_one(spec, machine, ModelOptions(), catalog)
+        found = place_one(spec, machine, ModelOptions(name=spec.key if quant else None, quant=quant), catalog)
     except DoesNotFit as error:
         return {"fits": "does not fit", "reason": str(error), "here": here}
     fits, seconds = "fits fully" if found.is_whole else found.where, round(found.speed.blueprint_s, 1)
@@ -65,12 +92,96 @@ def _fit(spec: ModelSpec, machine: Hardware, catalog: Catalog) -> dict[str, Any]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from storyfi_lite.cli.table import print_table
+    from storyfi_lite.cli.table import print_table, size
 
     cells = []
     for row in rows:
         seconds = "" if row["blueprint_s"] is None else f"{row['blueprint_s']:.0f} s"
         facts = (row["model"], str(row["tier"]), f"{row['multiplier']:g}", row["quant"] or "", row["fits"], seconds)
-        cells.append((*facts, "\n".join(row["here"])))
+        cells.append((*facts, "\n".join(f"{file['quant']} {size(file['size_bytes'])}" for file in row["here"])))
     headers = ("model", "tier", "multiplier", "file", "on this machine", "blueprint", "on disk")
     print_table(headers, cells, wrapped="on this machine")
+    for row in rows:
+        for file in row["here"]:
+            click.echo(f"{row['model']} {file['quant']}: {file['path']}")
+
+
+def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: Store, as_json: bool) -> None:
+    """Show what a model is, and each of its files in a line."""
+    from storyfi_lite.cli.table import print_table, size
+    from storyfi_lite.models.registry import ModelSpec
+    from storyfi_lite.opening.local import SILENT, LocalOpener
+
+    options = resolved.options
+    if options.path:
+        placed = LocalOpener(SILENT, resolved.registry, machine).place_path(options.path, options)
+        click.echo(json.dumps(placed.as_dict()) if as_json else f"{options.path}: {placed.spec.key}, {placed.where}")
+        return
+    spec = resolved.registry.find(options.name or "")
+    if not isinstance(spec, ModelSpec):
+        click.echo(
+            json.dumps(_row(spec)) if as_json else f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"
+        )
+        return
+    fits = [_fit(spec, machine, catalog, store, file.quant) for file in spec.files]
+    if as_json:
+        files = [
+            {"quant": file.quant, "size_bytes": file.size_bytes, "parts": len(file.parts)}
+            | {"fits": fit["fits"], "here": fit["here"]}
+            for file, fit in zip(spec.files, fits, strict=True)
+        ]
+        others = [{"path": path, "is": what} for path, what in resolved.others]
+        facts = _row(spec) | {"repository": spec.repository, "licence": spec.licence, "files": files, "others": others}
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"{spec.key}: {spec.repository}, licence {spec.licence}")
+    click.echo(pay_words(spec))
+    rows = [
+        (
+            file.quant,
+            size(file.size_bytes),
+            str(len(file.parts)),
+            fit["fits"],
+            fit["here"][0]["path"] if fit["here"] else "",
+        )
+        for file, fit in zip(spec.files, fits, strict=True)
+    ]
+    print_table(("file", "size", "parts", "on this machine", "here"), rows, right=("size",), wrapped="on this machine")
+    for path, what in resolved.others:
+        click.echo(f"{path}: {what}, never taken")
+
+
+def pay_words(spec: ModelSpec) -> str:
+    """Say what the network pays for a model, and what a validator with this project's policy does."""
+    from storyfi_lite.models.registry import SHIPPED, load_registry
+    from storyfi_lite.validator.reward import load_policy
+
+    policy, shipped = load_policy(), load_registry(SHIPPED).get(spec.key)
+    proven = policy.models.get(spec.key, spec.multiplier)
+    unproven = policy.proof.unproven_multiplier
+    whose = "as the network's table says" if shipped else "the network's table does not know it"
+    needs = "" if shipped else ", which needs the model in that validator's own registry"
+    return f"multiplier {spec.multiplier:g}, {whose}; a validator of ours pays {unproven:g} unproven, {proven:g} proven{needs}"
+
+
+@command.command()
+@click.argument("name")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+def add(name: str, sources: tuple[str, ...]) -> None:
+    """Make a model known as NAME: in your own models.yaml, which upgrades never touch. Its header is read, nothing is fetched.
+
+    SOURCE: OWNER/REPO[@REVISION] of the hub, or the paths of GGUF files, one for each quantization. Files stay where they are.
+
+    \b
+    storyfi-lite models add my-tune ./my-tune-Q4_K_M.gguf ./my-tune-Q8_0.gguf
+    storyfi-lite models add qwen3 OWNER/REPO
+    """
+    from storyfi_lite.models import own_registry
+    from storyfi_lite.models.add import describe
+    from storyfi_lite.models.registry import load_registry
+
+    spec, words = describe(name, sources, load_registry())
+    path = own_registry.keep(spec)
+    for line in (*words, pay_words(spec)):
+        click.echo(line, err=True)
+    click.echo(f"{spec.key} is kept in {path}")

@@ -68,3 +68,8 @@ def _broken(line: str, width: int, indent: int | None) -> str:
         else:
             rows[-1] += word
     return "\n".join(rows)
+
+
+def size(size_bytes: int) -> str:
+    """Write a size as people compare it with a disk's: decimal units."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"

@@ -103,7 +103,7 @@ class GGUFFile(_Entry):
 class ModelSpec(_Entry):
     key: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # names the directory of its files
     repository: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
     tier: Literal[1, 2, 3, "cpu", "own"]
     multiplier: float = Field(gt=0)
     licence: str

@@ -91,30 +91,39 @@ def _from_hub(name: ModelName, repository: hub.Repository, registry: Registry, q
     for path, what in listing.others:
         if path == name.file:
             raise BadInput(f"{path} is {what}, no model")
-    if not listing.files:
-        others = "; ".join(f"{path} is {what}" for path, what in listing.others)
+    file = next((file for file in listing.files if quant and file.quant.casefold() == quant.casefold()), None)
+    if quant and listing.files and file is None:
+        raise BadInput(f"{name.repo} has no {quant}; there are {', '.join(file.quant for file in listing.files)}")
+    return spec_of(name, repository, free_key(name, repository.commit, registry), file)[0]
+
+
+def spec_of(
+    name: ModelName, repository: hub.Repository, key: str, file: GGUFFile | None = None
+) -> tuple[ModelSpec, Header]:
+    """Describe a repository as a model, by the header of `file`, by default its smallest. Raises what hub.read_remote raises."""
+    if not repository.listing.files:
+        others = "; ".join(f"{path} is {what}" for path, what in repository.listing.others)
         raise BadInput(
             f"{name.repo} has no GGUF file of a model{': ' + others if others else ''}\n"
             f"  search the hub for {PurePosixPath(name.repo or '').name} GGUF: others may have converted it"
         )
-    by_quant = {file.quant.casefold(): file for file in listing.files}
-    if quant and quant.casefold() not in by_quant:
-        raise BadInput(f"{name.repo} has no {quant}; there are {', '.join(file.quant for file in listing.files)}")
-    file = by_quant[quant.casefold()] if quant else listing.files[0]
+    file = file or repository.listing.files[0]
     header = hub.read_remote(file)
-    return ModelSpec(
-        key=free_key(name, repository.commit, registry),
+    spec = ModelSpec(
+        key=key,
         repository=name.repo_and_revision,
         aliases=(),
         tier="own",
         multiplier=UNLISTED_MULTIPLIER,
         licence=licence_of(header, repository.licence),
         architecture=architecture(header, file.parts[0].path),
-        files=listing.files,
+        files=repository.listing.files,
     )
+    return spec, header
 
 
 def licence_of(header: Header, otherwise: str = "unknown") -> str:
+    """Return the licence that the header names, where its page on the hub names none."""
     told = header.metadata.get("general.license")
     return otherwise if otherwise != "unknown" or not isinstance(told, str) else told
 

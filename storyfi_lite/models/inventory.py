@@ -1,0 +1,121 @@
+"""Tells what lies in the store, whole, partial or left over, with what it takes and when it was last used, and deletes it.
+
+store.py says where a file is, and fetches it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from storyfi_lite import files
+from storyfi_lite.errors import BadInput
+from storyfi_lite.models.registry import GGUFFile, ModelSpec, Registry
+from storyfi_lite.models.store import MOVED_BY, PARTIAL, Store
+
+State = Literal["whole", "partial", "yours", "left over"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Holds one quantization that is here, or what no model of the registry owns in a directory of the store. `name`: the model's
+    key, or the directory's name. `owned`: the files to delete with it; none of the user's own. Times are in seconds since 1970."""
+
+    name: str
+    quant: str | None
+    state: State
+    path: Path
+    size_bytes: int
+    used_at_s: float | None
+    arrived_at_s: float
+    owned: tuple[Path, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = {"model": self.name, "quant": self.quant, "state": self.state, "path": str(self.path)}
+        return {**facts, "size_bytes": self.size_bytes, "used_at": self.used_at_s}
+
+
+def inventory(store: Store, registry: Registry) -> list[Item]:
+    """List what is here: models in the registry's order, then what is left over."""
+    items = [
+        item
+        for spec in registry.local
+        for file in spec.files
+        if (item := _item(store, spec, file, store.owned(spec, file)))
+    ]
+    known = {path for item in items for path in item.owned}
+    directories = sorted(store.root.iterdir()) if store.root.is_dir() else []
+    return items + [item for directory in directories if (item := _left_over(directory, known))]
+
+
+def _item(store: Store, spec: ModelSpec, file: GGUFFile, owned: tuple[Path, ...]) -> Item | None:
+    path = store.path(spec, file)
+    if file.directory:
+        if not store.is_complete(spec, file):
+            return None
+        return Item(
+            spec.key, file.quant, "yours", path, file.size_bytes, store.used_at_s(path), path.stat().st_mtime, ()
+        )
+    here = [one for one in owned if one.is_file()]
+    content = [one for one in here if one.suffix in (".gguf", ".part")]
+    if not content:
+        return None
+    state: State = "whole" if store.is_complete(spec, file) else "partial"
+    size_bytes = sum(one.stat().st_size for one in here)
+    arrived_at_s = max(one.stat().st_mtime for one in content)
+    return Item(spec.key, file.quant, state, path, size_bytes, store.used_at_s(path), arrived_at_s, tuple(here))
+
+
+def _left_over(directory: Path, known: set[Path]) -> Item | None:
+    found = (
+        [path for path in directory.rglob("*") if path.is_file() and path not in known] if directory.is_dir() else []
+    )
+    found = [path for path in found if path.suffix not in (".lock", ".used")]
+    if not found:
+        return None
+    size_bytes, newest = sum(path.stat().st_size for path in found), max(path.stat().st_mtime for path in found)
+    return Item(
+        directory.name,
+        None,
+        "left over",
+        found[0] if len(found) == 1 else directory,
+        size_bytes,
+        None,
+        newest,
+        tuple(found),
+    )
+
+
+def delete(store: Store, items: list[Item]) -> None:
+    """Delete the files of these items, and the directories that are empty then. Raises BadInput, before anything is gone, if one
+    of them is being fetched, or ConfigError for a place that cannot be written."""
+    with ExitStack() as held, files.writing(store.root, MOVED_BY):
+        for path in _locks(items):
+            try:
+                fcntl.flock(held.enter_context(path.open()), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(f"another process is fetching {path.stem}; stop it first") from None
+        for item in items:
+            for path in item.owned:
+                path.unlink(missing_ok=True)
+        for directory in {store.root / path.relative_to(store.root).parts[0] for item in items for path in item.owned}:
+            _sweep(directory)
+
+
+def _locks(items: list[Item]) -> Iterator[Path]:
+    return (path for item in items for path in item.owned if path.suffix == ".lock" and path.is_file())
+
+
+def _sweep(directory: Path) -> None:
+    """Delete a model's directory if only locks and notes of use are left in it."""
+    left = [path for path in directory.rglob("*") if path.is_file()]
+    if all(path.suffix in (".lock", ".used") for path in left):
+        for path in left:
+            path.unlink(missing_ok=True)
+        for empty in (directory / PARTIAL, directory):
+            with suppress(OSError):
+                empty.rmdir()
