@@ -16,6 +16,7 @@ from tests.small_model import small_model
 os.environ["STORYFI_LITE_REGISTRY"] = str(
     Path(tempfile.gettempdir()) / f"storyfi-lite-tests-{os.getpid()}" / "models.yaml"
 )
+REPO = "Someone/Tiny-Tales-GGUF"
 HUB_TOKEN = "hf_a_secret_that_must_not_leak"
 
 
@@ -41,3 +42,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         defaults = (lambda seconds: None,)
         monkeypatch.setattr("storyfi_lite.models.fetch.Fetch.__init__.__defaults__", defaults, raising=False)
         yield hub
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    from tests.tiny_gguf import tiny_gguf  # numpy and gguf: not for every test process
+
+    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", more={"general.license": "mit"}).read_bytes()
+
+
+@pytest.fixture
+def repo(hub: Hub, tiny: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A repository as converters make them: two quantizations, one of them split, and what is no model."""
+    monkeypatch.setenv("STORYFI_LITE_MODELS", str(tmp_path / "models"))
+    hub.files = {
+        "Tiny-Tales-Q4_K_M.gguf": tiny,
+        "Tiny-Tales-Q8_0.gguf": tiny + b"\0" * 32,
+        "mmproj-Tiny-F16.gguf": b"GGUF" * 9,
+        "Tiny-Tales.imatrix": b"imatrix",
+    }
+    hub.repos = (REPO,)
+    return hub

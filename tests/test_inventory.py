@@ -15,8 +15,9 @@ from storyfi_lite.cli import cli
 from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.models.registry import ModelSpec, load_registry, own_registry
 from storyfi_lite.models.store import Store
+from tests.conftest import REPO
 from tests.hub_server import COMMIT, Hub
-from tests.test_names import NEWER, REPO, repo, tiny  # noqa: F401
+from tests.test_names import NEWER
 
 
 def run(*arguments: str, typed: str | None = None) -> Result:
@@ -34,7 +35,7 @@ def here(*flags: str) -> dict[tuple[str, str | None], dict[str, Any]]:
 
 
 @pytest.fixture
-def pulled(repo: Hub) -> Hub:  # noqa: F811
+def pulled(repo: Hub) -> Hub:
     run("pull", f"{REPO}:Q8_0")
     run("pull", f"{REPO}:Q4_K_M")
     return repo
@@ -59,7 +60,7 @@ def test_list_shows_whole_partial_and_left_over_files(pulled: Hub, tmp_path: Pat
     assert run("rm", "forgotten", "--yes").exit_code == 0 and not (models / "forgotten").exists()
 
 
-def test_an_empty_store_is_told_as_such(repo: Hub) -> None:  # noqa: F811
+def test_an_empty_store_is_told_as_such(repo: Hub) -> None:
     assert "0 MB in" in run("list").stdout
 
 
@@ -75,7 +76,7 @@ def test_rm_asks_and_deletes_what_was_named(pulled: Hub, tmp_path: Path) -> None
     assert NEWER[:12] in run("pull", REPO, "--dry-run").stderr
 
 
-def test_rm_of_what_was_not_downloaded_is_refused(pulled: Hub, tmp_path: Path, tiny: bytes) -> None:  # noqa: F811
+def test_rm_of_what_was_not_downloaded_is_refused(pulled: Hub, tmp_path: Path, tiny: bytes) -> None:
     mine = tmp_path / "mine-Q4_K_M.gguf"
     mine.write_bytes(tiny)
     run("models", "add", "mine", str(mine))
@@ -138,7 +139,7 @@ def test_models_shows_size_and_path_of_what_is_here(pulled: Hub, tmp_path: Path)
 
 def test_a_file_of_one_s_own_is_added_by_its_header_and_stays_where_it_is(
     tmp_path: Path, hub: Hub, tiny: bytes
-) -> None:  # noqa: F811
+) -> None:
     from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.options import ModelOptions
 
@@ -158,7 +159,7 @@ def test_a_file_of_one_s_own_is_added_by_its_header_and_stays_where_it_is(
     assert paths[0].exists()
 
 
-def test_a_repository_is_added_under_a_name_of_one_s_own(repo: Hub) -> None:  # noqa: F811
+def test_a_repository_is_added_under_a_name_of_one_s_own(repo: Hub) -> None:
     run("models", "add", "tales", f"{REPO}@v1")
     spec = load_registry().find("tales")
     assert isinstance(spec, ModelSpec) and spec.files[0].hub and spec.files[0].hub.revision == COMMIT
@@ -181,7 +182,7 @@ def test_a_repository_is_added_under_a_name_of_one_s_own(repo: Hub) -> None:  # 
     ],
 )
 def test_what_cannot_be_added_is_said_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, name: str, sources: list[str], says: str, tiny: bytes  # noqa: F811
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, name: str, sources: list[str], says: str, tiny: bytes
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for file in ("a-Q4_0.gguf", "b-Q4_0.gguf", "bad-\udcff.gguf"):

@@ -19,30 +19,10 @@ from storyfi_lite.models.registry import HubSource, ModelSpec, load_registry, ow
 from storyfi_lite.models.resolve import resolve
 from storyfi_lite.options import ModelOptions
 from tests.answers import ENGLISH, as_bytes, blueprint_request, header
+from tests.conftest import REPO
 from tests.hub_server import COMMIT, Hub
-from tests.tiny_gguf import tiny_gguf
 
-REPO = "Someone/Tiny-Tales-GGUF"
 NEWER = "beef" * 10
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", more={"general.license": "mit"}).read_bytes()
-
-
-@pytest.fixture
-def repo(hub: Hub, tiny: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A repository as converters make them: two quantizations, one of them split, and what is no model."""
-    monkeypatch.setenv("STORYFI_LITE_MODELS", str(tmp_path / "models"))
-    hub.files = {
-        "Tiny-Tales-Q4_K_M.gguf": tiny,
-        "Tiny-Tales-Q8_0.gguf": tiny + b"\0" * 32,
-        "mmproj-Tiny-F16.gguf": b"GGUF" * 9,
-        "Tiny-Tales.imatrix": b"imatrix",
-    }
-    hub.repos = (REPO,)
-    return hub
 
 
 def storyfi_lite(hub: Hub, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -236,7 +216,7 @@ def test_pull_lists_takes_the_best_and_says_the_same_again(repo: Hub, tmp_path: 
     first = storyfi_lite(repo, "pull", REPO, "--json")
     assert first.returncode == 0, first.stderr
     assert "Q4_K_M        0.00 GB" in first.stderr and "mmproj-Tiny-F16.gguf: an image encoder" in first.stderr
-    assert f"{REPO} is called tiny-tales here, pinned at {COMMIT[:12]}, licence mit" in first.stderr
+    assert f"{REPO} is called tiny-tales here, commit {COMMIT[:12]}, licence mit" in first.stderr
     facts = json.loads(first.stdout)
     assert (facts["quant"], facts["complete"]) == ("Q8_0", True)
     assert Path(facts["path"]) == tmp_path / "models" / "tiny-tales" / "Tiny-Tales-Q8_0.gguf"

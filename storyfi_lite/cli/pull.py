@@ -81,5 +81,5 @@ def _list(resolved: Resolved) -> None:
     for path, what in resolved.others:
         click.echo(f"  {path}: {what}, never taken", err=True)
     hub = spec.files[0].hub
-    commit = f", pinned at {hub.revision[:12]}" if hub else ""
+    commit = f", commit {hub.revision[:12]}" if hub else ""
     click.echo(f"{spec.repository} is called {spec.key} here{commit}, licence {spec.licence}", err=True)

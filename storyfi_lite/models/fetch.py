@@ -23,6 +23,7 @@ from typing import BinaryIO
 import httpx
 
 from storyfi_lite.errors import BadInput, Unavailable
+from storyfi_lite.proxies import proxy_fault
 
 CHUNK_BYTES = 4 << 20
 MAX_ATTEMPTS = 6  # without a byte between them
@@ -70,7 +71,7 @@ class Fetch:
         whose bytes are not what was announced."""
         self._resume()
         failures, farthest = 0, self._done
-        with self._part.open("r+b") as file, httpx.Client(follow_redirects=True, timeout=STALL_S) as client:
+        with self._part.open("r+b") as file, _client() as client:
             while self._done < self._remote.size_bytes:
                 try:
                     self._stream(client, file)
@@ -165,6 +166,8 @@ class Fetch:
             raise _TryAgain(f"{host} answered HTTP {status}", retry_after_s(response.headers))
         if status not in (200, 206):
             raise Unavailable(f"{host} answered HTTP {status}")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise Unavailable(f"{host} sent a web page, not the file: a proxy or a sign-in stands in between")
         if status == 200:
             total = response.headers.get("Content-Length", "")
             if self._received:  # no ranges here: all of it comes again
@@ -194,6 +197,13 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     return float(window[1]) if window else None
+
+
+def _client() -> httpx.Client:
+    try:
+        return httpx.Client(follow_redirects=True, timeout=STALL_S)
+    except (ValueError, ImportError) as error:
+        raise proxy_fault(error) from None
 
 
 def _reason(error: Exception) -> str:
