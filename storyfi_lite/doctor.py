@@ -233,13 +233,17 @@ def check_model(setup: Setup) -> Check:
     """Check that the model's file is whole, or any model's if none is named, by its header; no checksum is computed."""
     from storyfi_lite.models.gguf import read_local
     from storyfi_lite.models.registry import ApiModel, load_registry
+    from storyfi_lite.models.resolve import find
     from storyfi_lite.models.store import Store
 
     try:
         registry = load_registry()
-        wanted = registry.find(setup.model) if setup.model else None
+        wanted = find(setup.model, registry) if setup.model else None
         if isinstance(wanted, ApiModel):
             return Check("model file", "skip", f"{wanted.key} is an API model")
+        if isinstance(wanted, Path):
+            read_local(wanted)
+            return Check("model file", "ok", str(wanted))
         found = [(spec.key, path) for spec, _file, path in Store().complete_files(registry) if wanted in (None, spec)]
         for _, path in found:
             read_local(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,14 @@ def test_what_cannot_be_added_is_said_in_a_line(
     with pytest.raises(BadInput, match=says):
         run("models", "add", name, *sources)
     assert not own_registry().exists()
+
+
+def test_doctor_finds_a_pulled_repository_and_says_how_to_pull_another(pulled: Hub) -> None:
+    from storyfi_lite import doctor
+    from storyfi_lite.options import ChainOptions
+
+    chain = ChainOptions(netuid=1, network="dev", wallet="w", hotkey="h")
+    setup = doctor.Setup(chain=chain, port=1, external_ip=None, model=f"{REPO}:Q8_0")
+    assert doctor.check_model(setup).status == "ok"
+    missing = doctor.check_model(replace(setup, model="Other/Repo"))
+    assert (missing.status, missing.fix) == ("mend", "storyfi-lite pull Other/Repo")

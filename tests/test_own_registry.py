@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from storyfi_lite.cli import cli
 from storyfi_lite.errors import ConfigError, RegistryError
 from storyfi_lite.models import own_registry
 from storyfi_lite.models.registry import GGUFFile, HubSource, ModelSpec, Part, load_registry
@@ -119,3 +122,10 @@ def test_a_place_that_cannot_be_written_names_the_variable(own: Path) -> None:
     own.parent.write_text("in the way")
     with pytest.raises(ConfigError, match=r"cannot write .*STORYFI_LITE_REGISTRY=FILE puts it elsewhere"):
         own_registry.keep(spec())
+
+
+def test_another_registry_is_named_before_the_command(tmp_path: Path, own: Path) -> None:
+    own_registry.keep(spec())
+    other = own.rename(tmp_path / "other.yaml")
+    listed = CliRunner().invoke(cli, ["--registry", str(other), "models", "tales", "--json"])
+    assert json.loads(listed.stdout)["repository"] == "a/Tales-GGUF"

@@ -23,7 +23,7 @@ from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, finer_than, place, place_one
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, bits, finer_than, place, place_one
 from storyfi_lite.placement.step_down import step_down
 from storyfi_lite.protocol.limits import AIM_S
 
@@ -311,3 +311,10 @@ def test_gpu_memory_of_the_claim_is_that_of_the_gpus_used() -> None:
     hardware = machine(24, 12)
     best = placed(hardware, name="llama-3-8b")
     assert local_opening.gpu_memory_gb(best, hardware) == 24.0
+
+
+def test_quantizations_of_any_repository_are_ordered_by_their_bits() -> None:
+    names = ["IQ1_S", "IQ2_M", "Q3_K_S", "Q4_K_S", "UD-Q4_K_XL", "Q5_K_L", "Q6_K_L", "Q8_0", "bf16"]
+    found = [bits(name, 0.0) for name in names]
+    assert found == sorted(found) and len(set(found)) == len(found)
+    assert (bits("unknown", 0.0), bits("unknown", 99.0)) == (0.0, 99.0)

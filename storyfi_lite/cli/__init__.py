@@ -83,7 +83,12 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="storyfi-lite")
-def cli() -> None:
+@click.option(
+    "--registry",
+    type=click.Path(dir_okay=False),
+    help="Your own models.yaml, also $STORYFI_LITE_REGISTRY.  [default: in your configuration's directory]",
+)
+def cli(registry: str | None) -> None:
     """The lean StoryFi miner: an open model on your own machine, valid JSON by construction.
 
     \b
@@ -91,6 +96,8 @@ def cli() -> None:
     storyfi-lite mine --network dev
     storyfi-lite verify story.json
     """
+    if registry:
+        os.environ["STORYFI_LITE_REGISTRY"] = registry  # also for the processes that a command starts
 
 
 def main() -> None:

@@ -22,7 +22,13 @@ class _ShowByDefault(click.Group):
     """Takes `models`, `models NAME` and `models --hardware …` as `models show …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args if args[:1] in (["add"], ["show"], ["-h"], ["--help"]) else ["show", *args])
+        is_named = args and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if is_named else ["show", *args])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
 
 @click.group(cls=_ShowByDefault)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.models import hub, own_registry
 from storyfi_lite.models.gguf import Header, architecture
 from storyfi_lite.models.names import ModelName, parse
-from storyfi_lite.models.registry import UNLISTED_MULTIPLIER, GGUFFile, ModelSpec, Registry
+from storyfi_lite.models.registry import UNLISTED_MULTIPLIER, ApiModel, GGUFFile, ModelSpec, Registry
 from storyfi_lite.options import ModelOptions
 
 
@@ -56,6 +56,17 @@ def resolve(options: ModelOptions, registry: Registry) -> Resolved:
 def _with_names(options: ModelOptions, spec: ModelSpec, name: ModelName) -> ModelOptions:
     quant = named_file(spec, name).quant if name.file else name.quant or options.quant
     return replace(options, name=spec.key, quant=quant)
+
+
+def find(text: str, registry: Registry) -> ModelSpec | ApiModel | Path:
+    """Find what `resolve` would, without asking the hub. Raises BadInput for a name that was never pulled."""
+    name = parse(text)
+    if name.path:
+        return name.path
+    spec = pinned(name, registry)
+    if spec is None and name.repo:
+        raise BadInput(f"{text} was never pulled here\n  storyfi-lite pull {text}")
+    return spec or registry.find(name.key or text)
 
 
 def pinned(name: ModelName, registry: Registry) -> ModelSpec | None:

@@ -20,8 +20,11 @@ from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
 
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
 # bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
-QUANT_BITS = {"IQ2_XXS": 2.1, "IQ2_XS": 2.3, "Q2_K": 2.6, "IQ3_XS": 3.3, "Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_0": 4.5,
-              "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "F16": 16.0}  # fmt: skip
+QUANT_BITS = {"IQ1_S": 1.6, "TQ1_0": 1.7, "IQ1_M": 1.8, "IQ2_XXS": 2.1, "TQ2_0": 2.1, "IQ2_XS": 2.3, "IQ2_S": 2.5, "Q2_K": 2.6,
+              "IQ2_M": 2.7, "IQ3_XXS": 3.1, "IQ3_XS": 3.3, "IQ3_S": 3.4, "Q3_K_S": 3.5, "IQ3_M": 3.7, "Q3_K": 3.9, "Q3_K_M": 3.9,
+              "Q3_K_L": 4.2, "MXFP4": 4.3, "IQ4_XS": 4.3, "IQ4_NL": 4.5, "NVFP4": 4.5, "Q4_0": 4.5, "Q4_K_S": 4.6, "Q4_K": 4.8,
+              "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_K_S": 5.5, "Q5_K": 5.7, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q6_K": 6.6, "Q8_0": 8.5,
+              "Q8_K": 8.6, "F16": 16.0, "BF16": 16.0, "F32": 32.0}  # fmt: skip
 GIB = 2**30
 
 
@@ -203,7 +206,14 @@ def finer_than(minimum: str, file: GGUFFile) -> bool:
     """Return whether the file is at least as fine as the quantization `minimum`. Raises BadInput if that is not known."""
     if minimum.upper() not in QUANT_BITS:
         raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
-    return QUANT_BITS.get(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
+    return bits(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
+
+
+def bits(quant: str, unknown: float) -> float:
+    """Return a quantization's bits a weight; of a variant, such as UD-Q4_K_XL, those of what it varies."""
+    plain = quant.upper().removeprefix("UD-")
+    known = [name for name in QUANT_BITS if plain.startswith(name)]
+    return QUANT_BITS[max(known, key=len)] if known else unknown
 
 
 def _at_hand(one: Placement, catalog: Catalog) -> int:
@@ -215,7 +225,7 @@ def _at_hand(one: Placement, catalog: Catalog) -> int:
 
 def _reward(one: Placement, catalog: Catalog) -> tuple[float, ...]:
     """Rank by multiplier, then by nearness, fineness and speed."""
-    return one.spec.multiplier, _at_hand(one, catalog), QUANT_BITS.get(one.file.quant, 0.0), one.speed.tokens_per_s
+    return one.spec.multiplier, _at_hand(one, catalog), bits(one.file.quant, 0.0), one.speed.tokens_per_s
 
 
 def _reasons(best: Placement, options: ModelOptions) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import MAPPED_BATCHES, kv_types
-from storyfi_lite.placement.plan import MIN_CONTEXT, QUANT_BITS, Placement, place_file
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, bits, place_file
 
 LAYERS_A_STEP = 0.1  # of all layers
 
@@ -57,10 +57,10 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
 def _coarser(
     placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
 ) -> tuple[Placement, str] | None:
-    spec, bits = placement.spec, QUANT_BITS.get(placement.file.quant, 99.0)
+    spec, now = placement.spec, bits(placement.file.quant, 99.0)
     options = replace(options, n_ctx=placement.settings.n_ctx)
-    for file in sorted(spec.files, key=lambda file: -QUANT_BITS.get(file.quant, 0.0)):
-        if QUANT_BITS.get(file.quant, 99.0) < bits and not catalog.missing_bytes(spec, file):
+    for file in sorted(spec.files, key=lambda file: -bits(file.quant, 0.0)):
+        if bits(file.quant, 99.0) < now and not catalog.missing_bytes(spec, file):
             with suppress(DoesNotFit):
                 smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
                 return smaller, f"the coarser file {file.quant}"
