@@ -101,7 +101,7 @@ def wrong_use(words: str) -> str:
     command: click.Command | None = cli
     try:
         context, arguments = click.Context(cli), shlex.split(words)
-        while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        while isinstance(command, click.Group) and arguments and (command is not cli or arguments[0][0] != "-"):
             _, command, arguments = command.resolve_command(context, arguments)
         if command is not None:
             command.make_parser(click.Context(command)).parse_args(arguments)

@@ -18,6 +18,7 @@ import click
 
 from storyfi_lite import __version__, files, stopping
 from storyfi_lite.cli import helptext
+from storyfi_lite.cli.options import SentenceGroup
 from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.machine.build import rebuild_command
 from storyfi_lite.terminal import printable
@@ -33,19 +34,13 @@ COMMANDS = (
 TAKE_A_TEXT = ("generate", "story")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SentenceGroup):
     """Lists the commands of COMMANDS and imports a command's module only when that command is used."""
 
     context_class = helptext.Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List each command with its whole first sentence, which click would cut."""
-        commands = [(name, self.get_command(ctx, name)) for name in COMMANDS]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
+        return [*COMMANDS]  # the name list is the module of that command here
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

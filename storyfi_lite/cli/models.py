@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import complete_models, hardware_option, json_option
+from storyfi_lite.cli.options import SentenceGroup, complete_models, hardware_option, json_option
 
 if TYPE_CHECKING:
     from storyfi_lite.machine.hardware import Hardware
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storyfi_lite.placement.catalog import Catalog
 
 
-class _ShowByDefault(click.Group):
+class _ShowByDefault(SentenceGroup):
     """Takes `models`, `models NAME` and `models --hardware …` as `models show …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

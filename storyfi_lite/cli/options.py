@@ -43,6 +43,15 @@ def complete_networks(ctx: click.Context, param: click.Parameter, begun: str) ->
     return [name for name in ("test", "finney", "local", "dev") if name.startswith(begun)]
 
 
+class SentenceGroup(click.Group):
+    """Lists each command in its help with its whole first sentence, which click would cut."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
+
+
 class _Utf8(click.ParamType):
     """Text for a story. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
 
