@@ -149,14 +149,11 @@ def judge_clock(skew_s: float) -> Check:
 
 def check_port(setup: Setup) -> Check:
     """Check that the port is free (or our miner's), and that the address that would be published leads back to it."""
-    from storyfi_lite.chain import networks
     from storyfi_lite.chain.address import external_ip
 
     name, port = "port", setup.port
-    public = networks.is_public(setup.chain.network)
-    dev = networks.dev_directory(setup.chain.network) is not None
     try:
-        ip = asyncio.run(external_ip(setup.external_ip, public=public, dev=dev))
+        ip = asyncio.run(external_ip(setup.external_ip, setup.chain.network))
     except LiteError as error:
         return _mend(name, error)
     try:

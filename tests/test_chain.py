@@ -604,14 +604,14 @@ def test_a_providers_key_is_not_in_the_error(url: str) -> None:
 
 def test_external_ip() -> None:
     async def go() -> None:
-        assert await external_ip("203.0.113.7", public=False) == "203.0.113.7"
-        assert await external_ip("8.8.8.8", public=True) == "8.8.8.8"
-        assert await external_ip(None, public=False, dev=True) == "127.0.0.1"
-        assert await external_ip("localhost", public=False) == "127.0.0.1"
+        assert await external_ip("203.0.113.7", "local") == "203.0.113.7"
+        assert await external_ip("8.8.8.8", "test") == "8.8.8.8"
+        assert await external_ip(None, "dev") == "127.0.0.1"
+        assert await external_ip("localhost", "local") == "127.0.0.1"
         for private in ("127.0.0.1", "192.168.1.5", "0.0.0.0", "::1"):
             with pytest.raises(ConfigError, match="cannot reach"):
-                await external_ip(private, public=True)
+                await external_ip(private, "test")
         with pytest.raises(Unavailable, match="cannot be looked up"):
-            await external_ip("no such name", public=True)
+            await external_ip("no such name", "test")
 
     run(go())

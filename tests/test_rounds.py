@@ -457,7 +457,7 @@ def test_the_rounds_record_is_json_with_every_miner() -> None:
 
 def test_a_dry_run_with_nobody_to_ask_says_what_to_start() -> None:
     options = validate_options(ChainOptions(netuid=108, network="dev", wallet="v", hotkey="d"), dry_run=True)
-    session: Any = SimpleNamespace(snapshot=MetagraphSnapshot(108, 1000, 0.0, ()))
+    session: Any = SimpleNamespace(snapshot=MetagraphSnapshot(1000, 0.0, ()))
     loop = _Loop(options, WALLET, session, State(None), Auditor({}, REGISTRY, opened_never), RULES, [])
     with pytest.raises(Unavailable, match=r"(?s)no miner on dev.*storyfi-lite mine --network dev "):
         asyncio.run(loop.run(lambda report: None))
@@ -480,9 +480,7 @@ def test_a_miner_that_withdraws_does_not_keep_its_weight(tmp_path: Path) -> None
             Neuron(1, MINER.ss58_address, 0.0, False, ("127.0.0.1", miner.port), 0.0),
             Neuron(2, VALIDATOR.ss58_address, 9.0, True, None, 0.0),
         ]
-        session: Any = SimpleNamespace(
-            snapshot=MetagraphSnapshot(92, 1000, 0.0, tuple(neurons)), set_weights=set_weights
-        )
+        session: Any = SimpleNamespace(snapshot=MetagraphSnapshot(1000, 0.0, tuple(neurons)), set_weights=set_weights)
         loop = _Loop(options, WALLET, session, state, Auditor({}, REGISTRY, opened_never), replace(RULES, files=()), [])
         shown: list[RoundReport] = []
         asyncio.run(loop.run(shown.append))

@@ -10,23 +10,24 @@ import asyncio
 import ipaddress
 import socket
 
+from storyfi_lite.chain.networks import dev_directory, is_public
 from storyfi_lite.errors import ConfigError, Unavailable
 
 LOOKUP_TIMEOUT_S = 10.0
 
 
-async def external_ip(given: str | None, *, public: bool, dev: bool = False) -> str:
-    """Return the IP address to publish, in its usual notation.
+async def external_ip(given: str | None, network: str) -> str:
+    """Return the IP address to publish on `network`, in its usual notation.
 
-    `given` is an address, a DNS name or None for this machine's own. `public` demands an address that the internet
-    can reach. Raises ConfigError if there is none, Unavailable if a name cannot be looked up now.
+    `given` is an address, a DNS name or None for this machine's own. Raises ConfigError if there is none, or if validators on a
+    public network cannot reach it; Unavailable if a name cannot be looked up now.
     """
     if given is None:
-        found = "127.0.0.1" if dev else own_ip()
+        found = own_ip() if dev_directory(network) is None else "127.0.0.1"
     else:
         found = await _look_up(given)
     address = ipaddress.ip_address(found)
-    if address.is_unspecified or (public and not address.is_global):
+    if address.is_unspecified or (is_public(network) and not address.is_global):
         whose = "this machine's own address" if given is None else f"--axon.external_ip {given}"
         raise ConfigError(
             f"{whose} is {found}, which validators on the internet cannot reach (NAT?)\n"

@@ -26,7 +26,7 @@ from storyfi_lite.chain.address import external_ip
 from storyfi_lite.chain.client_thread import ClientThread
 from storyfi_lite.chain.identity import check_subnet, read_identity
 from storyfi_lite.chain.types import ChainHealth, MetagraphSnapshot, Neuron, SubnetIdentity, WriteResult
-from storyfi_lite.chain.wallets import check_registered
+from storyfi_lite.chain.wallets import wallet_flags
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, LiteError, Unavailable
 
 if TYPE_CHECKING:
@@ -147,8 +147,13 @@ class ChainSession:
 
     def check_registered(self) -> None:
         """Raise ConfigError, with the command that registers, if this wallet's hotkey is not in the snapshot."""
-        if self._wallet is not None and self._snapshot is not None:
-            check_registered(self._snapshot, self._wallet, self._name.split(",")[0])
+        if self._wallet is None or self._snapshot is None or self.own_neuron is not None:
+            return
+        hotkey, network = self._wallet.hotkey.ss58_address, networks.printable(self._name.split(",")[0])
+        raise ConfigError(
+            f"hotkey {hotkey} is not registered on subnet {self._netuid} of {network}\n"
+            f"  btcli subnets register --netuid {self._netuid} --network {network} {wallet_flags(self._wallet)}"
+        )
 
     def health(self) -> ChainHealth:
         snapshot = self._snapshot
@@ -263,11 +268,11 @@ class ChainSession:
         if self._snapshot is None or self._snapshot.identity != identity:
             log.info("chain: subnet %d of %s is %s", self._netuid, networks.printable(self._name), identity)
         if old is None or block > old.block:
-            self._snapshot = MetagraphSnapshot(self._netuid, block, now_s, neurons, identity)
+            self._snapshot = MetagraphSnapshot(block, now_s, neurons, identity)
         elif now_s - old.taken_at_s > self._timing.stall_s:
             raise ImplausibleHeight(f"no new block since {old.block}, {now_s - old.taken_at_s:.0f} s ago")
         elif block == old.block:
-            self._snapshot = MetagraphSnapshot(self._netuid, block, old.taken_at_s, neurons, identity)
+            self._snapshot = MetagraphSnapshot(block, old.taken_at_s, neurons, identity)
 
     def _height_problem(self, old: MetagraphSnapshot, block: int, now_s: float) -> str:
         if block < old.block - LAG_BLOCKS:
@@ -316,8 +321,7 @@ class ChainSession:
         from bittensor import ServeAxon
 
         self._publish_problem = "the endpoint is not published"
-        dev = networks.dev_directory(self._name) is not None
-        ip = await external_ip(address, public=networks.is_public(self._name), dev=dev)
+        ip = await external_ip(address, self._name)
         self.check_registered()
         neuron = self.own_neuron
         if neuron is not None and neuron.axon == (ip, port):

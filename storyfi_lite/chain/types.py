@@ -44,7 +44,6 @@ class Neuron:
 class MetagraphSnapshot:
     """Holds the subnet's state at one block. `taken_at_s`: time.monotonic() when the chain was first seen at this block."""
 
-    netuid: int
     block: int
     taken_at_s: float
     neurons: tuple[Neuron, ...]

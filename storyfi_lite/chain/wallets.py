@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storyfi_lite.chain.networks import dev_directory, printable
-from storyfi_lite.chain.types import MetagraphSnapshot
+from storyfi_lite.chain.networks import dev_directory
 from storyfi_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,13 +52,3 @@ def wallet_flags(wallet: Wallet) -> str:
 
     flags = f"--wallet {wallet.name} --wallet-hotkey {wallet.hotkey_str}"
     return flags if wallet.path == DEFAULT_WALLET_PATH else f"{flags} --wallet-path {wallet.path}"
-
-
-def check_registered(snapshot: MetagraphSnapshot, wallet: Wallet, network: str) -> None:
-    """Raise ConfigError if the wallet's hotkey is not registered on the snapshot's subnet."""
-    hotkey, network = wallet.hotkey.ss58_address, printable(network)
-    if hotkey not in snapshot.by_hotkey:
-        raise ConfigError(
-            f"hotkey {hotkey} is not registered on subnet {snapshot.netuid} of {network}\n"
-            f"  btcli subnets register --netuid {snapshot.netuid} --network {network} {wallet_flags(wallet)}"
-        )

@@ -42,6 +42,9 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
+M = TypeVar("M", bound=_Message)
+
+
 class StoryRequest(_Message):
     """Asks for one task. `seed` is unsigned 64-bit; without it the miner derives it from the signed request (protocol/seed.py)."""
 
@@ -111,21 +114,18 @@ def parse_request(body: bytes | dict[str, Any]) -> StoryRequest:
     message never repeats the input."""
     if isinstance(body, bytes) and len(body) > MAX_BODY_BYTES:
         raise BadInput(f"the request has {len(body)} bytes, {MAX_BODY_BYTES} are allowed")
-    try:
-        return StoryRequest.model_validate(body) if isinstance(body, dict) else StoryRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise BadInput(f"the request is not valid: {_first_problem(error)}") from None
+    return _parsed(StoryRequest, "request", body)
 
 
 def parse_response(body: bytes | dict[str, Any]) -> StoryResponse:
     """Parse a response: its JSON, or the object that was read from it. Raises BadInput. Bound the size of `body` before the call."""
+    return _parsed(StoryResponse, "response", body)
+
+
+def _parsed(kind: type[M], name: str, body: bytes | dict[str, Any]) -> M:
     try:
-        return StoryResponse.model_validate(body) if isinstance(body, dict) else StoryResponse.model_validate_json(body)
+        return kind.model_validate(body) if isinstance(body, dict) else kind.model_validate_json(body)
     except ValidationError as error:
-        raise BadInput(f"the response is not valid: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "body"
-    return f"{where}: {first['msg']}"
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise BadInput(f"the {name} is not valid: {where}: {first['msg']}") from None
