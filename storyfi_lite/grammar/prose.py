@@ -151,8 +151,8 @@ class Cursor:
     """Follows one turn. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_chars", "_count", "_ended", "_form", "_items", "_literal", "_open", "_partial", "_row", "_rows", "_seen",
-        "_tail", "_text", "_wide", "done",
+        "_chars", "_count", "_ended", "_form", "_items", "_open", "_partial", "_row", "_rows", "_seen", "_tail", "_text",
+        "_wide", "done", "literal",
     )  # fmt: skip
 
     def __init__(self, rows: Rows) -> None:
@@ -169,7 +169,7 @@ class Cursor:
 
     def _begin_row(self) -> None:
         row = self._rows[self._row]
-        self._literal = row.label
+        self.literal = row.label  # what must come now, and costs no choice; empty inside a text
         self._items: Items | None = row.form if isinstance(row.form, Items) else None
         self._form: Prose | Words = row.form.item if isinstance(row.form, Items) else row.form
         self._count = 0  # of the items that are finished
@@ -186,11 +186,6 @@ class Cursor:
         self._wide = False
 
     # --- questions ---------------------------------------------------------------------------------------------
-
-    @property
-    def literal(self) -> str:
-        """Return what must come now, and costs no choice; empty inside a text."""
-        return self._literal
 
     @property
     def last_row(self) -> bool:
@@ -213,7 +208,7 @@ class Cursor:
     def may_end(self) -> bool:
         """Return whether the row may end here."""
         enough = self._items is None or self._count + 1 >= self._items.min_items
-        return enough and not self._literal and self._text_may_end
+        return enough and not self.literal and self._text_may_end
 
     @property
     def must_end(self) -> bool:
@@ -266,7 +261,7 @@ class Cursor:
         """Return how many tokens surely suffice to finish all rows: one for each byte of structure and each missing character."""
         if self.done:
             return 0
-        need = len(self._literal.encode()) + self._text_need + 1
+        need = len(self.literal.encode()) + self._text_need + 1
         if self._items is not None:
             missing = max(0, self._items.min_items - self._count - 1)
             need += missing * (self._items.item.min_chars + 1)
@@ -274,7 +269,7 @@ class Cursor:
 
     @property
     def _text_need(self) -> int:
-        if self._literal or not self._partial:
+        if self.literal or not self._partial:
             more = 3 if self.is_prose and self._dangles else 0  # then it takes a …, byte by byte
             return max(self._form.min_chars - self._chars, self._closing) + more + _more_bytes(self._open)
         least = self._form.min_chars - self._chars - 1
@@ -326,8 +321,8 @@ class Cursor:
 
     def _begin_char(self, pending: bytes) -> None:
         self._partial = pending
-        if self._literal:
-            self._expect(self._literal.encode().startswith(pending))
+        if self.literal:
+            self._expect(self.literal.encode().startswith(pending))
             return
         self._expect(self._chars > 0 or pending in _beginnings(self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
@@ -343,9 +338,9 @@ class Cursor:
         self._append(text)
 
     def _take(self, char: str) -> None:
-        if self._literal:
-            self._expect(self._literal[0] == char)
-            self._literal = self._literal[1:]
+        if self.literal:
+            self._expect(self.literal[0] == char)
+            self.literal = self.literal[1:]
         elif not self._chars and char == " ":
             self._expect(not self._tail)
             self._tail = " "
