@@ -25,6 +25,7 @@ COMMAND = re.compile(r"(?:^\s*|`)storyfi-lite ([a-z][^`\n]*)")
 FILE = re.compile(r"`((?:storyfi_lite|scripts|tests|docs)/[\w./-]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TABLE = re.compile(r"(<!-- (\w+): made by scripts/check_docs\.py --write -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+SCRIPT = re.compile(r"(scripts/\w+(?:\.\w+)?) ([^`#;&|,\n]+)")
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(storyfi-lite [^`\n]+)`")
 MARK = re.compile(r"(?:needs|需要) ([a-z, ]+)$")
@@ -77,6 +78,10 @@ def problems(page: Path) -> Iterator[str]:
             wrong = wrong_use(match[1])
             if wrong:
                 yield f"{where}: storyfi-lite {match[1].strip()}: {wrong}"
+        for match in SCRIPT.finditer(line):
+            for flag in re.findall(r"(?<!\S)--[\w-]+", match[2]):
+                if (ROOT / match[1]).exists() and flag not in (ROOT / match[1]).read_text(encoding="utf-8"):
+                    yield f"{where}: {match[1]} knows no {flag}"
         for match in FILE.finditer(line):
             if not (ROOT / match[1]).exists():
                 yield f"{where}: there is no {match[1]}"
