@@ -10,6 +10,7 @@ Prints a table and one JSON line. No model is run: texts are honest prose, cut t
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -101,6 +102,7 @@ ROWS: list[tuple[str, Callable[..., dict[str, float]], tuple[Any, ...]]] = [
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = {name: make(*arguments) for name, make, arguments in ROWS}
     print(f"{'':<52} {'structure':>9} {'fluency':>8} {'of 70':>6} {'characters':>11}")
     for name, row in found.items():

@@ -371,7 +371,7 @@ def _table(texts: list[list[str]], count: int, suffixes: bool) -> dict[str, list
     return {"units": named, "rows": ["".join(chr(ZERO + step) for step in row) for row in steps]}
 
 
-@click.command()
+@click.command(help=__doc__)
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=platformdirs.user_cache_path("storyfi-lite") / "bench_score"
 )

@@ -166,7 +166,7 @@ def near_copies(figures: dict[str, float], rng: random.Random, old: int) -> None
     figures["copies_found_of_16"] = sum(like.copy_of is not None for like in index.compare(entries))
 
 
-@click.command()
+@click.command(help=__doc__)
 @click.option("--old", default=100_000, show_default=True, help="Old answers in the index.")
 @click.option("--seed", default=1, show_default=True)
 def main(old: int, seed: int) -> None:

@@ -10,6 +10,7 @@ language (```bash network, wallet), a line at the end of its comment (# …; nee
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import sys
@@ -168,7 +169,9 @@ TABLES = {"cards": cards}
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--write"]:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--write", action="store_true", help="write the generated tables anew")
+    if options.parse_args().write:
         for page in PAGES:
             text = page.read_text(encoding="utf-8")
             page.write_text(TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text), encoding="utf-8")

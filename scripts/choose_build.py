@@ -9,6 +9,7 @@ FOLDER, 1.1 GB, which needs no root. The built library goes on using cuBLAS from
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import shutil
 import subprocess
@@ -133,7 +134,9 @@ def choose(folder: Path) -> tuple[str, str]:
 
 
 def main() -> None:
-    arguments, why = choose(Path(sys.argv[1]))
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", type=Path, help="where NVIDIA's packages go")
+    arguments, why = choose(options.parse_args().folder)
     print(why, file=sys.stderr)
     print(arguments)
 

@@ -5,6 +5,7 @@
 # The tests of wire/dendrite.py are judged by these real clients. They cannot share an environment with bittensor 11.
 # Kept in $STORYFI_LITE_CACHE or ~/.cache/storyfi-lite; done once, about half a minute; does nothing the second time.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 version="${1:-10.5.0}"
 venv="${STORYFI_LITE_CACHE:-$HOME/.cache/storyfi-lite}/dendrite-${version%.*}"
 python="$venv/bin/python"

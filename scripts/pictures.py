@@ -9,6 +9,7 @@ Run after scripts/setup, in its environment. No network but 127.0.0.1.
 
 from __future__ import annotations
 
+import argparse
 import html
 import io
 import os
@@ -110,9 +111,12 @@ def _answers(url: str) -> bool:
 
 
 def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("picture", nargs="?", choices=("demo", "status"), help="which one; both if left out")
+    only = options.parse_args().picture
     PICTURES.mkdir(exist_ok=True)
     for picture in (demo, status):
-        if picture.__name__ in (sys.argv[1:] or ("demo", "status")):
+        if only in (None, picture.__name__):
             with tempfile.TemporaryDirectory(prefix="storyfi-") as scratch:
                 picture(Path(scratch))
 
