@@ -51,7 +51,8 @@ class ApiOptions:
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Says which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
-    which must hold keys and values as the answer's claim says; `mapped` too: the weights stay in the file (EngineSettings)."""
+    which must hold keys and values as the answer's claim says; `mapped` too: the weights stay in the file (EngineSettings).
+    `think_tokens`: how many a local model may think before it writes."""
 
     name: str | None = None
     path: Path | None = None
@@ -60,6 +61,7 @@ class ModelOptions:
     n_threads: int | None = None
     kv_type: KVType | None = None
     mapped: bool = False
+    think_tokens: int | None = None
     policy: PlacementPolicy = "reward"
     min_quant: str | None = None
     api: ApiOptions = field(default_factory=ApiOptions)

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from storyfi_lite.engine.model import Model
-from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.prompt import ChatTemplate, Conversation
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput
@@ -37,9 +37,13 @@ class Letters:
         return [ord(char) for char in text]
 
 
+def converse(source: str, script: Script) -> Conversation:
+    return ChatTemplate(source, "<s>", "</s>").conversation(cast(Vocabulary, Letters()), script)
+
+
 def rendered(source: str) -> tuple[str, str]:
     """All that stands before the first answer, and what stands between it and the second."""
-    conversation = ChatTemplate(source, "<s>", "</s>").conversation(cast(Vocabulary, Letters()), SCRIPT)
+    conversation = converse(source, SCRIPT)
     opening, bridge = (
         "".join(map(chr, tokens)) for tokens in (conversation.opening, *conversation.bridges)
     )  # two turns: one bridge
@@ -121,6 +125,30 @@ def test_a_prompt_ends_where_the_answer_begins(header: str, content: str, begins
 
 
 @pytest.mark.parametrize(
+    ("header", "content", "thinks", "ends"),
+    [
+        ("<bot><think>\n", "{{ m.content }}", "<think>\n", "\n</think>\n\n"),
+        ("<bot>{% if enable_thinking %}<think>{% else %}</think>{% endif %}", "{{ m.content }}", "<think>", "</think>"),
+        ("<bot><think></think>", "{{ m.content }}", "<think>\n", "\n</think>"),  # always closed: opened all the same
+        ("<bot>", "{{ m.content.split('</think>')[-1] }}", "<think>\n", "\n</think>\n\n"),  # the model opens it
+        (
+            "<bot>",
+            "{% if m.role == 'assistant' %}<|channel|>final<|message|>{% endif %}{{ m.content }}{# <|channel|>analysis<|message|> #}",
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+    ],
+)
+def test_a_script_that_thinks_begins_inside_a_thought(header: str, content: str, thinks: str, ends: str) -> None:
+    conversation = converse(template(content, header=header), SCRIPT.thinking(5))
+    opening, closed, bridge = ("".join(map(chr, part)) for part in (conversation.opening, *conversation.bridges))
+    assert opening == "<system>SYSTEM</><user>FIRST</><bot>" + thinks
+    assert closed == ends
+    assert bridge == rendered(template(content, header=header))[1]  # later turns do not think
+    assert conversation.thought_mark == ends.strip()
+
+
+@pytest.mark.parametrize(
     ("source", "why"),
     [
         (template(before="{{ render_tools(messages) }}"), "'render_tools' is undefined"),
@@ -168,6 +196,7 @@ FOR_TOOLS_ONLY = {"fireworks-ai-llama-3-firefunction-v2": "'functions' is undefi
 def test_the_templates_of_real_models() -> None:
     """Of all that llama.cpp is tested with, those render that do without tools."""
     refused: dict[str, str] = {}
+    thinkers: list[str] = []
     sources = sorted((llama_models() / "templates").glob("*.jinja"))
     assert len(sources) >= 70
     for path in sources:
@@ -181,5 +210,16 @@ def test_the_templates_of_real_models() -> None:
         headers = [text.rpartition(last)[2] for text, last in ((opening, "FIRST"), (bridge, "SECOND"))]
         assert headers[0] == headers[1], path.stem
         assert all(header.count("<think>") <= header.count("</think>") for header in headers), path.stem
+        try:
+            thinking = converse(path.read_text(), SCRIPT.thinking(5))
+        except BadInput as error:
+            assert "knows no thoughts" in str(error)
+            continue
+        opening, closed, _ = ("".join(map(chr, part)) for part in (thinking.opening, *thinking.bridges))
+        assert thinking.thought_mark in closed and thinking.thought_mark not in opening.rpartition("FIRST")[2], (
+            path.stem
+        )
+        thinkers.append(path.stem)
+    assert len(thinkers) >= 38 and "Qwen-Qwen3-0.6B" in thinkers and "Qwen3-Coder" not in thinkers
     assert refused.keys() == FOR_TOOLS_ONLY.keys()
     assert all(why in refused[name] for name, why in FOR_TOOLS_ONLY.items())

@@ -16,6 +16,7 @@ from storyfi_lite.cli.options import (
     chapter_ids_option,
     model_options,
     placement_options,
+    think_option,
 )
 from storyfi_lite.cli.writing import format_option, put, speed, write
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End the story within so many tokens, whole and valid.")
 @click.option("--temperature", type=Number(0, 5), help="[default: 0.7]")
-@model_options(placement_options, api_options)
+@model_options(placement_options, think_option, api_options)
 @format_option
 @click.option(
     "--json",

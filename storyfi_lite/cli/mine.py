@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from storyfi_lite.cli.options import Number, api_options, chain_options, log_option, model_options, placement_options
+from storyfi_lite.cli.options import (
+    Number,
+    api_options,
+    chain_options,
+    log_option,
+    model_options,
+    placement_options,
+    think_option,
+)
 
 
 @click.command(name="mine")
@@ -33,7 +41,7 @@ from storyfi_lite.cli.options import Number, api_options, chain_options, log_opt
     type=click.IntRange(1, 65535),
     help="The port that they call.  [default: --axon.port]",
 )
-@model_options(placement_options, api_options)
+@model_options(placement_options, think_option, api_options)
 @click.option(
     "--min-stake",
     "min_stake_tao",

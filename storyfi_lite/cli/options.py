@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from storyfi_lite.protocol.limits import MAX_THINK_TOKENS
+
 TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
 
 
@@ -268,6 +270,13 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+think_option = click.option(
+    "--think",
+    "model_think_tokens",
+    type=click.IntRange(1, MAX_THINK_TOKENS),
+    metavar="N",
+    help="Let a local reasoning model think N tokens before it writes.  [default: none]",
+)
 signing_options = _together(*_wallet("", help="Sign with this wallet's hotkey.  [default: unsigned]"))
 placement_options = _together(
     click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import UTF8, api_options, model_options, placement_options
+from storyfi_lite.cli.options import UTF8, api_options, model_options, placement_options, think_option
 from storyfi_lite.cli.writing import format_option, put, speed, write
 from storyfi_lite.errors import BadInput, LiteError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: random]")
-@model_options(placement_options, api_options)
+@model_options(placement_options, think_option, api_options)
 def command(
     text: str, output: Path | None, form: str | None, count: int, seed: int | None, model: ModelOptions
 ) -> None:

@@ -3,7 +3,8 @@
 The template comes from the GGUF's metadata (or the registry, where the file has none) and is rendered in jinja2's
 sandbox with placeholders for the contents; the template's parts are tokenized with control tokens, the contents without.
 It is rendered as transformers does (chat_template_utils.py: the same extensions, filters and variables), with every switch
-for thinking off; where a prompt ends inside a thought all the same, the thought is closed.
+for thinking off; where a prompt ends inside a thought all the same, the thought is closed. For a script that thinks, the first
+turn's prompt ends inside a thought, and what closes it stands where another turn's words would.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from storyfi_lite.errors import BadInput
@@ -38,6 +40,7 @@ _NO_THINKING = {
     "thinking_budget": 0,
     "thinking_mode": "disabled",
 }
+_THINKING = {"enable_thinking": True, "thinking": True, "reasoning": True, "thinking_mode": "enabled"}
 # What opens a thought, and what closes it.
 _THOUGHTS = {
     "<think>": "</think>",
@@ -51,16 +54,19 @@ _THOUGHTS = {
     "<|open|>think<|sep|>": "<|close|>think<|sep|>",
     "<|inner_prefix|>": "<|inner_suffix|>",
     "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
+    "<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>",
 }
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Token ids of all that the model does not write: `opening` is what stands before its first turn, `bridges` what stands
-    between one turn and the next."""
+    between one turn and the next. For a script that thinks, the first bridge closes the thought, and `thought_mark` is the text that
+    a model closes it with."""
 
     opening: tuple[int, ...]
     bridges: tuple[tuple[int, ...], ...] = ()
+    thought_mark: str = ""
 
     @property
     def sha256(self) -> str:
@@ -98,7 +104,12 @@ class ChatTemplate:
         for parts, no_tools in itertools.product((False, True), ({"tools": None, "documents": None}, {})):
             variables = {"bos_token": bos, "eos_token": eos, **no_tools, **_NO_THINKING}
             try:
-                self._opening, self._bridge = _rendered(template, parts, variables)
+                opening, bridge, written = _rendered(template, parts, variables)
+                self._opening = opening + _answer_begins(opening.partition(_USER)[2], written)
+                self._bridge = bridge + _answer_begins(bridge.partition(_NEXT)[2], written)
+                self._opening.encode(), self._bridge.encode()  # UnicodeEncodeError: a surrogate is no text
+                self._source = source
+                self._render_thinking = partial(_rendered, template, parts, {**variables, **_THINKING})
                 return
             except Exception as error:  # a template is a program: it can fail in any way
                 failures.append(error)
@@ -107,15 +118,38 @@ class ChatTemplate:
     def conversation(self, vocabulary: Vocabulary, script: Script) -> Conversation:
         """The script's turns as token ids, begun with the model's own first token if it has one."""
         first, *others = script.asks
-        opening = self._tokens(vocabulary, self._opening, {_SYSTEM: script.system, _USER: first})
+        begun, closed, mark = self._thought if script.think_tokens else (self._opening, "", "")
+        opening = self._tokens(vocabulary, begun, {_SYSTEM: script.system, _USER: first})
         if vocabulary.bos is not None and opening[:1] != [vocabulary.bos]:
             opening.insert(0, vocabulary.bos)
-        bridges = (tuple(self._tokens(vocabulary, self._bridge, {_NEXT: ask})) for ask in others)
-        return Conversation(tuple(opening), tuple(bridges))
+        bridges = [self._tokens(vocabulary, self._bridge, {_NEXT: ask}) for ask in others]
+        if mark:
+            bridges.insert(0, self._tokens(vocabulary, closed, {}))
+        return Conversation(tuple(opening), tuple(map(tuple, bridges)), mark)
 
-    def _tokens(self, vocabulary: Vocabulary, parts: list[str], contents: dict[str, str]) -> list[int]:
+    @cached_property
+    def _thought(self) -> tuple[str, str, str]:
+        """The prompt that ends inside a thought, what closes the thought so that the answer begins, and the mark that this begins
+        with. Raises BadInput if the template knows no thoughts."""
+        opening, _, _ = self._render_thinking()
+        before, _, header = opening.partition(_USER)
+        opener = max(_THOUGHTS, key=header.rfind)
+        at = header.rfind(opener)
+        if at < 0:
+            known = [opener for opener, mark in _THOUGHTS.items() if opener in self._source or mark in self._source]
+            if not known:
+                raise BadInput("the model's chat template knows no thoughts; leave out --think")
+            opener = known[0]
+        mark = _THOUGHTS[opener]
+        if at < 0 or mark in header[at:]:  # the model opens it itself, or may not at all
+            header = (header if at < 0 else header[:at]) + opener + ("\n" if re.fullmatch(r"<\w+>", opener) else "")
+        line_feed = "\n" if header.endswith("\n") else ""
+        answer = self._opening.rpartition(mark)[2] if mark in self._opening else 2 * line_feed
+        return before + _USER + header, line_feed + mark + answer, mark
+
+    def _tokens(self, vocabulary: Vocabulary, text: str, contents: dict[str, str]) -> list[int]:
         tokens: list[int] = []
-        for part in parts:
+        for part in _SPLIT.split(text):
             if part:
                 tokens += vocabulary.tokenize(contents.get(part, part), special=part not in contents)
         return tokens
@@ -126,9 +160,9 @@ def _refusal(error: Exception) -> BadInput:
     return BadInput(f"the model's chat template does not work: {why}; take another file of this model")
 
 
-def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The rendered prompt, and what stands between an answer and the next one, split at the contents. Where the template
-    has no system role (it raises, or drops the text), the system text opens the first user turn. Raises whatever a
+def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tuple[str, str, str]:
+    """The rendered prompt, what stands between an answer and the next one, and the header of an answer that is over. Where the
+    template has no system role (it raises, or drops the text), the system text opens the first user turn. Raises whatever a
     template raises, and BadInput if it does not repeat each content once."""
 
     def render(*turns: tuple[str, str]) -> str:
@@ -149,12 +183,7 @@ def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tup
     once = [opening.count(_SYSTEM), opening.count(_USER), before.count(_USER), bridge.count(_NEXT)]
     if once != [1, 1, 1, 1] or _ANSWER in bridge or re.search(f"{_USER}['\"]}}", before):  # a list, printed as such
         raise BadInput("it does not repeat each message once")
-    written = before.partition(_USER)[2]
-    whole = [
-        text + _answer_begins(text.partition(last)[2], written) for text, last in ((opening, _USER), (bridge, _NEXT))
-    ]
-    "".join(whole).encode()  # UnicodeEncodeError: a surrogate is no text
-    return _SPLIT.split(whole[0]), _SPLIT.split(whole[1])
+    return opening, bridge, before.partition(_USER)[2]
 
 
 def _answer_begins(header: str, written: str) -> str:

@@ -11,6 +11,9 @@ is the end of the turn as the chat template spells it, and the next turn's words
      turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
 
+A model that may think (Script.think_tokens) does so before its first turn, in any tokens, and at most in half of what the answer's
+budget holds beyond all needs; the thought ends like a turn, and repeating it in the answer is not penalized.
+
 A turn's budget is what it needs, and of what the answer's budget holds beyond all needs its share: this turn's longest text
 over the longest texts of this and all later turns. What one turn leaves is the later ones'.
 """
@@ -30,6 +33,7 @@ from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
 from storyfi_lite.grammar.prose import Cursor, bound_tokens, need_tokens
 from storyfi_lite.grammar.script import Script
+from storyfi_lite.grammar.thought import Thought
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.vocabulary import Vocabulary
@@ -61,10 +65,19 @@ class ChoiceRule:
         self._script = script
         self._params = params
         self._max_tokens = max_tokens
-        self._repetition = Repetition(params)
-        self._begin_turn()
+        self._ends = 0  # of turns, and of the thought
+        self._begin_thought() if script.think_tokens else self._begin_turn()
+
+    def _begin_thought(self) -> None:
+        self._repetition = Repetition(self._params)
+        spare = self._max_tokens - self._script.min_tokens_bound
+        most = min(self._script.think_tokens, spare // 2)
+        self._cursor: Cursor | Thought = Thought(most, self._conversation.thought_mark)
+        self._turn_ends_at = most + 1
 
     def _begin_turn(self) -> None:
+        if not self.piece:
+            self._repetition = Repetition(self._params)
         pieces = self._script.pieces[self.piece :]
         self._cursor = Cursor(pieces[0].rows)
         needs = [need_tokens(piece.rows) for piece in pieces]
@@ -131,13 +144,14 @@ class ChoiceRule:
         if not self._cursor.done:
             self.fed.append(token)
             return
-        self.piece += 1
+        self._ends += 1
+        self.piece += not isinstance(self._cursor, Thought)
         self.done = self.piece == len(self._script.pieces)
         if not self.done:
-            self.fed += self._conversation.bridges[self.piece - 1]
+            self.fed += self._conversation.bridges[self._ends - 1]
             self._begin_turn()
 
-    def _step(self, cursor: Cursor, token: int) -> None:
+    def _step(self, cursor: Cursor | Thought, token: int) -> None:
         if token == self._vocabulary.end:
             cursor.end()
         else:
@@ -154,6 +168,10 @@ class ChoiceRule:
         """Lowers repeats. Counts all ways to end a line as one: the likeliest of them. Raises ends near the maximum."""
         self._repetition.apply(logits)
         words, cursor = self._vocabulary, self._cursor
+        if isinstance(cursor, Thought):
+            marks = words.marks(self._conversation.thought_mark)
+            logits[self._end] = logits[[*words.turn_ends, *marks]].max()
+            return
         if cursor.has_paragraphs:
             logits[self._end] = logits[words.turn_ends].max()
         else:
@@ -162,10 +180,10 @@ class ChoiceRule:
             np.maximum.at(logits, words.before_line_feed[1], logits[words.before_line_feed[0]])
         pressure = cursor.pressure(self._remaining - cursor.need_tokens)
         if pressure:
-            logits[words.sentence_ends if cursor.is_prose else self._label_ends()] += np.float32(pressure)
+            logits[words.sentence_ends if cursor.is_prose else self._label_ends(cursor)] += np.float32(pressure)
 
-    def _label_ends(self) -> list[int]:
-        separator = self._cursor.separator
+    def _label_ends(self, cursor: Cursor) -> list[int]:
+        separator = cursor.separator
         return [self._end, self._vocabulary.spelled(separator)[0]] if separator else [self._end]
 
     def _ranked(self, logits: Floats) -> tuple[Iterator[int], float]:
@@ -209,6 +227,7 @@ class ChoiceRule:
 
 def answer_of(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
     """The JSON that these tokens say. Raises GrammarError."""
+    tokens = tokens[thought_length(script, vocabulary, tokens) :]
     texts: list[str] = []
     turn: list[int] = []
     for token in tokens:
@@ -220,6 +239,16 @@ def answer_of(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> 
     if turn:
         raise GrammarError("the last turn has no end")
     return script.answer(texts)
+
+
+def thought_length(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
+    """How many of an answer's tokens are the thought before it, its end included. Raises GrammarError if it has none."""
+    if not script.think_tokens:
+        return 0
+    length = next((at for at, token in enumerate(tokens) if token == vocabulary.end), None)
+    if length is None or length > script.think_tokens:
+        raise GrammarError("the thought has no end")
+    return length + 1
 
 
 def tokens_of(script: Script, vocabulary: Vocabulary, answer: Any) -> list[int]:

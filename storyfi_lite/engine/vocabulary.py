@@ -131,6 +131,11 @@ class Vocabulary:
         """Tokens by which a model may end its turn."""
         return self._ids(token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self._handle, token))
 
+    def marks(self, text: str) -> list[int]:
+        """The tokens by which a model writes this mark, if it has one for it or for its beginning; none if it spells it."""
+        first, *others = self.tokenize(text, special=True)
+        return [first] if not others or not self.writes[first] else []
+
     @cached_property
     def line_ends(self) -> Ids:
         """And those that end a line."""

@@ -7,7 +7,7 @@ turns' texts alone, so whoever has the texts has the answer. It knows no task, n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -45,6 +45,11 @@ class Script:
     material: str
     pieces: tuple[Piece, ...]
     schema: Object
+    think_tokens: int = 0
+
+    def thinking(self, tokens: int | None) -> Script:
+        """Return the script for a model that may think so many tokens before its first turn. A thought is no part of the answer."""
+        return replace(self, think_tokens=tokens or 0)
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -55,12 +60,12 @@ class Script:
     @property
     def min_tokens_bound(self) -> int:
         """Return the smallest token budget at which the answer surely closes, the turns' end tokens included."""
-        return sum(need_tokens(piece.rows) for piece in self.pieces)
+        return sum(need_tokens(piece.rows) for piece in self.pieces) + bool(self.think_tokens)
 
     @property
     def max_tokens_bound(self) -> int:
         """Return a number of tokens that no answer exceeds."""
-        return sum(bound_tokens(piece.rows) for piece in self.pieces)
+        return sum(bound_tokens(piece.rows) for piece in self.pieces) + self.think_tokens + bool(self.think_tokens)
 
     def answer(self, texts: Sequence[str]) -> str:
         """Write the canonical JSON of what the turns said. Raises GrammarError if they did not say all of it."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME
+from storyfi_lite.engine.rule import thought_length
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
-from storyfi_lite.errors import Busy, EngineError, LiteError
+from storyfi_lite.errors import BadInput, Busy, EngineError, LiteError
 from storyfi_lite.futures import follow, settle
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.prose import Prose
@@ -45,12 +46,22 @@ class LocalModel:
 
 
 class LocalModelLoader:
-    """A Loader (loaders/base.py). Loading raises BadInput, DoesNotFit or EngineError."""
+    """A Loader (loaders/base.py). Loading raises BadInput, DoesNotFit or EngineError; BadInput too for a model that knows no
+    thoughts and is given `think_tokens`."""
 
-    def __init__(self, model: LocalModel, settings: EngineSettings, gpu_memory_gb: float = 0.0) -> None:
+    def __init__(
+        self, model: LocalModel, settings: EngineSettings, gpu_memory_gb: float = 0.0, think_tokens: int | None = None
+    ) -> None:
         self._model = model
+        self._think_tokens = think_tokens
         self._settings = settings
         self.engine = Engine(model.path, settings, model.chat_template)
+        if think_tokens:
+            try:
+                self.engine.conversation(one_turn("", {}).thinking(think_tokens))
+            except BadInput:
+                self.engine.close()
+                raise
         self.sha256 = file_sha256(model.path)  # here, not on the engine's thread: a large file takes minutes once
         self.claim = self._claim(gpu_memory_gb)
         self._pace: Pace | None = None  # until the warm-up
@@ -112,7 +123,8 @@ class LocalModelLoader:
         )  # Thai is not English
         prompt_tokens = len(self.engine.conversation(task.script(request)))
         share = forecast.LEAST_SHARE if brief else forecast.USUAL_SHARE
-        return forecast.seconds(self._pace, prompt_tokens, length, share, tokens_a_char)
+        thinking_s = (self._think_tokens or 0) / self._pace.tokens_per_s
+        return thinking_s + forecast.seconds(self._pace, prompt_tokens, length, share, tokens_a_char)
 
     def _is_brief(self, job: Job) -> bool:
         """Whether only a short answer is in time. Raises Busy if not even that is."""
@@ -127,7 +139,7 @@ class LocalModelLoader:
     def submit(self, job: Job) -> Future[Answer]:
         task = tasks.get(job.request.task_type)
         constraint = task.constraint(job.request, brief=self._is_brief(job))
-        script = task.script(job.request, constraint)
+        script = task.script(job.request, constraint).thinking(self._think_tokens)
         sampling = SamplingParams(job.seed)
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
@@ -146,7 +158,11 @@ class LocalModelLoader:
         def convert(generation: Generation) -> Answer:
             if self._pace is not None:
                 language, chars = language_of(job.request.user_input), len(generation.text)
-                self._pace = self._pace.after(len(generation.tokens), _writing_s(generation), language, chars)
+                thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
+                share = 1 - thought / len(generation.tokens)
+                self._pace = self._pace.after(
+                    len(generation.tokens) - thought, share * _writing_s(generation), language, chars
+                )
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)
@@ -154,6 +170,7 @@ class LocalModelLoader:
     def _teller(self, script: Script, tell: Callable[[Written], None]) -> Callable[[Sequence[int]], None]:
         """What makes text of the tokens that the engine tells of."""
         vocabulary, names = self.engine.model.vocabulary, [piece.name for piece in script.pieces]
+        names = ["thought", *names] if script.think_tokens else names
         decoder, number = codecs.getincrementaldecoder("utf-8")(errors="replace"), 1
 
         def on_tokens(tokens: Sequence[int]) -> None:
@@ -189,6 +206,7 @@ class LocalModelLoader:
             prompt_sha256=generation.conversation.sha256,
             grammar_sha256=constraint.sha256,
             engine=ENGINE_NAME,
+            think_tokens=self._think_tokens,
         )
         return Answer(
             text=generation.text,

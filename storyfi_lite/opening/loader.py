@@ -35,6 +35,8 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
     options = opener.resolve(options)
     registry = opener.registry
     named = registry.find(options.name) if options.name else None
+    if options.think_tokens and (asked.model or isinstance(named, ApiModel)):
+        raise BadInput("--think is for a local model; an API's model thinks as its vendor has it")
     if isinstance(named, ApiModel):
         if options.quant:
             raise BadInput(f"{named.key} is an API model; it has no quantizations")

@@ -112,7 +112,8 @@ class LocalOpener:
                 multiplier=spec.multiplier,
                 chat_template=spec.chat_template,
             )
-            return LocalModelLoader(model, placed.placement.settings, gpu_memory_gb(placed.placement, self.hardware))
+            memory_gb = gpu_memory_gb(placed.placement, self.hardware)
+            return LocalModelLoader(model, placed.placement.settings, memory_gb, options.think_tokens)
 
         placed = self.find(options)
         if warm_up:

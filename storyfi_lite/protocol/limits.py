@@ -9,3 +9,4 @@ DEADLINE_S = 55.0  # when a miner gives up: its refusal must still reach the val
 AIM_S = 24.0  # what a miner plans for: predictions are good to a quarter, and the way there and back counts
 
 CHAPTER_COUNT = 12  # of a story arc
+MAX_THINK_TOKENS = 4096  # that a proof may have before its answer

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUseDefault
 
 from storyfi_lite import PROTOCOL_VERSION
 from storyfi_lite.errors import BadInput
+from storyfi_lite.protocol.limits import MAX_THINK_TOKENS
 
 TaskName = Literal["blueprint", "characters", "story_arc", "chapters"]
 MinerMode = Literal["LocalModelLoader", "APIFallbackLoader"]
@@ -88,6 +89,7 @@ class ProofHeader(_Message):
     prompt_sha256: str  # of the prompt's token ids, little-endian int32
     grammar_sha256: str  # of the constraint's text, UTF-8
     engine: str  # e.g. "llama-cpp-python 0.3.36"
+    think_tokens: int | None = Field(default=None, ge=1, le=MAX_THINK_TOKENS)  # before the first turn, among `tokens`
 
 
 class StoryResponse(_Message):

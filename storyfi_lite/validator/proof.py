@@ -153,7 +153,7 @@ class Prover:
         constraint = _task(request).constraint_named(request, header.grammar_sha256)
         if constraint is None:
             raise BadInput("the header names no grammar of this task")
-        script = _task(request).script(request, constraint)
+        script = _task(request).script(request, constraint).thinking(header.think_tokens)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         rule = ChoiceRule(self.model.vocabulary, conversation, script, params, header.max_tokens)
         return GivenAnswer(rule, conversation, response.tokens)
@@ -189,7 +189,7 @@ class Prover:
             return NO_PROOF
         task = _task(request)
         grammar = task.constraint_named(request, header.grammar_sha256) or task.constraint(request)
-        script = task.script(request, grammar)
+        script = task.script(request, grammar).thinking(header.think_tokens)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         claims = {
             "the sampler": (header.sampler, SAMPLER),
