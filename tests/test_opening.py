@@ -291,7 +291,7 @@ def test_a_load_goes_down_one_line_a_step_and_claims_what_it_loaded(monkeypatch:
     tried: list[tuple[str, EngineSettings]] = []
 
     class Cramped:
-        def __init__(self, model: local.LocalModel, settings: EngineSettings, gpu_memory_gb: float) -> None:
+        def __init__(self, model: local.LocalModel, settings: EngineSettings, gpu_memory_gb: float, _: None) -> None:
             tried.append((model.path.name, settings))
             if model.quantization == fine.quant:
                 raise DoesNotFit("another program took the memory")
