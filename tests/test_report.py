@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bittensor import Wallet
 from bittensor.sp_core import Keypair
 from click.testing import CliRunner
 
@@ -91,15 +92,20 @@ def test_a_stranger_proves_and_another_checks_it_on_another_layout(small_model_p
     saved, kept = tmp_path / "response.json", tmp_path / "report.json"
     saved.write_text(json.dumps(response_data(request, response)), encoding="utf-8")
     file = ["--model.path", str(small_model_path), "--threads", "1"]
-    proven = CliRunner().invoke(cli, ["prove", str(saved), "--report", str(kept), *file])
-    assert proven.exit_code == 0 and "unsigned" in proven.stderr, proven.output
+    wallet = Wallet("validator", path=str(tmp_path))
+    wallet.create_new_coldkey(use_password=False, suppress=True).create_new_hotkey(use_password=False, suppress=True)
+    signing = ["--wallet", "validator", "--wallet-path", str(tmp_path)]
+    proven = CliRunner().invoke(cli, ["prove", str(saved), "--report", str(kept), *signing, *file])
+    assert proven.exit_code == 0, proven.output
     report = read_report(kept.read_bytes())
+    assert report.hotkey == wallet.hotkey.ss58_address and report.hotkey in proven.stderr
     layout = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
     with Prover(small_model_path, layout) as other:
         assert other.sha256 == report.model_sha256
         asked = [(one.request, one.response, one.seed) for one in report.answers]
         assert [agreement(report.answers[at].verdict, ours) for at, ours in other.prove_all(asked)] == ["agrees"]
 
-    lie = kept.read_text(encoding="utf-8").replace('"status":"proven"', '"status":"refuted"')
-    checked = CliRunner().invoke(cli, ["verify-report", "-", *file], input=lie)  # unsigned: only the replay tells
+    unsigned = spell(report.model_copy(update={"hotkey": None, "signature": None}))  # only the replay tells
+    lie = unsigned.replace(b'"status":"proven"', b'"status":"refuted"')
+    checked = CliRunner().invoke(cli, ["verify-report", "-", *file], input=lie)
     assert checked.exit_code == 1 and "CONTRADICTS" in checked.output
