@@ -181,7 +181,7 @@ class Context:
             raise BadInput("phi3 with a quantized KV cache runs in one slot only; use f16, or one slot")
         params = llama_cpp.llama_context_default_params()
         threads = settings.n_threads or limits.cores()
-        params.n_ctx = settings.n_ctx * settings.n_slots
+        self.n_cells = params.n_ctx = settings.n_ctx * settings.n_slots
         self.n_sequences = n_sequences or 1
         params.n_seq_max = n_sequences or settings.n_slots
         self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least

@@ -58,9 +58,9 @@ class GivenAnswer:
 
 
 class Replayer:
-    """Replays answers on one context, whose sequences have all cells together: as many answers at once as fit into one batch, so
-    that the weights are read once for all of them. What their prompts share is computed once, for the next ones too: the answers
-    of a validator's round all answer one request."""
+    """Replays answers on one context, whose sequences have all cells together: as many answers at once as there are cells for, one
+    after the other in batches that are full, so that the weights are read as seldom as can be. What their prompts share is
+    computed once, for the next ones too: the answers of a validator's round all answer one request."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -72,7 +72,7 @@ class Replayer:
 
     def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
         """Replays all answers, those to one request together; yields each one's place in `answers` with what was found. The
-        context has cells for the longest, and for a whole batch. Raises EngineError if llama.cpp fails."""
+        context has cells for the longest. Raises EngineError if llama.cpp fails."""
         order = sorted(range(len(answers)), key=lambda at: answers[at].opening)
         while order:
             count = self._fitting([answers[at] for at in order[: self._context.n_sequences]])
@@ -81,11 +81,11 @@ class Replayer:
             yield from ((at, answers[at].judge.result()) for at in chosen)
 
     def _fitting(self, answers: list[GivenAnswer]) -> int:
-        """How many of the first answers fit into one batch; at least 1."""
+        """How many of the first answers the cells hold; at least 1."""
         count = 1
         while count < len(answers):
             shared = len(_shared(answers[: count + 1]))
-            if shared + sum(len(one.fed) - shared for one in answers[: count + 1]) > self._context.n_batch:
+            if shared + sum(len(one.fed) - shared for one in answers[: count + 1]) > self._context.n_cells:
                 break
             count += 1
         return count

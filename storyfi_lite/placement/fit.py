@@ -60,8 +60,11 @@ class Fitter:
         """Return the best settings that fit; None if none do."""
         if not base.mapped:
             return self._best(base)
-        widths = (replace(base, n_batch=width, n_ubatch=width) for width in MAPPED_BATCHES)
-        return next((fit for wide in widths if (fit := self._best(wide))), None)
+        for width in MAPPED_BATCHES:
+            wide = replace(base, n_batch=width, n_ubatch=width, n_ctx=max(width, base.n_ctx))
+            if fit := self._best(wide):
+                return fit
+        return None
 
     def _best(self, base: EngineSettings) -> EngineSettings | None:
         layers = self.arch.block_count

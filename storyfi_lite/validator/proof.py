@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer
     from storyfi_lite.engine.settings import EngineSettings
 
-SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a batch has no room for more
+SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a context has no cells for more
+MAX_TOGETHER = 64  # answers
 TWO_WAYS_TOKENS = 512  # of a batch: without flash attention a wide one takes much memory
 ENOUGH_POSITIONS = 40  # to tell the noise
 
@@ -131,8 +132,7 @@ class Prover:
         for kv_type, places in by_kv_type.items():
             answers = [self._given(*asked[at]) for at in places]
             longest = max(len(one.fed) for one in answers)
-            together = min(sum(len(one.fed) for one in answers), self._settings.n_batch)
-            for which, replay in self._replayer(kv_type, max(longest, together)).replay_all(answers):
+            for which, replay in self._replayer(kv_type, longest).replay_all(answers):
                 yield places[which], replay
 
     def _given(self, request: StoryRequest, response: StoryResponse) -> GivenAnswer:
@@ -170,7 +170,7 @@ class Prover:
             if self._settings.mapped:  # where memory is scarce: as planned, if that is enough
                 cells = max(self._settings.n_ctx, tokens + 8)
             settings = replace(self._settings, kv_type=kv_type, n_ctx=cells)
-            context = Context(self.model, settings, max(1, settings.n_batch // SHORTEST_ANSWER_TOKENS))
+            context = Context(self.model, settings, min(MAX_TOGETHER, max(1, cells // SHORTEST_ANSWER_TOKENS)))
             self._held = (settings, context, Replayer(context))
         return self._held[2]
 
