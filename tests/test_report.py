@@ -98,7 +98,7 @@ def test_a_stranger_proves_and_another_checks_it_on_another_layout(small_model_p
     proven = CliRunner().invoke(cli, ["prove", str(saved), "--report", str(kept), *signing, *file])
     assert proven.exit_code == 0, proven.output
     report = read_report(kept.read_bytes())
-    assert report.hotkey == wallet.hotkey.ss58_address and report.hotkey in proven.stderr
+    assert report.hotkey == wallet.hotkey.ss58_address and str(report.hotkey) in proven.stderr
     layout = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
     with Prover(small_model_path, layout) as other:
         assert other.sha256 == report.model_sha256
