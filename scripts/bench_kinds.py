@@ -103,7 +103,7 @@ def replayed(given: argparse.Namespace, kind: str, writers: list[str]) -> Kept:
     options = argparse.Namespace(**{**vars(given), "what": "drift", "slots": 1, "characters": None,
                                     "mapped": kind.endswith("-mapped")})  # fmt: skip
     bench = Bench(options)
-    answers = {writer: kept_answers(bench, written(given, writer)) for writer in writers}
+    answers = {writer: kept_answers(written(given, writer))[: given.answers] for writer in writers}
     leads = {writer: [bench.replay(*rows(one)).leads for one in of_one] for writer, of_one in answers.items()}
     pairs = [bench.two_ways(*rows(one)) for one in answers[writers[0]][:NOISE_ANSWERS]]
     return {"noise": noise_of(pairs), "leads": leads}
