@@ -257,6 +257,8 @@ def check_model(setup: Setup) -> Check:
 
 def check_api_keys(setup: Setup) -> Check:
     """Check which keys are set. A key is needed only for an API model."""
+    from storyfi_lite.models.registry import ApiModel, load_registry
+
     try:
         present = [name for name in API_KEYS.values() if load_key(name, setup.api_key_file)]
     except LiteError as error:
@@ -266,20 +268,11 @@ def check_api_keys(setup: Setup) -> Check:
     if setup.api_key_file is not None:
         fix = f"echo 'GEMINI_API_KEY=…' >> {setup.api_key_file}"
         return Check("API key", "mend", f"{setup.api_key_file} has no key; known: {', '.join(API_KEYS.values())}", fix)
-    needed = _key_of(setup.model)
-    if needed:
-        return Check("API key", "mend", f"{setup.model} needs a key", f"export {needed}=…")
-    return Check("API key", "skip", "none set; needed only without a local model")
-
-
-def _key_of(model: str | None) -> str | None:
-    """Return the environment variable with the key that an API model needs; None for a local model."""
-    from storyfi_lite.models.registry import ApiModel, load_registry
-
     with suppress(LiteError):  # check_model says it
-        found = load_registry().find(model or "")
-        return API_KEYS[found.provider] if isinstance(found, ApiModel) else None
-    return None
+        model = load_registry().find(setup.model or "")
+        if isinstance(model, ApiModel):
+            return Check("API key", "mend", f"{setup.model} needs a key", f"export {API_KEYS[model.provider]}=…")
+    return Check("API key", "skip", "none set; needed only without a local model")
 
 
 def check_disk() -> Check:

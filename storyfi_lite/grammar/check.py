@@ -273,15 +273,12 @@ def _items(node: Array | Tuple, value: list[Any]) -> Iterator[Node]:
         return
     left = [*node.items, *node.items[-1:] * (len(value) - len(node.items))]
     for one in value:
-        id = one.get("id") if node.any_order and isinstance(one, dict) else None
-        item = next((item for item in left if id is not None and _fixed_id(item) == id), left[0])
+        item = left[0]
+        if node.any_order and isinstance(one, dict) and "id" in one:
+            wanted = ("id", Const(one["id"]))
+            item = next((item for item in left if isinstance(item, Object) and wanted in item.fields), item)
         left.remove(item)
         yield item
-
-
-def _fixed_id(item: Node) -> Any:
-    fields = dict(item.fields) if isinstance(item, Object) else {}
-    return getattr(fields.get("id"), "value", None)
 
 
 def _bounds(low: int, high: int) -> str:

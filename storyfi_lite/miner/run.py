@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
 from storyfi_lite.miner.gpus import watch_gpus
@@ -73,10 +74,9 @@ async def _run(options: MineOptions) -> None:
     async with AsyncExitStack() as opened:
         state_dir = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
         transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
-        accepted_s = max(
-            transport.window_s for transport in transports
-        )  # a nonce is kept as long as its signature counts
-        nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", accepted_s)
+        # a nonce is kept as long as its signature counts
+        retention_s = max(transport.window_s for transport in transports)
+        nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", retention_s)
         opened.callback(nonces.close)
         session = await connect(
             chain.network, wallet, chain.netuid, must_be_registered=False, known_subnet=chain.known_subnet
@@ -92,14 +92,11 @@ async def _run(options: MineOptions) -> None:
         for name, fact in model.items():
             log.info("%s: %s", name, fact)
         session.check_registered()  # after the speed was told: a registration costs money
-        metrics = Metrics(loader)
-        _watch_chain(metrics, session)
-        watch_gpus(metrics.registry)
         miner = Miner(
             loader,
             Gate(session, nonces, policy),
             StoryService(loader, hotkey),
-            metrics,
+            _metrics(loader, session),
             transports,
             facts=lambda: {"Model": model, **_cards(options, hotkey, session)},
             open_operator_pages=options.open_pages,
@@ -144,7 +141,10 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
     )
 
 
-def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
+def _metrics(loader: Loader, session: ChainSession) -> Metrics:
+    metrics = Metrics(loader)
+    watch_gpus(metrics.registry)
+
     def figure(value: float | None) -> float:
         return float("nan") if value is None else float(value)
 
@@ -156,6 +156,7 @@ def _watch_chain(metrics: Metrics, session: ChainSession) -> None:
         "what the chain gives this miner, 0 to 1",
         lambda: figure(None if session.own_neuron is None else session.own_neuron.incentive),
     )
+    return metrics
 
 
 def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, dict[str, str]]:

@@ -9,7 +9,6 @@ the network: an answer whose schema part is 0 gets no points for speed, or `{}` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -143,7 +142,9 @@ def _relevance(request: StoryRequest, folded: str) -> Part:
         named = len(asked & own)
         marks.append(min(1.0, named / min(_TERM_COUNT, _TERM_SHARE * len(asked))) if asked else 1.0)
         saw.append(f"{named} of {len(asked)} terms of {name}")
-    echo = _echo(folded, list(sources.values()))
+    hashes = passages(folded)
+    given = np.concatenate([source.passages for source in sources.values()])
+    echo = float(np.isin(hashes, given).mean()) if len(hashes) else 0.0
     points = 15 * sum(marks) / len(marks) * falling(echo, _ECHO_FREE, _ECHO_ALL)
     return Part("relevance", points if own else 0.0, 15, f"{', '.join(saw)}; {echo:.0%} stands in the request")
 
@@ -160,12 +161,6 @@ class _Source:
 def _source(text: str) -> _Source:
     folded = fold(text)
     return _Source(terms(folded), passages(" ".join([folded] * (2 + PASSAGE_SYMBOLS // max(1, len(text))))))
-
-
-def _echo(folded: str, sources: Sequence[_Source]) -> float:
-    hashes = passages(folded)
-    given = np.concatenate([source.passages for source in sources])
-    return float(np.isin(hashes, given).mean()) if len(hashes) else 0.0
 
 
 def _fluency(request: StoryRequest, reading: Reading) -> tuple[Part, ...]:
