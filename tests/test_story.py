@@ -234,3 +234,12 @@ def test_a_file_that_is_no_story_is_not_written_over(writer: Writer) -> None:
     writer.path.write_text("my notes")
     calls, error = writer.run()
     assert calls == 0 and isinstance(error, BadInput) and writer.path.read_text() == "my notes"
+
+
+def test_verdicts_stand_at_the_foot_of_a_page(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay takes a model; here what it finds is given."""
+    monkeypatch.setattr("storyfi_lite.cli.prove.verdicts_on", lambda answers, *_: dict.fromkeys(answers, VERDICT))
+    assert writer.run("--prove") == (4, None)
+    assert Page(writer.path.read_text()).text.count("proven: far inside") == 4
+    assert writer.run() == (0, None)  # and they are of that moment
+    assert "far inside" not in writer.path.read_text()

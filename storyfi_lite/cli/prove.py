@@ -58,7 +58,7 @@ def command(
     answers = _read(file, text, task, request_file)
     if seed is not None and len(answers) > 1:
         raise BadInput("--seed is one answer's, and the file has several")
-    verdicts = _prove(answers, seed, model, report, signer)
+    verdicts = verdicts_on(answers, seed, model, report, signer)
     facts = {name: dict(vars(verdict)) for name, verdict in verdicts.items()}
     worst = max((verdict.status for verdict in verdicts.values()), key=list(EXIT_CODES).index)
     if as_json:
@@ -110,7 +110,7 @@ def _read(
     return found
 
 
-def _prove(
+def verdicts_on(
     answers: dict[str, tuple[StoryRequest, StoryResponse]], seed: int | None, model: ModelOptions, report: Path | None,
     signer: Any,
 ) -> dict[str, Verdict]:  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import ModelInfo, StoryRequest
     from storyfi_lite.story.saved import SavedAnswer
+    from storyfi_lite.validator.verdict import Verdict
 
 
 @click.command()
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 @click.option(
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
 )
+@click.option(
+    "--prove", "is_proven", is_flag=True, help="Replay every answer at the end; a page has the verdicts at its foot."
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: random]")
 @model_options(placement_options, think_option, api_options)
 def command(
-    text: str, output: Path | None, form: str | None, count: int, seed: int | None, model: ModelOptions
+    text: str, output: Path | None, form: str | None, count: int, is_proven: bool, seed: int | None, model: ModelOptions
 ) -> None:
     """Write a blueprint for TEXT, then characters, story arc and chapters. Valid at every stage.
 
@@ -53,21 +58,20 @@ def command(
     story.check()
     story.go_on(seed)
     names = [*STAGES, *(f"chapter {id}" for id in range(1, count + 1))]
-    if not story.missing(names):
-        story.keep()  # perhaps in another format
-        click.echo(f"{output} is whole already: {', '.join(answer.name for answer in story.answers)}", err=True)
-        return
-    with DownloadProgress() as progress:
-        loader, facts = open_loader(model, Notices(progress.update, progress.note))
-    click.echo(f"{facts['model']} {facts['quantization']}, seed {story.seed}", err=True)
-    try:
-        story.check_writer(loader.claim.model_info)
-        with stopping.at_stop(story.say_what_is_kept):
-            for name in story.missing(names):
-                click.echo(f"\n{name}, {names.index(name) + 1} of {len(names)}", err=True)
-                story.write(loader, name)
-    finally:
-        loader.close()
+    if story.missing(names):
+        with DownloadProgress() as progress:
+            loader, facts = open_loader(model, Notices(progress.update, progress.note))
+        click.echo(f"{facts['model']} {facts['quantization']}, seed {story.seed}", err=True)
+        try:
+            story.check_writer(loader.claim.model_info)
+            with stopping.at_stop(story.say_what_is_kept):
+                for name in story.missing(names):
+                    click.echo(f"\n{name}, {names.index(name) + 1} of {len(names)}", err=True)
+                    story.write(loader, name)
+        finally:
+            loader.close()
+    if is_proven:
+        story.prove(model)
     story.hand_over()
 
 
@@ -80,6 +84,7 @@ class _Story:
     form: str
     seed: int
     answers: list[SavedAnswer] = field(default_factory=list)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
     def check(self) -> None:
         """Tell a mistake before a model is fetched. Raises BadInput or ConfigError."""
@@ -173,7 +178,16 @@ class _Story:
         from storyfi_lite.story.saved import story_data
 
         data: dict[str, Any] = story_data(self.text, self.seed, self.answers)
-        return spell(self.form, self.text, self.answers, data, {})
+        return spell(self.form, self.text, self.answers, data, self.verdicts)
+
+    def prove(self, model: ModelOptions) -> None:
+        """Replay all answers with the file that they claim. Raises what `prove` raises."""
+        from storyfi_lite.cli.prove import verdicts_on
+
+        asked = {one.name: (one.request, one.response) for one in self.answers if one.request and one.response}
+        self.verdicts = verdicts_on(asked, None, model, None, None)
+        for name, verdict in self.verdicts.items():
+            click.echo(f"{name}: {verdict.status}, {verdict.reason}", err=True)
 
     def say_what_is_kept(self) -> None:
         there = ", ".join(answer.name for answer in self.answers)
@@ -189,6 +203,7 @@ class _Story:
         if self.output is None:
             put(self._spelled())
         elif self._is_kept:
-            click.echo(self.output, err=True)
+            self.keep()  # perhaps in another format, or with verdicts
+            click.echo(f"{self.output}: {', '.join(answer.name for answer in self.answers)}", err=True)
         else:
             self.output.write_text(self._spelled(), encoding="utf-8")

@@ -95,7 +95,7 @@ class LocalModelLoader:
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
         if late:
-            log.warning("%s\n  storyfi-lite place --policy fastest   names a faster model", "; ".join(late))
+            log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
     def _few_words(self, user_input: str) -> Generation:
         script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
