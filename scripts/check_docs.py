@@ -28,21 +28,19 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TABLE = re.compile(r"(<!-- (\w+): made by scripts/check_docs\.py --write -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SCRIPT = re.compile(r"(scripts/\w+(?:\.\w+)?) ([^`#;&|,\n]+)")
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`(storyfi-lite [^`\n]+)`")
+INLINE = re.compile(r"`storyfi-lite ([^`\n]+)`")
 MARK = re.compile(r"(?:needs|需要) ([a-z, ]+)$")
 NEEDS = {"network", "gpu", "wallet", "key"}
 
 
 @dataclass(frozen=True)
 class Documented:
-    """Holds a command that a page tells people to type, without its comment; for a block of Python, the block. `fenced`: not in
-    the middle of a sentence."""
+    """Holds a command that a page tells people to type, without its comment; for a block of Python, the block."""
 
     where: str
     text: str
     needs: frozenset[str]
     language: str = "bash"
-    fenced: bool = True
 
 
 def documented(page: Path) -> Iterator[Documented]:
@@ -65,10 +63,10 @@ def documented(page: Path) -> Iterator[Documented]:
                 yield Documented(where(at), command.strip(), needs, language)
             at += len(line)
     for inline in INLINE.finditer(text):
-        if len(inline[1].split()) > 2:
+        if len(inline[1].split()) > 1 and not wrong_use(inline[1]) and resolved(inline[1])[1]:
             said = re.search(r"<!-- needs ([a-z, ]+) -->", text[inline.end() : text.find("\n", inline.end())])
             needs = frozenset(said[1].split(", ") if said else ())
-            yield Documented(where(inline.start()), inline[1], needs, fenced=False)
+            yield Documented(where(inline.start()), f"storyfi-lite {inline[1]}", needs)
 
 
 def problems(page: Path) -> Iterator[str]:
@@ -99,18 +97,24 @@ def problems(page: Path) -> Iterator[str]:
             yield f"{page.relative_to(ROOT)}: the table {match[2]} is not what the code says now; --write mends it"
 
 
-def wrong_use(words: str) -> str:
-    """What click says of the command's name and options; "" if it knows them. Values and files are not looked at."""
+def resolved(words: str) -> tuple[click.Command, list[str]]:
+    """Return the command, or the one of a group, and its arguments. Raises click.UsageError or ValueError."""
     from storyfi_lite.cli import cli
 
-    words = re.split(r"\s(?:#|\||&&|>|2>|←|→)|\s{3,}|;", words)[0]
-    command: click.Command | None = cli
+    command: click.Command = cli
+    arguments = shlex.split(re.split(r"\s(?:#|\||&&|>|2>|←|→)|\s{3,}|;", words)[0])
+    while isinstance(command, click.Group) and arguments and (command is not cli or arguments[0][0] != "-"):
+        _, found, arguments = command.resolve_command(click.Context(cli), arguments)
+        assert found is not None  # or it would have raised
+        command = found
+    return command, arguments
+
+
+def wrong_use(words: str) -> str:
+    """What click says of the command's name and options; "" if it knows them. Values and files are not looked at."""
     try:
-        context, arguments = click.Context(cli), shlex.split(words)
-        while isinstance(command, click.Group) and arguments and (command is not cli or arguments[0][0] != "-"):
-            _, command, arguments = command.resolve_command(context, arguments)
-        if command is not None:
-            command.make_parser(click.Context(command)).parse_args(arguments)
+        command, arguments = resolved(words)
+        command.make_parser(click.Context(command)).parse_args(arguments)
     except click.UsageError as error:
         return error.format_message()
     except ValueError as error:

@@ -16,12 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import platformdirs
 import pytest
 
-from scripts.check_docs import PAGES, ROOT, Documented, documented
-from storyfi_lite.cli import cli
+from scripts.check_docs import PAGES, ROOT, Documented, documented, resolved
 from storyfi_lite.models.store import Store
 from storyfi_lite.protocol.messages import parse_response
 from storyfi_lite.story.saved import SavedAnswer, comment, story_data
@@ -40,8 +38,7 @@ def command_of(text: str) -> str:
 
 
 def loads_a_model(text: str) -> bool:
-    command = cli.get_command(click.Context(cli), command_of(text))
-    assert command is not None
+    command, _ = resolved(text.removeprefix("storyfi-lite "))
     return any(option.name in ("model_path", "model_paths") for option in command.params)
 
 
