@@ -201,7 +201,7 @@ def measure_speed(path: Path, n_threads: int) -> None:
     machine, header = probe(), read_local(path)
     arch = architecture(header, path.name)
     loads = weights.from_header(header, arch.block_count)
-    fit = Fitter(arch, loads, machine).best(EngineSettings(n_threads=n_threads))
+    fit = next(Fitter(arch, loads, machine, at_once=1).layouts(EngineSettings(n_threads=n_threads)), None)
     if fit is None:
         raise SystemExit("it does not fit")
     on_cpu = fit.n_gpu_layers <= arch.block_count
@@ -253,7 +253,7 @@ def occupy(path: Path) -> None:
     loads = weights.from_header(header, arch.block_count)
     for left in range(1, probe().gpus[0].free_bytes // GIB):
         ballast = ggml.ggml_backend_buft_alloc_buffer(kind, probe().gpus[0].free_bytes - left * GIB)
-        fit = Fitter(arch, loads, probe()).best(EngineSettings())
+        fit = next(Fitter(arch, loads, probe(), at_once=1).layouts(EngineSettings()), None)
         if fit is None:
             print(f"{left} GB free: does not fit")
         else:

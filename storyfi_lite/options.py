@@ -52,7 +52,8 @@ class ApiOptions:
 class ModelOptions:
     """Says which model writes, and how it is laid out. `n_ctx`: tokens of context for each answer. `kv_type` is for replays,
     which must hold keys and values as the answer's claim says; `mapped` too: the weights stay in the file (EngineSettings).
-    `think_tokens`: how many a local model may think before it writes."""
+    `think_tokens`: how many a local model may think before it writes. `traffic`: a file of what validators ask, in place of the
+    network's figures (placement/traffic.py)."""
 
     name: str | None = None
     path: Path | None = None
@@ -64,6 +65,7 @@ class ModelOptions:
     think_tokens: int | None = None
     policy: PlacementPolicy = "reward"
     min_quant: str | None = None
+    traffic: Path | None = None
     api: ApiOptions = field(default_factory=ApiOptions)
 
     def __post_init__(self) -> None:

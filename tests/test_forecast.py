@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,54 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import Busy
-from storyfi_lite.grammar.schema import as_brief
+from storyfi_lite.grammar.schema import as_brief, dump
 from storyfi_lite.loaders import forecast
 from storyfi_lite.loaders.base import Job
-from storyfi_lite.loaders.forecast import Length, Pace, in_words
+from storyfi_lite.loaders.forecast import Pace, Promises, in_words
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+from storyfi_lite.placement import queue
+from storyfi_lite.placement.lengths import Work
+from storyfi_lite.placement.queue import Plan
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.verify import verify
 from tests.answers import as_bytes, header
 from tests.stories import example, request_for
 
-FAST = Pace(1000.0, 100.0, {"en": 0.3, "zh": 0.8})
-
-
-def test_a_length_counts_texts_and_what_stands_around_them() -> None:
-    length = Length.of(tasks.get("blueprint").schema_of(request_for("blueprint")))
-    assert length.shortest == 2 + 2 + 300 + 150 + 3 * 2 + 2 + 2
-    assert length.longest == 60 + 40 + 520 + 200 + 5 * 30 + 60 + 80
-    assert forecast.seconds(FAST, 500, replace(length, literal=400), 0.0, 0.5) == pytest.approx(0.66 + 464 * 0.5 / 100)
+FAST = Pace(queue.Pace(0.01, 0.005, 0.001), {"en": 0.3, "zh": 0.8})
+WORK = Work(opening=100, bridges=0, whole=1000, brief=700, least=500)
 
 
 def test_the_pace_follows_the_answers() -> None:
-    pace = FAST
+    pace = beside = FAST
     for _ in range(20):
         pace = pace.after(900, 30.0, "zh", 600)
-    assert pace.tokens_per_s == pytest.approx(30, rel=0.01)
+        beside = beside.after(900, 30.0, "zh", 600, at_once=3)  # a step of three takes twice as long
+    assert pace.queue.step_s == pytest.approx(1 / 30, rel=0.01)
+    assert beside.queue.step_s == pytest.approx(1 / 60, rel=0.01)
+    assert beside.queue.step_of(3) == pytest.approx(1 / 30, rel=0.01)
     assert pace.tokens_a_char == {"en": 0.3, "zh": pytest.approx(1.5, rel=0.01)}
+
+
+def test_what_is_in_hand_makes_the_next_shorter_and_then_refused() -> None:
+    promises = Promises(1, clock=lambda: 0.0, pace=FAST)
+    asked = Job(request_for("blueprint"), 1, 55.0, aim_s=24.0)
+    futures: list[Future[object]] = []
+    taken: list[tuple[bool, int] | None] = []
+    for _ in range(5):
+        try:
+            decided = promises.plan(asked, WORK)
+        except Busy as error:
+            assert "blueprint takes" in str(error) and "55 s are left" in str(error)
+            taken.append(None)
+            continue
+        assert decided is not None
+        futures.append(Future())
+        promises.keep(futures[-1], decided)
+        taken.append((decided.brief, decided.tokens))
+    assert taken == [(False, 1000), (False, 1000), (True, 500), (True, 500), (True, 500)] or taken[-1] is None
+    for future in futures:
+        future.set_result(None)
+    assert promises.in_hand == 0 and promises.plan(asked, WORK) == queue.plan((), WORK, FAST.queue, 1, 55.0, 24.0)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -47,8 +70,8 @@ def test_a_brief_answer_is_one_that_the_whole_grammar_writes_too(task: str) -> N
     whole, brief = tasks.get(task).constraint(request), tasks.get(task).constraint(request, brief=True)
     for longest in (False, True):
         assert whole.check_data(example(brief.schema, longest=longest)).canonical
-    assert Length.of(brief.schema).longest < Length.of(whole.schema).longest
-    assert Length.of(brief.schema).shortest == Length.of(whole.schema).shortest
+    assert len(dump(example(brief.schema, longest=True))) < len(dump(example(whole.schema, longest=True)))
+    assert len(dump(example(brief.schema))) == len(dump(example(whole.schema)))
     assert as_brief(brief.schema) == brief.schema and brief.sha256 != whole.sha256
     assert tasks.get(task).constraint_named(request, brief.sha256) is brief
     assert tasks.get(task).constraint_named(request, "0" * 64) is None
@@ -98,22 +121,41 @@ def test_the_warm_up_knows_every_task_in_both_languages(loader: LocalModelLoader
 def test_what_is_late_is_shortened_and_then_refused_at_once(
     loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert loader._pace is not None
+    pace = loader.promises.pace
+    assert pace is not None
     request = job(55).request
     brief = tasks.get("blueprint").constraint(request, brief=True)
     # A machine on which the usual blueprint takes 40 s; the engine itself is as fast as ever.
-    slow = replace(loader._pace, tokens_per_s=loader._pace.tokens_per_s * loader._seconds(request) / 40)
-    monkeypatch.setattr(loader, "_pace", slow)
-    answer = loader.submit(job(55)).result()
+    usual_s, _ = loader.forecasts()["blueprint"]["English"]
+    slow = replace(pace, queue=pace.queue.times(40 / usual_s))
+    monkeypatch.setattr(loader.promises, "pace", slow)
+    answer = loader.submit(job(600)).result()
     assert answer.proof is not None and answer.proof.grammar_sha256 == brief.sha256
     assert brief.check(answer.text, strict=True).valid
     asked = time.monotonic()
     with pytest.raises(Busy, match=r"blueprint takes \d+ s on this machine, 10 s are left"):
-        monkeypatch.setattr(loader, "_pace", slow)
+        monkeypatch.setattr(loader.promises, "pace", slow)
         loader.submit(job(10))
     assert time.monotonic() - asked < 0.5 and not loader.health().running
 
 
 def test_who_names_a_budget_or_no_aim_gets_the_whole_grammar(loader: LocalModelLoader) -> None:
-    assert not loader._is_brief(job(0.001, max_tokens=700))
-    assert not loader._is_brief(job(600, aim_s=None))
+    def decided(one: Job) -> Plan | None:
+        return loader.promises.plan(one, loader._work(one.request))
+
+    assert decided(job(0.001, max_tokens=700)) is None
+    unhurried = decided(job(600, aim_s=None))
+    assert unhurried is not None and not unhurried.brief
+
+
+def test_the_warm_up_knows_what_several_at_once_cost(small_model_path: Path) -> None:
+    """Measured in steps of llama.cpp alone; the engine is as good as new afterwards."""
+    model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "unlisted", 0.5)
+    loader = LocalModelLoader(model, EngineSettings(n_ctx=2048, n_slots=2, n_threads=1))
+    try:
+        loader.warm_up()
+        pace = loader.promises.pace
+        assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
+        assert not loader.health().running and loader.promises.in_hand == 0
+    finally:
+        loader.close()

@@ -23,9 +23,8 @@ from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, bits, finer_than, place, place_one
+from storyfi_lite.placement.plan import LEAST_SCORE, MIN_CONTEXT, Placement, bits, finer_than, place, place_one
 from storyfi_lite.placement.step_down import step_down
-from storyfi_lite.protocol.limits import AIM_S
 
 GIB = 2**30
 REGISTRY = load_registry()
@@ -87,9 +86,9 @@ def test_pain_3_other_processes() -> None:
 
 
 def test_pain_4_several_gpus_and_experts() -> None:
-    two = placed(machine(24, 24))
-    assert two.spec.key == "llama-3-70b" and two.n_on_gpu == two.n_layers
-    assert all(need.weights_bytes > 15 * GIB for need in two.demands[:-1])
+    two = placed(machine(24, 24), name="llama-3-70b", quant="IQ4_XS")
+    assert two.n_on_gpu == two.n_layers
+    assert all(need.weights_bytes > 12 * GIB for need in two.demands[:-1])
     fits_one = placed(machine(24, 12), name="llama-3-8b")
     assert [need.weights_bytes > 0 for need in fits_one.demands[:-1]] == [True, False]  # the faster card alone
     mixtral = placed(machine(12), name="mixtral-8x7b", quant="Q4_K_M")
@@ -172,20 +171,20 @@ def test_what_is_here_is_run_whether_it_is_in_time_or_not() -> None:
     for gb, in_time in ((8, False), (80, True)):
         best = place(REGISTRY, machine(gb), ModelOptions(name="llama-3-70b"), OneFile())
         assert OneFile().missing_bytes(best.spec, best.file) == 0
-        assert (best.speed.blueprint_s <= AIM_S) == in_time
+        assert (best.earnings.score > 0.7) == in_time
 
 
-@pytest.mark.parametrize(("gb", "ram_gb"), [(24, 6), (24, 8), (24, 12), (24, 64)])
-def test_little_ram_is_no_reason_to_leave_the_gpu_to_a_smaller_model(gb: int, ram_gb: int) -> None:
-    """The experts of a few layers need a few gigabytes there; more layers' do not fit, and need not."""
-    best = placed(machine(gb, held_gb=0.3, ram_gb=ram_gb))
-    assert best.spec.key == "mixtral-8x7b" and best.settings.experts_in_ram == 6
+@pytest.mark.parametrize("ram_gb", [8, 12, 64])
+def test_little_ram_is_no_reason_to_move_more_experts_there(ram_gb: int) -> None:
+    """The experts of a few layers need a few gigabytes; more layers' do not fit, and need not."""
+    best = placed(machine(24, held_gb=0.3, ram_gb=ram_gb), name="mixtral-8x7b", quant="Q4_K_M", n_ctx=4096)
+    assert best.n_on_gpu == best.n_layers and 0 < best.settings.experts_in_ram < 10
 
 
 def test_a_second_and_slower_card_slows_nothing() -> None:
     fast, slow = Gpu("RTX 3080", 10 * GIB, 10 * GIB, 760.0), Gpu("P40", 24 * GIB, 24 * GIB, 347.0, index=1)
-    alone = placed(replace(machine(10), gpus=(fast,)), name="mistral-7b", quant="Q8_0")
-    both = placed(replace(machine(10), gpus=(fast, slow)), name="mistral-7b", quant="Q8_0")
+    alone = placed(replace(machine(10), gpus=(fast,)), name="mistral-7b", quant="Q8_0", n_ctx=4096, kv_type="f16")
+    both = placed(replace(machine(10), gpus=(fast, slow)), name="mistral-7b", quant="Q8_0", n_ctx=4096, kv_type="f16")
     assert both.speed.tokens_per_s == alone.speed.tokens_per_s and both.settings.tensor_split[1] == 0
 
 
@@ -197,12 +196,12 @@ class Pulled(EmptyCatalog):
 
 
 def test_of_equally_paid_models_the_one_on_disk_is_run() -> None:
-    assert placed(machine(8)).spec.key == "mistral-7b"
+    fresh = placed(machine(8))
+    assert (fresh.spec.key, fresh.file.quant) == ("llama-3-8b", "Q5_K_M")
     best = place(REGISTRY, machine(8), ModelOptions(), Pulled())
     assert (best.spec.key, best.file.quant) == ("llama-3-8b", "Q4_K_M")
-    assert (
-        place(REGISTRY, machine(24, 24), ModelOptions(), Pulled()).spec.key == "llama-3-70b"
-    )  # paid better: worth a download
+    dearer = place(REGISTRY, machine(24, 24), ModelOptions(), Pulled())
+    assert dearer.spec.multiplier > 1.2  # paid better: worth a download
 
 
 class Damaged(EmptyCatalog):
@@ -220,22 +219,16 @@ def test_a_damaged_file_is_left_out_and_stops_nothing() -> None:
         place(REGISTRY, machine(12), ModelOptions(name="mistral-7b", quant="Q8_0"), Damaged())
 
 
-def test_where_nothing_is_surely_in_time_the_window_itself_decides() -> None:
-    slow = [gb_s / 100 for gb_s in range(100, 1000, 5)]
-    found = [attempt(replace(machine(), cpu_bandwidth_gb_s=gb_s)) for gb_s in slow]
-    seconds = [best.speed.blueprint_s for best in found if best]
-    assert AIM_S < max(seconds) <= 30 and None in found
-
-
-def attempt(hardware: Hardware) -> Placement | None:
-    try:
-        return placed(hardware)
-    except DoesNotFit:
-        return None
+def test_where_hardly_an_answer_is_in_time_nothing_is_run() -> None:
+    """The slower the memory, the less a CPU earns, until placement refuses with every model's reason."""
+    fast, slow = (replace(machine(), cpu_bandwidth_gb_s=gb_s) for gb_s in (40.0, 4.0))
+    assert placed(fast).earnings.reward > placed(slow).earnings.reward >= 0.5 * LEAST_SCORE
+    with pytest.raises(DoesNotFit, match=r"fast enough:\n.*llama-3-70b: .* requests late"):
+        placed(replace(machine(), cpu_bandwidth_gb_s=0.4))
 
 
 def test_policies_and_limits() -> None:
-    assert placed(machine(24)).speed.blueprint_s <= AIM_S
+    assert placed(machine(24)).earnings.late < 0.01
     assert placed(machine(24), policy="fastest").speed.tokens_per_s >= placed(machine(24)).speed.tokens_per_s
     assert placed(machine(24), policy="largest").file.size_bytes >= placed(machine(24)).file.size_bytes
     assert placed(machine(24), name="llama-3-8b", n_ctx=8192).settings.n_ctx == 8192
@@ -280,6 +273,37 @@ def test_a_mixture_steps_down_by_its_experts_first() -> None:
     assert current.settings.n_gpu_layers == 0
 
 
+# --- what it earns ----------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_are_never_q4_0_unasked() -> None:
+    for gb in (6, 8, 12, 24, 48):
+        assert placed(machine(gb)).settings.kv_type != "q4_0"
+    assert placed(machine(24), name="yi-34b", kv_type="q4_0").settings.kv_type == "q4_0"
+
+
+def test_several_at_once_are_worth_more_than_a_finer_file() -> None:
+    """An 8 GB card: Q8_0 with layers in RAM and one slot against a coarser file that is whole and answers four."""
+    card = replace(machine(8), gpus=(Gpu("RTX 4060", 8 * GIB, 8 * GIB - (300 << 20), 272.0),))
+    best, fine = placed(card), placed(card, name="llama-3-8b", quant="Q8_0")
+    assert best.is_whole and best.settings.n_slots == 4 and not fine.is_whole
+    assert best.earnings.reward > fine.earnings.reward and finer_than("Q4_K_M", best.file)
+
+
+def test_the_vocabulary_counts() -> None:
+    """Chinese takes llama-2's vocabulary twice the tokens: on a slow card the other model of the same multiplier earns more, and
+    the choice says so."""
+    card = replace(machine(6), gpus=(Gpu("RTX 2060", 6 * GIB, 6 * GIB - (300 << 20), 336.0),))
+    assert placed(card, name="llama-3-8b").earnings.reward > placed(card, name="mistral-7b").earnings.reward
+    best = placed(card)
+    assert best.spec.key == "llama-3-8b" and any(why.startswith("not mistral-7b: ") for why in best.reasons)
+
+
+def test_the_fastest_is_none_that_earns_half() -> None:
+    best, fastest = placed(machine(8)), placed(machine(8), policy="fastest")
+    assert fastest.spec.key != "smollm2-135m" and fastest.earnings.reward >= 0.8 * best.earnings.reward
+
+
 # --- loading ---------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +324,8 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
     wanted = ModelOptions(name="smollm2-135m")
     loader, facts = loading.open_loader(wanted, local_opening.Notices(lambda *_: None, notes.append))
     try:
-        assert notes == ["another program took the memory; trying again with keys and values as q8_0"]
+        taken = "another program took the memory; trying again with"
+        assert notes == [f"{taken} one request at a time", f"{taken} keys and values as q8_0"]
         assert loader.claim.model_name == facts["model"] == "smollm2-135m"
         assert "q8_0" in facts["context"] and loader.claim.gpu_memory_gb == 0
     finally:

@@ -137,7 +137,7 @@ def test_a_plan_breaks_no_word(terminal: int, command: str, machine: Path, capsy
     cli([command, "--hardware", str(machine)], standalone_mode=False)
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(cell_len, printed.splitlines())) <= terminal
-    assert {"mixtral-8x7b", "layers", "experts", "Q4_K_M"} <= set(re.split(r"[\s,;]+", printed)) and "…" not in printed
+    assert {"mixtral-8x7b", "layers", "experts", "Q4_K_M"} <= set(re.split(r"[\s,;:]+", printed)) and "…" not in printed
 
 
 @pytest.mark.parametrize("terminal", [60, 80], indirect=True)

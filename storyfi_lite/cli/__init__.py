@@ -28,8 +28,8 @@ EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "g
 
 # each is a module of storyfi_lite.cli, with _ for -, that has a click command named `command`
 COMMANDS = (
-    "mine", "pull", "list", "rm", "generate", "story", "verify", "grammar", "probe", "place", "bench", "models", "doctor", "prove", "verify-report",
-    "calibrate", "validate", "completion",
+    "mine", "pull", "list", "rm", "generate", "story", "verify", "grammar", "probe", "place", "simulate", "bench", "models", "doctor",
+    "prove", "verify-report", "calibrate", "validate", "completion",
 )  # fmt: skip
 TAKE_A_TEXT = ("generate", "story")
 

@@ -76,7 +76,7 @@ def show(name: str | None, hardware: Path | None, as_json: bool) -> None:
 
 def _row(model: ModelSpec | ApiModel) -> dict[str, Any]:
     facts = {"model": model.key, "tier": model.tier, "multiplier": model.multiplier, "quant": None, "fits": ""}
-    return facts | {"blueprint_s": None, "here": [], "reason": None}
+    return facts | {"blueprint_s": None, "expected_reward": None, "here": [], "reason": None}
 
 
 def _fit(
@@ -93,8 +93,9 @@ def _fit(
         found = place_one(spec, machine, ModelOptions(name=spec.key if quant else None, quant=quant), catalog)
     except DoesNotFit as error:
         return {"fits": "does not fit", "reason": str(error), "here": here}
-    fits, seconds = "fits fully" if found.is_whole else found.where, round(found.speed.blueprint_s, 1)
-    return {"fits": fits, "quant": found.file.quant, "blueprint_s": seconds, "here": here}
+    fits, seconds = "fits fully" if found.is_whole else found.where, round(found.earnings.seconds_of("blueprint"), 1)
+    earned = round(found.earnings.reward, 3)
+    return {"fits": fits, "quant": found.file.quant, "blueprint_s": seconds, "expected_reward": earned, "here": here}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -103,9 +104,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
     cells = []
     for row in rows:
         seconds = "" if row["blueprint_s"] is None else f"{row['blueprint_s']:.0f} s"
+        earned = "" if row["expected_reward"] is None else f"{row['expected_reward']:.2f}"
         facts = (row["model"], str(row["tier"]), f"{row['multiplier']:g}", row["quant"] or "", row["fits"], seconds)
-        cells.append((*facts, "\n".join(f"{file['quant']} {size(file['size_bytes'])}" for file in row["here"])))
-    headers = ("model", "tier", "multiplier", "file", "on this machine", "blueprint", "on disk")
+        cells.append((*facts, earned, "\n".join(f"{file['quant']} {size(file['size_bytes'])}" for file in row["here"])))
+    headers = ("model", "tier", "multiplier", "file", "on this machine", "blueprint", "expected reward", "on disk")
     print_table(headers, cells, wrapped="on this machine")
     for row in rows:
         for file in row["here"]:

@@ -293,6 +293,13 @@ placement_options = _together(
         shell_complete=complete_quants,
         help="Take no coarser file than this.  [default: Q3_K_M]",
     ),
+    click.option(
+        "--traffic",
+        "model_traffic",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="What validators ask: a miner's requests.jsonl, or a file like placement/traffic.yaml.  [default: the network's figures]",
+    ),
 )
 api_options = _together(
     click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 @hardware_option
 @json_option
 def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
-    """Say which model file fits this machine best, what it will take on each device, how fast it should be, and why
-    no better-paid one. Loads and fetches nothing. Speeds are predictions.
+    """Say which model file should earn most on this machine, what it will take on each device, how fast it should be, and why
+    no other. Loads and fetches nothing. Speeds are predictions.
 
     A machine that you do not have: {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}
 
@@ -31,6 +32,7 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     storyfi-lite place --model.name llama-3-8b --ctx 8192
     storyfi-lite place --model.name OWNER/REPO
     storyfi-lite place --hardware used-3090.json --json
+    storyfi-lite place --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl
     """
     from storyfi_lite.machine.hardware import from_json, probe
     from storyfi_lite.models.store import Store
@@ -55,12 +57,25 @@ def _table(found: Placement, gpus: list[str]) -> str:
     lines = [
         f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
         f"  context    {settings.n_ctx} tokens for each of {settings.n_slots} at once, {settings.kv_type} keys and values",
-        f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s, {found.speed.blueprint_s:.0f} s for a blueprint",
+        f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s alone, {_each(found, settings.n_slots):.0f} each of {settings.n_slots} at once; "
+        f"{_seconds(found)}",
+        f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; 95 % of the answers "
+        f"{'late or not at all' if math.isinf(found.earnings.p95_s) else f'within {found.earnings.p95_s:.0f} s'}",
     ]
     for name, need in zip([*gpus, "RAM"], found.demands, strict=True):
         if need.total_bytes:
             lines.append(f"  {name:<10} {_parts(need)}")
     return reflow("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))
+
+
+def _each(found: Placement, answers: int) -> float:
+    return 1 / found.speed.pace.step_of(answers)
+
+
+def _seconds(found: Placement) -> str:
+    """Say how long each task takes alone, in the language that is asked most."""
+    tasks = dict.fromkeys(kind.task for kind in found.earnings.task_s)
+    return ", ".join(f"{task} {found.earnings.seconds_of(task):.0f} s" for task in tasks)
 
 
 def _parts(need: Demand) -> str:

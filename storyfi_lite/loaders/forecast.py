@@ -1,24 +1,30 @@
-"""How long an answer takes here, by task and language: told before validators ask, and used to shorten or refuse in time.
+"""Promises how long an answer takes here, by task and language: told before validators ask, and used to shorten or refuse in time.
 
-The pace comes from a few words in each language (LocalModelLoader.warm_up) and follows the answers since; lengths come from
-the task's schema. An estimate (docs/performance.md has it against what was measured): how long a model likes its sentences,
-and what a machine writes for others at the same time, is not in it. Pure; runs no model.
+The same arithmetic that chose this layout (placement/queue.py, placement/lengths.py), with this machine's measured pace in place of the
+predicted one: from a few words and steps after the load, and from the answers since. An estimate: how long a model likes its
+sentences is not in it. Runs no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from storyfi_lite import tasks
-from storyfi_lite.grammar.schema import Node, Text, pieces
+from storyfi_lite.errors import Busy
+from storyfi_lite.loaders.base import Job
+from storyfi_lite.placement import lengths, queue
+from storyfi_lite.placement.lengths import Work
+from storyfi_lite.placement.queue import Plan
+from storyfi_lite.placement.traffic import Kind
 from storyfi_lite.protocol.limits import DEADLINE_S, FULL_MARKS_S
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.tasks.base import Language
+from storyfi_lite.tasks.base import Language, language_of
 
-LITERAL_CHARS_A_TOKEN = 2.5  # of JSON's own signs and names, which are read like a prompt
-# Of the room between the shortest and the longest texts: what is planned for, and what may be hoped for.
-USUAL_SHARE, LEAST_SHARE = 0.6, 0.3
 _PACE_MEMORY = 0.7
 # Requests like the network's: an input, and stubs for the earlier stages.
 _STUBS = {"blueprint": {"title": "-"}, "characters": {"characters": []}, "story_arc": {"chapters": [{"id": 1}]}}
@@ -30,48 +36,69 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Pace:
-    """Tokens a second of one answer, reading a prompt and writing, and tokens a character of the model's own words in each
-    language of the prompts."""
+    """What was measured: the queue's seconds, and tokens a character of the model's own words in each language of the prompts."""
 
-    prompt_tokens_per_s: float
-    tokens_per_s: float
+    queue: queue.Pace
     tokens_a_char: Mapping[Language, float]
 
-    def after(self, tokens: int, seconds: float, language: Language, chars: int) -> Pace:
-        """With one more answer of so many tokens and characters."""
+    def after(self, tokens: int, seconds: float, language: Language, chars: int, at_once: int = 1) -> Pace:
+        """With one more answer of so many tokens and characters, written in so many seconds beside others."""
+        steps = self.queue
+        slower = steps.step_of(at_once) / steps.step_s
+        step_s = _mean(steps.step_s, seconds / tokens / slower)
+        kept = replace(steps, step_s=step_s, more_s=steps.more_s * step_s / steps.step_s)
         a_char = {**self.tokens_a_char, language: _mean(self.tokens_a_char[language], tokens / chars)}
-        return replace(self, tokens_per_s=_mean(self.tokens_per_s, tokens / seconds), tokens_a_char=a_char)
+        return Pace(kept, a_char)
 
 
-@dataclass(frozen=True)
-class Length:
-    """Characters of an answer: the shortest texts, the longest, and what stands around them."""
+@dataclass
+class Promises:
+    """Decides on requests by what is in hand. `pace` is None before the warm-up: then nothing is shortened or refused."""
 
-    shortest: int
-    longest: int
-    literal: int
+    n_slots: int
+    clock: Callable[[], float] = time.monotonic
+    pace: Pace | None = None
+    _ends_s: dict[int, float] = field(default_factory=dict)  # of what is in hand, on the clock
+    _lock: Any = field(default_factory=threading.Lock)
 
-    @classmethod
-    def of(cls, schema: Node) -> Length:
-        shortest = longest = literal = 0
-        for piece in pieces(schema):
-            if isinstance(piece, str):
-                literal += len(piece)
-            elif isinstance(piece, Text):
-                shortest, longest = shortest + piece.min_chars, longest + piece.max_chars
-            else:
-                item = cls.of(piece.item)
-                shortest += piece.min_items * item.shortest
-                longest += piece.max_items * item.longest
-                literal += piece.min_items * (item.literal + 3)
-        return cls(shortest, longest, literal)
+    def plan(self, job: Job, work: Work | None) -> Plan | None:
+        """Decide how long the answer may be; None if nothing limits it. Raises Busy if not even the shortest is in time."""
+        if self.pace is None or work is None or job.request.max_tokens is not None:
+            return None
+        now_s = self.clock()
+        with self._lock:
+            in_hand_s = [ends_s - now_s for ends_s in self._ends_s.values()]
+        left_s = job.deadline_s - now_s
+        aim_s = left_s if job.aim_s is None else job.aim_s
+        decided = queue.plan(in_hand_s, work, self.pace.queue, self.n_slots, left_s, aim_s)
+        if decided is None:
+            least = queue.plan(in_hand_s, work, self.pace.queue, self.n_slots, float("inf"), 0.0)
+            least_s = least.ends_in_s if least else left_s
+            raise Busy(f"{job.request.task_type} takes {least_s:.0f} s on this machine, {left_s:.0f} s are left")
+        return decided
+
+    def keep(self, future: Future[Any], decided: Plan | None) -> None:
+        """Count what was promised as in hand until it is done."""
+        if decided is None:
+            return
+        with self._lock:
+            self._ends_s[id(future)] = self.clock() + decided.ends_in_s
+        future.add_done_callback(lambda done: self._forget(id(done)))
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            self._ends_s.pop(key, None)
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._ends_s)
 
 
-def seconds(pace: Pace, prompt_tokens: int, length: Length, share: float, tokens_a_char: float) -> float:
-    """For an answer that uses `share` of the room between its shortest and its longest."""
-    read = prompt_tokens + length.literal / LITERAL_CHARS_A_TOKEN
-    chars = length.shortest + share * (length.longest - length.shortest)
-    return read / pace.prompt_tokens_per_s + chars * tokens_a_char / pace.tokens_per_s
+def work_of(request: StoryRequest, tokens_a_char: float, opening: int, bridges: int, thought: int = 0) -> Work:
+    """Return the tokens of an answer: what is read is counted already, and what the model may think before it."""
+    kind = Kind(request.task_type, language_of(request.user_input), len(request.chapter_ids or [1]))
+    told = lengths.work(kind, {kind.language: tokens_a_char})
+    return Work(opening, bridges, thought + told.whole, thought + told.brief, thought + told.least)
 
 
 def examples() -> Iterator[tuple[str, str, StoryRequest]]:

@@ -13,24 +13,27 @@ from pathlib import Path
 
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
-from storyfi_lite.engine.model import ENGINE_NAME
+from storyfi_lite.engine.model import ENGINE_NAME, Feed
 from storyfi_lite.engine.rule import thought_length
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
-from storyfi_lite.errors import BadInput, Busy, EngineError, LiteError
+from storyfi_lite.errors import BadInput, EngineError, LiteError
 from storyfi_lite.futures import follow, settle
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.prose import Prose
 from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.loaders import forecast
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim, Written
-from storyfi_lite.loaders.forecast import Length, Pace
+from storyfi_lite.loaders.forecast import EXAMPLES, Promises
 from storyfi_lite.models.digest import file_sha256
+from storyfi_lite.placement import lengths, queue
+from storyfi_lite.placement.lengths import Work
 from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
 from storyfi_lite.tasks.base import language_of
 
 log = logging.getLogger(__name__)
 
 _WARM_UP_S = 600.0
+_MEASURED_STEPS, _MEASURED_CELLS = 8, 32  # to see what a step of several answers costs
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class LocalModelLoader:
                 raise
         self.sha256 = file_sha256(model.path)  # here, not on the engine's thread: a large file takes minutes once
         self.claim = self._claim(gpu_memory_gb)
-        self._pace: Pace | None = None  # until the warm-up
+        self.promises = Promises(settings.n_slots)
 
     def _claim(self, gpu_memory_gb: float) -> ModelClaim:
         """What was loaded, as the file itself says it."""
@@ -85,17 +88,39 @@ class LocalModelLoader:
     def warm_up(self) -> None:
         """A few words for the commonest task in each language, thrown away: the prompts' beginnings stay cached, and the pace
         is known before the first request. Logs how long each task will take."""
-        said = [(language_of(text), self._few_words(text)) for text in forecast.EXAMPLES.values()]
-        first = said[0][1]
-        self._pace = Pace(
-            len(first.conversation) / max(first.first_token_s, 1e-6),
-            statistics.mean(len(done.tokens) / _writing_s(done) for _, done in said),
-            {language: len(done.tokens) / len(done.text) for language, done in said},
-        )
+        first = self._few_words(EXAMPLES["English"])
+        words = [first, self._few_words(EXAMPLES["Chinese"])]
+        step_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
+        prompt_token_s = max(first.first_token_s, 1e-6) / len(first.conversation)
+        steps = queue.Pace(step_s, step_s * self._more_share(), prompt_token_s)
+        vocabulary = self.engine.model.vocabulary
+        samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
+        a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
+        self.promises.pace = forecast.Pace(steps, a_char)
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
+
+    def _more_share(self) -> float:
+        """What each further answer adds to a step, as a share of a step for one: measured on llama.cpp alone, in a second."""
+        n_slots = self._settings.n_slots
+        if n_slots == 1:
+            return 0.0
+        with self.engine.borrowed() as context:
+            for slot in range(n_slots):
+                context.decode([Feed(slot, 0, [1] * _MEASURED_CELLS, [_MEASURED_CELLS - 1])])
+            taken: dict[int, list[float]] = {1: [], n_slots: []}
+            for at in range(_MEASURED_CELLS, _MEASURED_CELLS + _MEASURED_STEPS):
+                for count, times in taken.items():
+                    start_s = time.perf_counter()
+                    context.decode([Feed(slot, at, [1], [0]) for slot in range(count)])
+                    times.append(time.perf_counter() - start_s)
+                    for slot in range(count):
+                        context.forget(slot, at)
+                context.decode([Feed(slot, at, [1], [0]) for slot in range(n_slots)])
+        one_s, all_s = (statistics.median(times) for times in taken.values())
+        return max(0.0, (all_s / one_s - 1) / (n_slots - 1))
 
     def _few_words(self, user_input: str) -> Generation:
         script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
@@ -107,39 +132,33 @@ class LocalModelLoader:
         """After the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
         found: dict[str, dict[str, tuple[float, float]]] = {}
         for task, language, request in forecast.examples():
-            found.setdefault(task, {})[language] = (self._seconds(request), self._seconds(request, brief=True))
+            work, pace = self._work(request), self.promises.pace
+            if work is not None and pace is not None:
+                read_s = (work.opening + work.bridges) * pace.queue.prompt_token_s
+                usual_s, least_s = (read_s + tokens * pace.queue.step_s for tokens in (work.whole, work.least))
+                found.setdefault(task, {})[language] = usual_s, least_s
         return found
 
-    def _seconds(self, request: StoryRequest, brief: bool = False) -> float:
-        """Of a usual answer; with `brief`, of the shortest that may be hoped for. 0 before the warm-up."""
-        if self._pace is None:
-            return 0.0
-        task = tasks.get(request.task_type)
-        length = Length.of(task.constraint(request, brief).schema)
+    def _work(self, request: StoryRequest) -> Work | None:
+        """The tokens of this request's answer; None before the warm-up, and where the context has no room for it."""
+        if self.promises.pace is None:
+            return None
         asked = self.engine.model.vocabulary.tokenize(request.user_input, special=False)
-        language = language_of(request.user_input)
-        tokens_a_char = max(
-            self._pace.tokens_a_char[language], len(asked) / len(request.user_input)
-        )  # Thai is not English
-        prompt_tokens = len(self.engine.conversation(task.script(request)))
-        share = forecast.LEAST_SHARE if brief else forecast.USUAL_SHARE
-        thinking_s = (self._think_tokens or 0) / self._pace.tokens_per_s
-        return thinking_s + forecast.seconds(self._pace, prompt_tokens, length, share, tokens_a_char)
-
-    def _is_brief(self, job: Job) -> bool:
-        """Whether only a short answer is in time. Raises Busy if not even that is."""
-        left_s = job.deadline_s - time.monotonic()
-        if job.request.max_tokens is not None or self._seconds(job.request) <= min(left_s, job.aim_s or left_s):
-            return False
-        least_s = self._seconds(job.request, brief=True)
-        if least_s > left_s:
-            raise Busy(f"{job.request.task_type} takes {least_s:.0f} s on this machine, {left_s:.0f} s are left")
-        return True
+        a_char = self.promises.pace.tokens_a_char[language_of(request.user_input)]
+        a_char = max(a_char, len(asked) / len(request.user_input))  # Thai is not English
+        conversation = self.engine.conversation(tasks.get(request.task_type).script(request))
+        opening = len(conversation.opening)
+        bridges, thought = len(conversation) - opening, self._think_tokens or 0
+        work = forecast.work_of(request, a_char, opening, bridges, thought)
+        return work.within(self._settings.n_ctx)
 
     def submit(self, job: Job) -> Future[Answer]:
         task = tasks.get(job.request.task_type)
-        constraint = task.constraint(job.request, brief=self._is_brief(job))
+        decided = self.promises.plan(job, self._work(job.request))
+        brief = decided is not None and decided.brief
+        constraint = task.constraint(job.request, brief)
         script = task.script(job.request, constraint).thinking(self._think_tokens)
+        budget = max(script.min_tokens_bound, decided.most) if decided is not None and brief else job.request.max_tokens
         sampling = SamplingParams(job.seed)
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
@@ -148,21 +167,23 @@ class LocalModelLoader:
                 script=script,
                 sampling=sampling,
                 deadline_s=job.deadline_s,
-                max_tokens=job.request.max_tokens,
+                max_tokens=budget,
                 priority=job.priority,
                 aim_s=job.aim_s,
                 on_tokens=self._teller(script, job.on_text) if job.on_text else None,
             )
         )
 
+        self.promises.keep(inner, decided)
+
         def convert(generation: Generation) -> Answer:
-            if self._pace is not None:
+            if self.promises.pace is not None:
                 language, chars = language_of(job.request.user_input), len(generation.text)
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
-                self._pace = self._pace.after(
-                    len(generation.tokens) - thought, share * _writing_s(generation), language, chars
-                )
+                written = len(generation.tokens) - thought, share * _writing_s(generation)
+                at_once = min(self._settings.n_slots, self.promises.in_hand + 1)
+                self.promises.pace = self.promises.pace.after(*written, language, chars, at_once)
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)

@@ -85,15 +85,15 @@ class KernelBench:
         self._ggml.ggml_backend_buffer_free(self._buffer)
         self._ggml.ggml_backend_free(self._backend)
 
-    def weights_gb_s(self, kind: int, quantizes: bool = True, columns: int = COLUMNS) -> float:
-        """Measure how fast a matrix of this ggml_type is read for a product with one vector, in GB/s. `quantizes`: whether such a
-        matrix can be made here; else any bytes must do."""
+    def weights_gb_s(self, kind: int, quantizes: bool = True, columns: int = COLUMNS, tokens: int = 1) -> float:
+        """Measure how fast a matrix of this ggml_type is read for a product with one vector, or those of several tokens, in GB/s.
+        `quantizes`: whether such a matrix can be made here; else any bytes must do."""
         ggml, rows = self._ggml, ROWS * COLUMNS // columns
         size = rows * ggml.ggml_row_size(kind, columns)
 
         def product(context: Any) -> tuple[Any, dict[Any, bytes]]:
             matrix = ggml.ggml_new_tensor_3d(context, kind, columns, rows, 1)
-            vector = ggml.ggml_new_tensor_3d(context, F32, columns, 1, 1)
+            vector = ggml.ggml_new_tensor_3d(context, F32, columns, tokens, 1)
             data = {matrix: self._tile(kind, quantizes, columns), vector: self._numbers[0, :columns].tobytes()}
             return ggml.ggml_mul_mat(context, matrix, vector), data
 

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from storyfi_lite.loaders.base import Answer, Loader
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner.admission import Admitted, Caller
+from storyfi_lite.miner.requests import RequestLog
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.wire.http_status import Refused
 
@@ -91,7 +92,10 @@ class Minute:
 class Metrics:
     """Counts and logs the requests of one miner."""
 
-    def __init__(self, loader: Loader, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, loader: Loader, clock: Callable[[], float] = time.monotonic, requests: RequestLog | None = None
+    ) -> None:
+        self._kept = requests
         self.registry = CollectorRegistry()
         self.answers: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self.refusals: deque[Event] = deque(maxlen=KEPT_EVENTS)
@@ -139,6 +143,8 @@ class Metrics:
     def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer, response: StoryResponse) -> None:
         task, caller = admitted.request.task_type, admitted.caller
         self._count(task, wire, "answered")
+        if self._kept:
+            self._kept.add(admitted.request, seconds, "answered", answer.completion_tokens)
         minute = self._this_minute()
         minute.answered += 1
         minute.seconds += seconds
@@ -161,6 +167,8 @@ class Metrics:
         """Record a request that was admitted and not answered. `outcome` is the error type's name."""
         task, who = admitted.request.task_type, _name(admitted.caller)
         self._count(task, wire, outcome)
+        if self._kept:
+            self._kept.add(admitted.request, seconds, outcome)
         self._this_minute().lost += 1
         self.answers.appendleft(Event(time.time(), task, who, outcome, seconds))
         facts = {"task": task, "wire": wire, "caller": who, "seconds": round(seconds, 2), "outcome": outcome}

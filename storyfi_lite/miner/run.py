@@ -23,6 +23,7 @@ from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.nonces import SqliteNonceStore
+from storyfi_lite.miner.requests import RequestLog
 from storyfi_lite.miner.service import StoryService
 from storyfi_lite.opening.loader import open_loader
 from storyfi_lite.opening.local import Notices
@@ -76,6 +77,7 @@ async def _run(options: MineOptions) -> None:
         transports: list[Transport] = [BtAuth(hotkey), Dendrite(hotkey)]
         # a nonce is kept as long as its signature counts
         retention_s = max(transport.window_s for transport in transports)
+        requests = RequestLog(state_dir / hotkey / "requests.jsonl")
         nonces = SqliteNonceStore(state_dir / hotkey / "nonces.sqlite", retention_s)
         opened.callback(nonces.close)
         session = await connect(
@@ -96,7 +98,7 @@ async def _run(options: MineOptions) -> None:
             loader,
             Gate(session, nonces, policy),
             StoryService(loader, hotkey),
-            _metrics(loader, session),
+            _metrics(loader, session, requests),
             transports,
             facts=lambda: {"Model": model, **_cards(options, hotkey, session)},
             open_operator_pages=options.open_pages,
@@ -141,8 +143,8 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
     )
 
 
-def _metrics(loader: Loader, session: ChainSession) -> Metrics:
-    metrics = Metrics(loader)
+def _metrics(loader: Loader, session: ChainSession, requests: RequestLog) -> Metrics:
+    metrics = Metrics(loader, requests=requests)
     watch_gpus(metrics.registry)
 
     def figure(value: float | None) -> float:

@@ -20,6 +20,7 @@ from storyfi_lite.machine import limits
 log = logging.getLogger(__name__)
 
 NARROW_COLUMNS = 512
+TOGETHER = 8  # tokens in one step, to see what each further one costs
 # ggml_type of ggml.h
 TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_XS": 23,
          "IQ2_XXS": 16, "F16": 1}  # fmt: skip
@@ -30,21 +31,25 @@ SPARE_CORE_SHARE = 0.2  # that other programs may use of the cores we count on
 
 @dataclass(frozen=True)
 class CpuSpeed:
-    """`gb_s`: of quantized weights, by type. `attention_ns`, by type of key and value: for each query head, cell and
-    number of a key. `row_ns`: for each row of a matrix, however short."""
+    """`gb_s`: of quantized weights, by type, for one token. `more_share`: what each further token of the same step costs, as a share
+    of the first. `attention_ns`, by type of key and value: for each query head, cell and number of a key. `row_ns`: for each row of a
+    matrix, however short."""
 
     gb_s: dict[str, float]
     attention_ns: dict[str, float]
     row_ns: float
+    more_share: dict[str, float]
 
     def best_of(self, other: CpuSpeed) -> CpuSpeed:
         """Kernel by kernel: whatever disturbs, slows."""
         gb_s = {kind: max(speed, other.gb_s[kind]) for kind, speed in self.gb_s.items()}
         attention_ns = {kind: min(ns, other.attention_ns[kind]) for kind, ns in self.attention_ns.items()}
-        return CpuSpeed(gb_s, attention_ns, min(self.row_ns, other.row_ns))
+        more = {kind: min(share, other.more_share[kind]) for kind, share in self.more_share.items()}
+        return CpuSpeed(gb_s, attention_ns, min(self.row_ns, other.row_ns), more)
 
 
-FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0)  # without llama.cpp: two slow cores
+# without llama.cpp: two slow cores
+FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0, dict.fromkeys(TYPES, 0.5))
 
 
 @cache
@@ -102,6 +107,10 @@ def measure_cpu(n_threads: int) -> CpuSpeed:
         weights = {
             name: round(bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE), 2) for name, kind in TYPES.items()
         }
+        several = {
+            name: bench.weights_gb_s(kind, name not in NEEDS_IMPORTANCE, tokens=TOGETHER)
+            for name, kind in TYPES.items()
+        }
         attention = {
             name: round(bench.attention_ns(TYPES[kind]), 4) for name, kind in (("f16", "F16"), ("q8_0", "Q8_0"))
         }
@@ -110,4 +119,6 @@ def measure_cpu(n_threads: int) -> CpuSpeed:
     wide_ns = COLUMNS * 34 / 32 / weights["Q8_0"]
     narrow_ns = NARROW_COLUMNS * 34 / 32 / narrow_gb_s
     row_ns = (narrow_ns * COLUMNS - wide_ns * NARROW_COLUMNS) / (COLUMNS - NARROW_COLUMNS)
-    return CpuSpeed(weights, attention, round(max(0.0, row_ns), 2))
+    more = {name: (weights[name] / several[name] - 1) / (TOGETHER - 1) for name in weights}
+    shares = {name: round(min(1.0, max(0.0, share)), 3) for name, share in more.items()}
+    return CpuSpeed(weights, attention, round(max(0.0, row_ns), 2), shares)

@@ -11,6 +11,8 @@ from storyfi_lite.models.gguf import Header, read_local
 from storyfi_lite.models.hub import read_remote
 from storyfi_lite.models.registry import GGUFFile, ModelSpec
 from storyfi_lite.models.store import Store
+from storyfi_lite.placement import tokenizer
+from storyfi_lite.placement.lengths import TokensAChar
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,9 @@ class Catalog(Protocol):
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
         """Return the file's header; None if it is not known: then the registry's figures are used."""
 
+    def tokens_a_char(self, spec: ModelSpec, file: GGUFFile) -> TokensAChar | None:
+        """Return what the file's own tokenizer makes of text; None if the file is not here: then the table is used."""
+
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int: ...
 
 
@@ -26,6 +31,9 @@ class EmptyCatalog:
     """Knows no file: for planning a machine that is only described."""
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
+        return None
+
+    def tokens_a_char(self, spec: ModelSpec, file: GGUFFile) -> TokensAChar | None:
         return None
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
@@ -38,6 +46,7 @@ class StoreCatalog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._local = cache(lambda path: read_local(path))
+        self._tokens = cache(tokenizer.tokens_a_char)
         self.remote: dict[tuple[str, str], Header] = {}
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
@@ -45,6 +54,9 @@ class StoreCatalog:
         if self._store.is_complete(spec, file):
             return self._local(self._store.path(spec, file))
         return self.remote.get((spec.key, file.quant))
+
+    def tokens_a_char(self, spec: ModelSpec, file: GGUFFile) -> TokensAChar | None:
+        return self._tokens(self._store.path(spec, file)) if self._store.is_complete(spec, file) else None
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
         return self._store.missing_bytes(spec, file)

@@ -1,14 +1,15 @@
-"""Finds the best settings under which one model file fits one machine.
+"""Finds the settings under which one model file fits one machine: which of them earns most is for plan.py to say.
 
-Where the weights may stay in the file, the widest batch that fits comes first: it is what one pass over the file serves. Then
-the order is: all on the GPU with f16 keys and values, then with quantized ones; a mixture's experts to RAM, as few as need be;
-then fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all.
+For each type of keys and values and each number of slots: all on the GPU; else a mixture's experts to RAM, as few as need be;
+else fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all. Where
+the weights may stay in the file, the widest batch that fits is taken: it is what one pass over the file serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from storyfi_lite.engine.settings import EngineSettings, KVType
 from storyfi_lite.machine.hardware import Hardware
@@ -19,8 +20,9 @@ from storyfi_lite.placement.weights import Weights
 GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
-GPU_SLOTS = (4, 2)  # requests at once where memory is left over
 MAPPED_BATCHES = (8192, 4096, 2048, 1024, 512, 256)  # tokens
+UNASKED_KV_TYPES = KV_TYPES[:2]  # q4_0 costs answers their quality, and is for step_down's last resort
+MAX_SLOTS = 8
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
 
 
@@ -37,12 +39,22 @@ def room_bytes(hardware: Hardware) -> list[int]:
 
 
 class Fitter:
-    """Finds the settings for one model on one machine, by memory.demand. `kv_type` None tries several."""
+    """Finds the settings for one model on one machine, by memory.demand. `kv_type` None tries several. `at_once`: as many slots at most
+    are worth their memory."""
 
-    def __init__(self, arch: Architecture, weights: Weights, hardware: Hardware, kv_type: KVType | None = None) -> None:
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: Weights,
+        hardware: Hardware,
+        kv_type: KVType | None = None,
+        at_once: int = 4,
+    ) -> None:
         self.arch, self.weights = arch, weights
-        self._kv_types = (kv_type,) if kv_type else kv_types(arch)
-        self._kv_where_tight = self._kv_types[:2][-1]
+        unasked = tuple(kv for kv in kv_types(arch) if kv in UNASKED_KV_TYPES)
+        self._kv_types = (kv_type,) if kv_type else unasked
+        most = min(at_once, MAX_SLOTS)
+        self._slots = sorted({1, most, *(2**power for power in range(most.bit_length()))})
         self._gpus = hardware.usable_gpus
         *gpu_room, self.host_room = room_bytes(hardware)
         # figures from models.yaml are good to a percent or two; those of a header to the byte
@@ -56,49 +68,70 @@ class Fitter:
         fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))
         return settings if fits else None
 
-    def best(self, base: EngineSettings) -> EngineSettings | None:
-        """Return the best settings that fit; None if none do."""
-        if not base.mapped:
-            return self._best(base)
-        for width in MAPPED_BATCHES:
-            wide = replace(base, n_batch=width, n_ubatch=width, n_ctx=max(width, base.n_ctx))
-            if fit := self._best(wide):
-                return fit
-        return None
+    def layouts(self, base: EngineSettings) -> Iterator[EngineSettings]:
+        """Yield the settings that fit and may be the best: with each number of slots, one first, and each type of keys and values, as
+        much as fits on the GPUs. Whole with f16, the same with q8_0 is no better."""
+        widths = (
+            replace(base, n_batch=width, n_ubatch=width, n_ctx=max(width, base.n_ctx)) for width in MAPPED_BATCHES
+        )
+        for wide in widths if base.mapped else [base]:
+            fits = [fit for n_slots in self._slots for fit in self._with_slots(replace(wide, n_slots=n_slots))]
+            yield from fits
+            if fits:
+                return
 
-    def _best(self, base: EngineSettings) -> EngineSettings | None:
+    def _with_slots(self, base: EngineSettings) -> Iterator[EngineSettings]:
+        for kv in self._kv_types:
+            if self.arch.name == "phi3" and kv != "f16" and base.n_slots > 1:
+                continue  # llama.cpp aborts
+            fit = self.most(replace(base, kv_type=kv))
+            if fit:
+                yield fit
+                if fit.n_gpu_layers > self.arch.block_count and not fit.experts_in_ram:
+                    return
+
+    def most(self, settings: EngineSettings) -> EngineSettings | None:
+        """Return these settings with as much on the GPUs as fits: all; all but some layers' experts; some layers. None if nothing
+        fits."""
         layers = self.arch.block_count
         if not self._gpus:
-            return self._first(replace(base, kv_type=kv) for kv in self._kv_types)
-        tight = replace(base, kv_type=self._kv_where_tight)
-        # one by one, not by halving: more in RAM may not fit either
-        experts = (replace(tight, experts_in_ram=n) for n in range(1, layers + 1) if self.arch.expert_count)
-        tries = [*((moved, layers + 1) for moved in experts), *((tight, n) for n in range(layers, -1, -1))]
-        return self._whole(base) or next((fit for one in tries if (fit := self._with_layers(*one))), None)
+            return self.check(settings)
+        whole = replace(settings, n_gpu_layers=layers + 1)
+        tries = [[whole], [replace(whole, n_gpu_layers=n) for n in range(layers, -1, -1)]]
+        if self.arch.expert_count:
+            tries.insert(1, [replace(whole, experts_in_ram=n) for n in range(1, layers + 1)])
+        return next((fit for one in tries if (fit := self._first(one))), None)
 
-    def _first(self, tries: Iterable[EngineSettings]) -> EngineSettings | None:
-        return next((fit for settings in tries if (fit := self.check(settings))), None)
+    def _first(self, tries: list[EngineSettings]) -> EngineSettings | None:
+        """Find the first of `tries`, each of which takes less of the GPUs than the one before, that fits there; None if it does
+        not fit into the RAM: those after it take more of that."""
+        low, high = 0, len(tries)
+        while low < high:
+            middle = (low + high) // 2
+            if self._on_gpus(tries[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        # near the edge of what fits, a layer fewer may take a little more: a copy of what is then in RAM
+        near = range(max(0, low - 2), min(len(tries), low + 3))
+        return next((fit for at in near if (one := self._on_gpus(tries[at])) and (fit := self.check(one))), None)
 
-    def _whole(self, base: EngineSettings) -> EngineSettings | None:
-        """Put all layers on the GPUs. More slots are tried on the same GPUs only, since one slower GPU more would slow every answer,
-        and only with f16: if keys and values must be quantized to fit, no second slot fits."""
-        for kv in self._kv_types:
-            fit = self._with_layers(replace(base, kv_type=kv), self.arch.block_count + 1)
-            if fit:
-                slots = GPU_SLOTS if kv == "f16" else ()
-                return self._first(replace(fit, n_slots=n) for n in slots) or fit
-        return None
-
-    def _with_layers(self, settings: EngineSettings, n_gpu_layers: int) -> EngineSettings | None:
-        """Put `n_gpu_layers` layers on the GPUs, by the first split that fits."""
-        settings = replace(settings, n_gpu_layers=n_gpu_layers)
+    def _on_gpus(self, settings: EngineSettings) -> EngineSettings | None:
+        """Return the settings with the first split of the layers under which every GPU's part fits; None if there is none."""
+        count = settings.n_gpu_layers
         if len(self._gpus) < 2:
-            return self.check(replace(settings, tensor_split=()))
-        speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
-        alone = sorted(range(len(speed)), key=lambda i: (-speed[i], i))
-        splits = [tuple(float(i == one) * max(n_gpu_layers, 1) for i in range(len(speed))) for one in alone]
-        fit = self._first(replace(settings, tensor_split=split) for split in splits)
-        return fit or self._first(replace(settings, tensor_split=self._split(settings, fill)) for fill in _FILL)
+            splits: Iterable[tuple[float, ...]] = [()]
+        else:
+            speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
+            fastest = sorted(range(len(speed)), key=lambda i: (-speed[i], i))
+            alone = [tuple(float(i == one) * max(count, 1) for i in range(len(speed))) for one in fastest]
+            splits = chain(alone, (self._split(settings, fill) for fill in _FILL))
+        for split in splits:
+            one = replace(settings, tensor_split=split)
+            demands = demand(self.arch, self.weights, one, len(self._gpus))
+            if all(need.total_bytes <= room for need, room in zip(demands, self.gpu_room, strict=False)):
+                return one
+        return None
 
     def _split(self, settings: EngineSettings, fill: float) -> tuple[float, ...]:
         """Share out whole layers: fill each GPU in turn to `fill` of its room; the rest goes to the last."""

@@ -12,7 +12,9 @@ Working memory is an upper bound, the same for every architecture. What is about
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from dataclasses import replace
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.models.registry import Architecture
@@ -34,10 +36,7 @@ def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_
     start = n_layers + 1 - count
     shares = split if split and any(split) else (1.0,) * n_gpus
     edges = [sum(shares[: i + 1]) / sum(shares) for i in range(n_gpus)]
-    devices = [-1] * start
-    for i in range(count):
-        devices.append(next((d for d, edge in enumerate(edges) if i / count < edge), n_gpus - 1))
-    return devices
+    return [-1] * start + [min(bisect_right(edges, i / count), n_gpus - 1) for i in range(count)]
 
 
 def cells_per_slot(settings: EngineSettings) -> int:
@@ -48,7 +47,10 @@ def cells_per_slot(settings: EngineSettings) -> int:
 
 def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int | None = None) -> int:
     """Return the bytes of one layer's keys and values for all slots; of the largest layer if `layer` is None."""
-    heads = arch.attention_head_count_kv if layer is None else arch.kv_heads(layer)
+    return _kv_bytes(arch, settings, arch.attention_head_count_kv if layer is None else arch.kv_heads(layer))
+
+
+def _kv_bytes(arch: Architecture, settings: EngineSettings, heads: int) -> int:
     values = heads * (arch.key_length + arch.value_length)
     return int(values * KV_BYTES[settings.kv_type]) * cells_per_slot(settings) * settings.n_slots
 
@@ -57,10 +59,13 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     """Estimate the demand on each GPU, in llama.cpp's order, and last on the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     weight, kv = [0] * (n_gpus + 1), [0] * (n_gpus + 1)
+    by_heads = {
+        heads: _kv_bytes(arch, settings, heads) for heads in {*arch.kv_heads_by_layer, arch.attention_head_count_kv}
+    }
     for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
         weight[device] += layer.dense_bytes
         weight[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes
-        kv[device] += kv_layer_bytes(arch, settings, number)
+        kv[device] += by_heads[arch.kv_heads(number)]
     weight[-1] += weights.embedding_bytes
     weight[devices[-1]] += weights.output_bytes + (weights.tied_bytes if devices[-1] >= 0 else 0)
     if settings.mapped:
@@ -74,8 +79,11 @@ def with_context(buffers: Iterable[Demand], settings: EngineSettings) -> list[De
     """Add to llama.cpp's buffers, each GPU's and the host's, what the driver and Python take."""
     *gpus, host = buffers
     used = settings.used_gpus(len(gpus))
-    beside = [Demand(context_bytes=CUDA_CONTEXT_BYTES if number in used else 0) for number in range(len(gpus))]
-    return [*(need + more for need, more in zip(gpus, beside, strict=True)), host + Demand(context_bytes=PROCESS_BYTES)]
+    taken = [
+        replace(need, context_bytes=need.context_bytes + CUDA_CONTEXT_BYTES) if number in used else need
+        for number, need in enumerate(gpus)
+    ]
+    return [*taken, replace(host, context_bytes=host.context_bytes + PROCESS_BYTES)]
 
 
 def _compute_bytes(

@@ -1,9 +1,12 @@
-"""Chooses which model file a machine should run, and how, with the reasons in words. It loads nothing."""
+"""Chooses which model file a machine should run, and how, by what it is expected to earn, with the reasons in words. It loads
+nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
@@ -12,11 +15,13 @@ from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
 from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import SPARE_BYTES
-from storyfi_lite.options import MIN_QUANT, ModelOptions, PlacementPolicy
-from storyfi_lite.placement import memory, speed, weights
+from storyfi_lite.options import MIN_QUANT, ModelOptions
+from storyfi_lite.placement import lengths, memory, reward, speed, traffic, weights
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import Fitter, kv_types, room_bytes
-from storyfi_lite.protocol.limits import AIM_S, FULL_MARKS_S
+from storyfi_lite.placement.reward import Earnings
+from storyfi_lite.placement.traffic import Traffic
+from storyfi_lite.protocol.limits import FULL_MARKS_S
 
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
 # bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
@@ -25,6 +30,11 @@ QUANT_BITS = {"IQ1_S": 1.6, "TQ1_0": 1.7, "IQ1_M": 1.8, "IQ2_XXS": 2.1, "TQ2_0":
               "Q3_K_L": 4.2, "MXFP4": 4.3, "IQ4_XS": 4.3, "IQ4_NL": 4.5, "NVFP4": 4.5, "Q4_0": 4.5, "Q4_K_S": 4.6, "Q4_K": 4.8,
               "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_K_S": 5.5, "Q5_K": 5.7, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q6_K": 6.6, "Q8_0": 8.5,
               "Q8_K": 8.6, "F16": 16.0, "BF16": 16.0, "F32": 32.0}  # fmt: skip
+FINE_BITS = QUANT_BITS["Q5_K_M"]  # finer ones are not told apart
+TIE = 0.995  # who earns this share of the best earns as much: predictions are no better
+GOOD_SCORE = 0.98  # of all points: nothing is cut that costs any
+LEAST_SCORE = 0.25  # of all points: a machine that has fewer answers hardly anybody in time
+POLICY_SHARE = 0.8  # of the best reward, that the fastest and the largest must earn too
 GIB = 2**30
 
 
@@ -40,13 +50,14 @@ class Placement:
     settings: EngineSettings
     demands: tuple[Demand, ...]
     speed: speed.Speed
+    earnings: Earnings
+    a_char: lengths.TokensAChar
+    traffic: Traffic
     reasons: tuple[str, ...] = ()
 
     def at(self, settings: EngineSettings, hardware: Hardware) -> Placement:
-        """Return a placement of the same file with other settings; demands and speed are predicted anew."""
-        demands = tuple(memory.demand(self.arch, self.loads, settings, len(hardware.usable_gpus)))
-        predicted = speed.predict(self.arch, self.loads, settings, hardware)
-        return replace(self, settings=settings, demands=demands, speed=predicted)
+        """Return a placement of the same file with other settings; demands, speed and earnings are predicted anew."""
+        return _placement(self.spec, self.file, self.arch, self.loads, settings, hardware, self.a_char, self.traffic)
 
     def measured(self, buffers: tuple[Demand, ...] | None, hardware: Hardware) -> Placement:
         """Return this placement with the buffers that llama.cpp says it will take (engine/dry_run.py) in place of the prediction;
@@ -76,6 +87,11 @@ class Placement:
         return self.n_on_gpu == self.n_layers and not self.settings.experts_in_ram
 
     @property
+    def room_bytes(self) -> int:
+        """Return the bytes that it takes of GPUs and RAM, below zero: the greater, the more is left."""
+        return -sum(need.total_bytes for need in self.demands)
+
+    @property
     def where(self) -> str:
         if not self.n_on_gpu:
             return "in the file, on the CPU" if self.settings.mapped else "in RAM, on the CPU"
@@ -89,40 +105,111 @@ class Placement:
             "layers": self.n_layers, "layers_on_gpu": self.n_on_gpu, "settings": asdict(self.settings),
             "predicted_bytes": [{**asdict(need), "total_bytes": need.total_bytes} for need in self.demands],
             "predicted_tokens_per_s": round(self.speed.tokens_per_s, 2),
-            "predicted_blueprint_s": round(self.speed.blueprint_s, 1),
+            "expected_reward": round(self.earnings.reward, 4), "expected_score": round(self.earnings.score, 4),
+            "late_share": round(self.earnings.late, 4),
+            "p95_s": None if math.isinf(self.earnings.p95_s) else round(self.earnings.p95_s, 1),
+            "predicted_blueprint_s": round(self.earnings.seconds_of("blueprint"), 1),
             "speed_from": self.speed.basis, "from_header": self.loads.exact, "reasons": list(self.reasons),
         }  # fmt: skip
 
 
-def place_file(
-    spec: ModelSpec, file: GGUFFile, hardware: Hardware, options: ModelOptions, header: Header | None
+def _placement(
+    spec: ModelSpec,
+    file: GGUFFile,
+    arch: Architecture,
+    loads: weights.Weights,
+    settings: EngineSettings,
+    hardware: Hardware,
+    a_char: lengths.TokensAChar,
+    asked: Traffic,
 ) -> Placement:
-    """Find the best way to run one file, by its header or else by the registry's figures. Raises DoesNotFit."""
+    demands = tuple(memory.demand(arch, loads, settings, len(hardware.usable_gpus)))
+    predicted = speed.predict(arch, loads, settings, hardware)
+    earns = reward.expected(predicted.pace, settings.n_slots, settings.n_ctx, spec.multiplier, asked, a_char)
+    return Placement(spec, file, arch, loads, settings, demands, predicted, earns, a_char, asked)
+
+
+def place_file(
+    spec: ModelSpec,
+    file: GGUFFile,
+    hardware: Hardware,
+    options: ModelOptions,
+    header: Header | None,
+    a_char: lengths.TokensAChar | None = None,
+) -> Placement:
+    """Find the best way to run one file, by its header or else by the registry's figures. `a_char`: its tokens a character, if they
+    are known. Raises DoesNotFit."""
     arch = architecture(header, file.parts[0].path) if header else spec.architecture
     if options.n_ctx and options.n_ctx > arch.context_length:
         raise DoesNotFit(f"--ctx {options.n_ctx} is more than the {arch.context_length} tokens that it was made for")
     loads = weights.from_header(header, arch.block_count) if header else weights.from_registry(arch, file)
     n_ctx, n_threads = options.n_ctx or MIN_CONTEXT, options.n_threads or 0
     base = EngineSettings(n_ctx=n_ctx, n_threads=n_threads, mapped=options.mapped)
-    settings = Fitter(arch, loads, hardware, options.kv_type).best(base)
-    if settings is None:
-        gpus, smallest = hardware.usable_gpus, replace(base, kv_type=kv_types(arch)[-1])
-        need_bytes = sum(need.total_bytes for need in memory.demand(arch, loads, smallest, len(gpus)))
-        free_bytes = hardware.ram_available_bytes + sum(gpu.free_bytes for gpu in gpus)
-        reserve_bytes = free_bytes - sum(room_bytes(hardware))
-        holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
-        raise DoesNotFit(
-            f"{file.quant} does not fit: it needs {need_bytes / GIB:.1f} GiB, {loads.file_bytes / GIB:.1f} of them for its weights; "
-            f"{free_bytes / GIB:.1f} GiB of RAM{' and GPU memory' if gpus else ''} are free, "
-            f"{reserve_bytes / GIB:.1f} of them kept for the system"
-            + (f"; the GPU is also held by {holders}" if holders else "")
-        )
-    demands = tuple(memory.demand(arch, loads, settings, len(hardware.usable_gpus)))
-    return Placement(spec, file, arch, loads, settings, demands, speed.predict(arch, loads, settings, hardware))
+    asked = traffic_of(options)
+    a_char = a_char or lengths.tokens_a_char(arch.vocab_size)
+    at_once = 1 if options.kv_type else max(asked.together)  # a replay is one at a time
+    fitter = Fitter(arch, loads, hardware, options.kv_type, at_once)
+    found: list[Placement] = []
+    for n_ctx in [options.n_ctx] if options.n_ctx else _contexts(arch, asked, a_char):
+        for one in fitter.layouts(replace(base, n_ctx=n_ctx)):
+            found.append(_placement(spec, file, arch, loads, one, hardware, a_char, asked))
+            if found[-1].earnings.score < LEAST_SCORE:
+                break  # too slow for one answer: more at once are no faster
+        if found and max(one.earnings.score for one in found) > GOOD_SCORE:
+            break  # more context earns nothing
+    if not found:
+        raise DoesNotFit(_too_large(file, arch, loads, base, hardware))
+    most = _most(found)
+
+    def rank(one: Placement) -> tuple[float, ...]:
+        same = one.earnings.reward >= TIE * most
+        layout = one.settings
+        on_gpus = one.n_on_gpu - layout.experts_in_ram
+        return same, same or one.earnings.reward, on_gpus, layout.kv_type == "f16", layout.n_slots, one.room_bytes
+
+    return max(found, key=rank)
 
 
-def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    """Find the best way to run one model: its finest file that is fast enough, else its fastest. Raises DoesNotFit."""
+def _contexts(arch: Architecture, asked: Traffic, a_char: lengths.TokensAChar) -> list[int]:
+    """Return the tokens of context that are worth a try: the least, and what the longest task needs."""
+    works = [lengths.work(kind, a_char) for kind in asked.kinds]
+    longest = max(one.opening + one.bridges + one.whole for one in works)
+    needed = min(-(-longest // 512) * 512, arch.context_length)
+    return sorted({MIN_CONTEXT, max(MIN_CONTEXT, needed)})
+
+
+def _too_large(
+    file: GGUFFile, arch: Architecture, loads: weights.Weights, base: EngineSettings, hardware: Hardware
+) -> str:
+    gpus, smallest = hardware.usable_gpus, replace(base, kv_type=kv_types(arch)[-1])
+    need_bytes = sum(need.total_bytes for need in memory.demand(arch, loads, smallest, len(gpus)))
+    free_bytes = hardware.ram_available_bytes + sum(gpu.free_bytes for gpu in gpus)
+    reserve_bytes = free_bytes - sum(room_bytes(hardware))
+    holders = ", ".join(holder for gpu in gpus for holder in gpu.holders)
+    return (
+        f"{file.quant} does not fit: it needs {need_bytes / GIB:.1f} GiB, {loads.file_bytes / GIB:.1f} of them for its weights; "
+        f"{free_bytes / GIB:.1f} GiB of RAM{' and GPU memory' if gpus else ''} are free, "
+        f"{reserve_bytes / GIB:.1f} of them kept for the system"
+        + (f"; the GPU is also held by {holders}" if holders else "")
+    )
+
+
+def _most(found: list[Placement]) -> float:
+    return max(one.earnings.reward for one in found)
+
+
+def traffic_of(options: ModelOptions) -> Traffic:
+    """Return the traffic to plan for. Raises BadInput."""
+    return _traffic(options.traffic or traffic.NETWORK)
+
+
+@lru_cache
+def _traffic(path: Path) -> Traffic:
+    return traffic.read(path)
+
+
+def place_files(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> list[Placement]:
+    """Find the best way to run each file of one model that the options allow. Raises DoesNotFit if there is none."""
     if options.quant and options.name:
         files = [spec.file(options.quant)]
     elif options.quant:
@@ -137,7 +224,8 @@ def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalo
             if missing and missing + SPARE_BYTES > free:
                 to_fetch = f"{missing / 1e9:.1f} GB to fetch, the disk has {free / 1e9:.1f} GB free"
                 raise DoesNotFit(f"{file.quant} is {to_fetch}")
-            placed.append(place_file(spec, file, hardware, options, catalog.header(spec, file)))
+            header = catalog.header(spec, file)
+            placed.append(place_file(spec, file, hardware, options, header, catalog.tokens_a_char(spec, file)))
         except (DoesNotFit, BadInput) as error:
             if options.quant and isinstance(error, BadInput):
                 raise
@@ -145,12 +233,31 @@ def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalo
     if not placed:
         wanted = f"of {options.quant}" if options.quant else f"as fine as {options.min_quant or MIN_QUANT}"
         raise DoesNotFit(refused[0] if refused else f"it has no file {wanted}")
-    in_time = [one for one in placed if one.speed.blueprint_s <= AIM_S]
+    return placed
+
+
+def choose(placed: list[Placement], options: ModelOptions, catalog: Catalog) -> Placement:
+    """Choose by the policy. Who earns as much as the best, nearly, is told apart by how near the file is, how fine, and by the memory
+    that is left."""
+    most = _most(placed)
+
+    def rank(one: Placement) -> tuple[float, ...]:
+        if not most:  # all too slow: who is nearest to be in time
+            return _at_hand(one, catalog), one.speed.tokens_per_s
+        fine = min(FINE_BITS, bits(one.file.quant, 0.0))
+        return one.earnings.reward >= TIE * most, _at_hand(one, catalog), fine, one.settings.n_slots, one.room_bytes
+
+    earning = [one for one in placed if one.earnings.reward >= POLICY_SHARE * most]
     if options.policy == "fastest":
-        return max(placed, key=lambda one: one.speed.tokens_per_s)
-    if not in_time:  # no reason to fetch another one
-        return max(placed, key=lambda one: (_at_hand(one, catalog), one.speed.tokens_per_s))
-    return max(in_time, key=lambda one: _reward(one, catalog))
+        return max(earning, key=lambda one: one.speed.tokens_per_s)
+    if options.policy == "largest":
+        return max(earning, key=lambda one: one.file.size_bytes)
+    return max(placed, key=rank)
+
+
+def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
+    """Find the best way to run one model. Raises DoesNotFit."""
+    return choose(place_files(spec, hardware, options, catalog), options, catalog)
 
 
 def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
@@ -158,38 +265,56 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     BadInput for an unknown or API model."""
     if options.name:
         return _place_named(registry, hardware, options, catalog)
+    share = TIE if options.policy == "reward" else POLICY_SHARE
+    found, refused = _place_each(registry, hardware, options, catalog, share)
+    usable = [one for one in found if one.earnings.score >= LEAST_SCORE]
+    owns = {spec.key: [one for one in found if one.spec == spec] for spec in registry.local}
+    refused |= {key: _in_words(choose(own, options, catalog)) for key, own in owns.items() if own}
+    if not usable:
+        reasons = "\n".join(f"  {key}: {why}" for key, why in refused.items())
+        raise DoesNotFit(f"no local model fits here and is fast enough:\n{reasons}")
+    best = choose(usable, options, catalog)
+    others = [spec for spec in registry.local if spec.multiplier >= best.spec.multiplier and spec != best.spec]
+    why_not = tuple(f"not {spec.key}: {refused[spec.key]}" for spec in others)
+    return replace(best, reasons=(*_reasons(best, options), *why_not))
+
+
+def place_all(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> list[Placement]:
+    """Place every model that fits, what `place` chooses first, then by expected reward. Raises what `place` raises."""
+    best = place(registry, hardware, options, catalog)
+    found, _ = _place_each(registry, hardware, replace(options, name=None, quant=None), catalog, 0.0)
+    others = {one.spec.key for one in found} - {best.spec.key}
+    rest = [choose([one for one in found if one.spec.key == key], options, catalog) for key in others]
+    return [best, *sorted(rest, key=lambda one: (-one.earnings.reward, one.spec.key))]
+
+
+def _place_each(
+    registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog, share: float
+) -> tuple[list[Placement], dict[str, str]]:
+    """Place the files of all models that may earn `share` of the best reward; returns them, and why the others do not fit."""
     longest = max(registry.local, key=lambda spec: spec.architecture.context_length)
     if options.n_ctx and options.n_ctx > longest.architecture.context_length:
         most = f"{longest.architecture.context_length}, {longest.key}'s; {MIN_CONTEXT} are enough for every task"
         raise BadInput(f"--ctx {options.n_ctx}: no model has so many tokens of context, the most are {most}")
     found: list[Placement] = []
     refused: dict[str, str] = {}
-    for spec in registry.local:
+    for spec in sorted(registry.local, key=lambda spec: -spec.multiplier):
+        if found and spec.multiplier < share * _most(found):
+            break  # nor can any after it earn as much
         try:
-            found.append(place_one(spec, hardware, options, catalog))
+            found += place_files(spec, hardware, options, catalog)
         except DoesNotFit as error:
             refused[spec.key] = str(error)
-    best_s = min((one.speed.blueprint_s for one in found), default=0.0)
-    allowed_s = AIM_S if best_s <= AIM_S else FULL_MARKS_S  # without a reserve if no model leaves one
-    for one in found:
-        if one.speed.blueprint_s > allowed_s:
-            refused[one.spec.key] = (
-                f"{one.file.quant} would take {one.speed.blueprint_s:.0f} s ({one.where}); "
-                f"the window is {FULL_MARKS_S:.0f} s, {allowed_s:.0f} s predicted are allowed"
-            )
-    found = [one for one in found if one.spec.key not in refused]
-    if not found:
-        reasons = "\n".join(f"  {key}: {why}" for key, why in refused.items())
-        raise DoesNotFit(f"no local model fits here and is fast enough:\n{reasons}")
-    ranks: dict[PlacementPolicy, Callable[[Placement], Any]] = {
-        "reward": lambda one: _reward(one, catalog),
-        "fastest": lambda one: one.speed.tokens_per_s,
-        "largest": lambda one: one.file.size_bytes,
-    }
-    best = max(found, key=ranks[options.policy])
-    better = [spec.key for spec in registry.local if spec.multiplier > best.spec.multiplier]
-    why_not = tuple(f"not {key}: {refused.get(key, 'policy ' + options.policy)}" for key in better)
-    return replace(best, reasons=(*_reasons(best, options), *why_not))
+    return found, refused
+
+
+def _in_words(one: Placement) -> str:
+    earns = one.earnings
+    late = f", {earns.late:.0%} of the requests late" if earns.late >= 0.005 else ""
+    return (
+        f"{one.file.quant} would earn {earns.reward:.2f} ({one.where}, {one.settings.n_slots} at once, "
+        f"{earns.seconds_of('blueprint'):.0f} s a blueprint{late})"
+    )
 
 
 def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
@@ -197,8 +322,9 @@ def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, 
     if isinstance(spec, ApiModel):
         raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
     best = place_one(spec, hardware, options, catalog)
-    late = f"too slow for full marks: {best.speed.blueprint_s:.0f} s predicted, the window is {FULL_MARKS_S:.0f} s"
-    too_late = (late,) if best.speed.blueprint_s > FULL_MARKS_S else ()
+    blueprint_s = best.earnings.seconds_of("blueprint")
+    late = f"too slow for full marks: a blueprint takes {blueprint_s:.0f} s, the window is {FULL_MARKS_S:.0f} s"
+    too_late = (late,) if blueprint_s > FULL_MARKS_S else ()
     return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
 
 
@@ -223,14 +349,10 @@ def _at_hand(one: Placement, catalog: Catalog) -> int:
     return 1 if one.file.package else 0
 
 
-def _reward(one: Placement, catalog: Catalog) -> tuple[float, ...]:
-    """Rank by multiplier, then by nearness, fineness and speed."""
-    return one.spec.multiplier, _at_hand(one, catalog), bits(one.file.quant, 0.0), one.speed.tokens_per_s
-
-
 def _reasons(best: Placement, options: ModelOptions) -> tuple[str, ...]:
-    source = "the file's header" if best.loads.exact else "models.yaml"
+    source, earns = "the file's header" if best.loads.exact else "models.yaml", best.earnings
     return (
-        f"policy {options.policy}: multiplier {best.spec.multiplier:g}, {best.file.quant}, {best.where}",
+        f"policy {options.policy}: expected reward {earns.reward:.2f}, which is the multiplier {best.spec.multiplier:g} times "
+        f"{earns.score:.0%} of the points",
         f"sizes from {source}; speed from {best.speed.basis}",
     )

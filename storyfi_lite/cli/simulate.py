@@ -1,0 +1,90 @@
+"""`storyfi-lite simulate` plays an hour of the network's requests against a layout, in a second of real time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storyfi_lite.cli.options import Number, hardware_option, json_option, model_options, placement_options
+
+if TYPE_CHECKING:
+    from storyfi_lite.options import ModelOptions
+    from storyfi_lite.placement.plan import Placement
+
+
+@click.command()
+@model_options(placement_options, path=False)
+@hardware_option
+@click.option("--hours", type=Number(min=0.1, max=1000), default=1.0, show_default=True, help="How much of it.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of requests that are made up.")
+@json_option
+def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int, as_json: bool) -> None:
+    """Play the network's requests, or a log's, against what `place` would choose, and against the best file of each other model.
+
+    Nothing is loaded or asked: the time of each answer comes from the predicted speed. Answered: within the 55 s after which a
+    validator would not wait; refused: at once, because the answer would have been late.
+
+    \b
+    storyfi-lite simulate
+    storyfi-lite simulate --hardware used-3090.json --model.name llama-3-8b --hours 24
+    storyfi-lite simulate --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl --json
+    """
+    from storyfi_lite.machine.hardware import from_json, probe
+    from storyfi_lite.models.store import Store
+    from storyfi_lite.opening.local import SILENT, LocalOpener
+    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
+    from storyfi_lite.placement.plan import place_all, traffic_of
+    from storyfi_lite.placement.simulate import simulate
+
+    machine = from_json(hardware) if hardware else probe()
+    catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
+    opener = LocalOpener(SILENT, hardware=machine)
+    wanted = opener.resolve(model)
+    placed = place_all(opener.registry, machine, wanted, catalog)
+    arrivals = traffic_of(model).arrivals(hours * 3600, seed)
+    rows = []
+    for one in placed:
+        layout, spec = one.settings, one.spec
+        pace = one.speed.pace
+        done = simulate(arrivals, pace, layout.n_slots, layout.n_ctx, spec.multiplier, one.a_char, seed)
+        rows.append({**_layout(one), **done.as_dict(), "expected_reward": round(one.earnings.reward, 4)})
+    best = max(row["reward"] for row in rows) or 1.0
+    rows = [{**row, "against_best": round(row["reward"] / best, 4)} for row in rows]
+    if as_json:
+        click.echo(json.dumps({"requests": len(arrivals), "hours": hours, "seed": seed, "layouts": rows}))
+    else:
+        _print(rows, len(arrivals))
+
+
+def _layout(one: Placement) -> dict[str, Any]:
+    return {"model": one.spec.key, "quant": one.file.quant, "where": one.where, "at_once": one.settings.n_slots}
+
+
+def _print(rows: list[dict[str, Any]], requests: int) -> None:
+    from storyfi_lite.cli.table import print_table
+
+    click.echo(f"{requests} requests; first what would be loaded")
+    heads = (
+        "model",
+        "file",
+        "where",
+        "at once",
+        "answered",
+        "shortened",
+        "late",
+        "refused",
+        "p95 s",
+        "score",
+        "reward",
+        "of best",
+    )
+    cells = []
+    for row in rows:
+        counts = [str(row[name]) for name in ("at_once", "answered", "shortened", "late", "refused")]
+        p95 = "late" if row["p95_s"] is None else f"{row['p95_s']:.0f}"
+        earned = [f"{row['mean_score']:.1%}", f"{row['reward']:.2f}", f"{row['against_best']:.2f}"]
+        cells.append((row["model"], row["quant"], row["where"], *counts, p95, *earned))
+    print_table(heads, cells, right=heads[3:], wrapped="where")
