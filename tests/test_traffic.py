@@ -191,7 +191,12 @@ def test_a_miner_s_log_is_traffic_and_stays_small(tmp_path: Path, monkeypatch: p
     path.write_text(path.read_text() + '{"at": 1')  # a stop in the middle of a line
     requests.RequestLog(path).add(request_for("chapters", "a lighthouse", chapter_ids=[1, 2]), 60.0, "DeadlineExceeded")
     *_, before, last = map(json.loads, path.read_text().splitlines())
-    assert (before["tokens"], before["language"], last["chapters"], last["outcome"]) == (24, "zh", 2, "DeadlineExceeded")
+    assert (before["tokens"], before["language"], last["chapters"], last["outcome"]) == (
+        24,
+        "zh",
+        2,
+        "DeadlineExceeded",
+    )
     assert "灯塔" not in path.read_text() and "lighthouse" not in path.read_text()
     found = traffic.read(path)
     assert set(found.tasks) == {"blueprint", "chapters"} and found.chapters == {2: 1.0}
