@@ -313,10 +313,10 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
     from storyfi_lite.loaders import local
 
     class Cramped(local.LocalModelLoader):
-        def __init__(self, model: local.LocalModel, settings: EngineSettings, gpu_memory_gb: float = 0.0) -> None:
+        def __init__(self, model: local.LocalModel, settings: EngineSettings, *more: Any) -> None:
             if settings.kv_type == "f16":
                 raise DoesNotFit("another program took the memory")
-            super().__init__(model, settings, gpu_memory_gb)
+            super().__init__(model, settings, *more)
 
     monkeypatch.setattr(local, "LocalModelLoader", Cramped)
     monkeypatch.setattr(local_opening, "probe", machine)
