@@ -26,7 +26,13 @@ from storyfi_lite.story.saved import SavedAnswer, comment, story_data
 from tests.answers import ENGLISH, as_bytes, blueprint_request
 
 # a page's placeholders -> something of that kind; the first of several choices
-VALUES = {"FILE": "model.gguf", "KEY": "smollm2-135m", "TASK": "blueprint", "…": '"a heist"'}
+VALUES = {
+    "FILE.json": "machine.json",
+    "FILE": "model.gguf",
+    "KEY": "smollm2-135m",
+    "TASK": "blueprint",
+    "…": '"a heist"',
+}
 # flags that make a run short, or keep it off a port that others use; {port} is free
 ALSO = {"calibrate": "--answers 6", "doctor": "--axon.port {port}", "mine": "--axon.port {port} --threads 1"}
 HARDWARE = {"gpus": [{"name": "RTX 3090", "total_gb": 24}], "ram_gb": 64, "cores": 8}
@@ -35,6 +41,14 @@ START_S, RUN_S = 120, 300
 
 def command_of(text: str) -> str:
     return text.removeprefix("storyfi-lite ").split()[0]
+
+
+def filled_in(text: str) -> str:
+    """Put values in the place of placeholders, and take the first of several choices."""
+    text = re.sub(r"(\w)(\|[\w-]+)+(?=\s|$)", r"\1", text)
+    for placeholder, value in VALUES.items():
+        text = text.replace(placeholder, value)
+    return text
 
 
 def loads_a_model(text: str) -> bool:
@@ -48,7 +62,7 @@ def runnable() -> dict[str, Documented]:
     for page in PAGES:
         for one in documented(page):
             if not one.needs and one.language == "bash":
-                found.setdefault(re.sub('".*?"', "…", one.text), one)
+                found.setdefault(re.sub('".*?"', '"a heist"', filled_in(one.text)), one)
     return {one.text: one for one in found.values()}
 
 
@@ -83,11 +97,8 @@ class Shell:
         }
 
     def start(self, text: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-        line = re.sub(r"(\w)(\|[\w-]+)+(?=\s|$)", r"\1", text).replace("FILE.json", "machine.json")
-        for placeholder, value in VALUES.items():
-            line = line.replace(placeholder, value)
         name = command_of(text)
-        line = line.replace(f" {name}", f" {name} {ALSO.get(name, '').format(port=self.port)}", 1)
+        line = filled_in(text).replace(f" {name}", f" {name} {ALSO.get(name, '').format(port=self.port)}", 1)
         command = ["bash", "-c", f"exec {line}" if "|" not in line else line]
         return subprocess.Popen(
             command, cwd=self.home, env=self.environment, text=True, stdout=stdout, stderr=subprocess.PIPE
