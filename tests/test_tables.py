@@ -159,6 +159,11 @@ def test_a_pipe_gets_every_name_whole(machine: Path) -> None:
     assert all(key in printed for key in load_registry().keys) and "…" not in printed
 
 
+def test_a_pipe_gets_one_line_a_row_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    table.print_table(("model", "path"), [("灯塔", "/models/" * 60), ("b", "")])
+    assert "/models/" * 60 in capsys.readouterr().out.splitlines()[1]
+
+
 @pytest.mark.parametrize("broken", ['{"a": "b', '{"a": "b\n"}'])
 def test_a_parsers_words_say_at_once(broken: str) -> None:
     with pytest.raises(BadInput, match=r"^not JSON: [^:]*(starting|character) at character \d"):

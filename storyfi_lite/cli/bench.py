@@ -81,11 +81,9 @@ def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) ->
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    from storyfi_lite.cli.table import print_table, reflow
+    from storyfi_lite.cli.table import print_table, say
 
-    click.echo(
-        reflow(f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}", 0)
-    )
+    say(f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}", 0)
     rows: list[tuple[str, ...]] = []
     if found["free_tokens_per_s"]:
         rows.append(("1, free", f"{found['free_tokens_per_s']:.1f}", "", ""))

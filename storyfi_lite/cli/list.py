@@ -23,7 +23,7 @@ def command(models_dir: Path | None, as_json: bool) -> None:
     storyfi-lite list
     storyfi-lite list --json
     """
-    from storyfi_lite.cli.table import print_table, size
+    from storyfi_lite.cli.table import print_table, say, size
     from storyfi_lite.models.inventory import inventory
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.store import Store
@@ -41,7 +41,7 @@ def command(models_dir: Path | None, as_json: bool) -> None:
     if rows:
         print_table(("model", "file", "size", "is", "last used", "path"), rows, right=("size",))
     there = sum(item.size_bytes for item in items if item.owned)
-    click.echo(f"{size(there)} in {store.root}, {size(store.free_bytes)} free there")
+    say(f"{size(there)} in {store.root}, {size(store.free_bytes)} free there")
 
 
 def _day(at_s: float | None) -> str:

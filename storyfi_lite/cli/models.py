@@ -99,7 +99,7 @@ def _fit(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from storyfi_lite.cli.table import print_table, size
+    from storyfi_lite.cli.table import print_table, say, size
 
     cells = []
     for row in rows:
@@ -111,12 +111,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
     print_table(headers, cells, wrapped="on this machine")
     for row in rows:
         for file in row["here"]:
-            click.echo(f"{row['model']} {file['quant']}: {file['path']}")
+            say(f"{row['model']} {file['quant']}: {file['path']}")
 
 
 def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: Store, as_json: bool) -> None:
     """Show what a model is, and each of its files in a line."""
-    from storyfi_lite.cli.table import print_table, size
+    from storyfi_lite.cli.table import print_table, say, size
     from storyfi_lite.models.registry import ModelSpec
     from storyfi_lite.opening.local import SILENT, LocalOpener
 
@@ -142,8 +142,8 @@ def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: St
         facts = _row(spec) | {"repository": spec.repository, "licence": spec.licence, "files": files, "others": others}
         click.echo(json.dumps(facts))
         return
-    click.echo(f"{spec.key}: {spec.repository}, licence {spec.licence}")
-    click.echo(pay_words(spec))
+    say(f"{spec.key}: {spec.repository}, licence {spec.licence}")
+    say(pay_words(spec))
     rows = [
         (
             file.quant,
@@ -156,7 +156,7 @@ def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: St
     ]
     print_table(("file", "size", "parts", "on this machine", "here"), rows, right=("size",), wrapped="on this machine")
     for path, what in resolved.others:
-        click.echo(f"{path}: {what}, never taken")
+        say(f"{path}: {what}, never taken")
 
 
 def pay_words(spec: ModelSpec) -> str:
@@ -184,6 +184,7 @@ def add(name: str, sources: tuple[str, ...]) -> None:
     storyfi-lite models add my-tune ./my-tune-Q4_K_M.gguf ./my-tune-Q8_0.gguf
     storyfi-lite models add qwen3 OWNER/REPO
     """
+    from storyfi_lite.cli.table import say
     from storyfi_lite.models import own_registry
     from storyfi_lite.models.add import describe
     from storyfi_lite.models.registry import load_registry
@@ -191,5 +192,5 @@ def add(name: str, sources: tuple[str, ...]) -> None:
     spec, words = describe(name, sources, load_registry())
     path = own_registry.keep(spec)
     for line in (*words, pay_words(spec)):
-        click.echo(line, err=True)
-    click.echo(f"{spec.key} is kept in {path}")
+        say(line, err=True)
+    say(f"{spec.key} is kept in {path}")

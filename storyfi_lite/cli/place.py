@@ -34,6 +34,7 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     storyfi-lite place --hardware used-3090.json --json
     storyfi-lite place --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl
     """
+    from storyfi_lite.cli.table import say
     from storyfi_lite.machine.hardware import from_json, probe
     from storyfi_lite.models.store import Store
     from storyfi_lite.opening.local import SILENT, LocalOpener
@@ -46,7 +47,7 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     wanted = opener.resolve(model)
     found = opener.place_path(wanted.path, wanted) if wanted.path else place(opener.registry, machine, wanted, catalog)
     for line in filter(None, (machine.fault, *machine.hints)):
-        click.echo(line, err=True)
+        say(line, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))
 
 

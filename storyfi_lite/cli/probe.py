@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
     storyfi-lite probe
     storyfi-lite probe --json | jq '.gpus[0].free_bytes'
     """
-    from storyfi_lite.cli.table import reflow
+    from storyfi_lite.cli.table import say
     from storyfi_lite.errors import ConfigError
     from storyfi_lite.machine.hardware import probe
 
@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(asdict(machine)))
     else:
         for name, value in _rows(machine):
-            click.echo(reflow(f"{name:<12} {value}", 13))
+            say(f"{name:<12} {value}", 13)
     if machine.fault:
         raise ConfigError(machine.fault)
 

@@ -49,7 +49,7 @@ def command(
     storyfi-lite prove response.json --report report.json --wallet validator
     storyfi-lite prove their.json --text "a heist" --model.path model.gguf
     """
-    from storyfi_lite.cli.table import reflow
+    from storyfi_lite.cli.table import say
     from storyfi_lite.errors import BadInput
 
     if report is None and wallet:
@@ -65,14 +65,14 @@ def command(
         click.echo(json.dumps(next(iter(facts.values())) if len(facts) == 1 else {"status": worst, "answers": facts}))
     else:
         words = (_words(name if len(facts) > 1 else "", one) for name, one in facts.items())
-        click.echo(reflow("\n".join(words)))
+        say("\n".join(words))
     if report:
         by = (
             f"signed by {signer.ss58_address}"
             if signer
             else "unsigned: anybody could have made it; --wallet NAME signs"
         )
-        click.echo(f"report kept in {report}, {by}", err=True)
+        say(f"report kept in {report}, {by}", err=True)
     sys.exit(EXIT_CODES[worst])
 
 

@@ -39,7 +39,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     storyfi-lite pull smollm2-135m          # 98 MB, runs on any CPU
     """
     from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.cli.table import reflow
+    from storyfi_lite.cli.table import say
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.resolve import resolve
     from storyfi_lite.models.store import Store
@@ -55,7 +55,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     if dry_run:
         path = store.path(spec, file)
         said = f"{spec.key} {file.quant}: {missing / 1e9:.2f} of {file.size_bytes / 1e9:.2f} GB to fetch to {path}; "
-        click.echo(reflow(f"{said}{store.free_bytes / 1e9:.2f} GB are free there", err=True), err=True)
+        say(f"{said}{store.free_bytes / 1e9:.2f} GB are free there", err=True)
     else:
         resolved.keep()
         with DownloadProgress() as progress:
@@ -70,6 +70,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
 
 def _list(resolved: Resolved) -> None:
     """Say on stderr what a repository holds, a line each, and what it is called here."""
+    from storyfi_lite.cli.table import say
     from storyfi_lite.models.registry import ModelSpec
 
     spec = resolved.registry.get(resolved.options.name or "")
@@ -77,9 +78,9 @@ def _list(resolved: Resolved) -> None:
         return
     for file in spec.files:
         parts = f", {len(file.parts)} parts" if len(file.parts) > 1 else ""
-        click.echo(f"  {file.quant:<10} {file.size_bytes / 1e9:7.2f} GB{parts}", err=True)
+        say(f"  {file.quant:<10} {file.size_bytes / 1e9:7.2f} GB{parts}", err=True)
     for path, what in resolved.others:
-        click.echo(f"  {path}: {what}, never taken", err=True)
+        say(f"  {path}: {what}, never taken", err=True)
     hub = spec.files[0].hub
     commit = f", commit {hub.revision[:12]}" if hub else ""
-    click.echo(f"{spec.repository} is called {spec.key} here{commit}, licence {spec.licence}", err=True)
+    say(f"{spec.repository} is called {spec.key} here{commit}, licence {spec.licence}", err=True)

@@ -45,7 +45,7 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
     storyfi-lite rm OWNER/REPO:Q4_K_M --yes
     storyfi-lite rm --unused 30d
     """
-    from storyfi_lite.cli.table import size
+    from storyfi_lite.cli.table import say, size
     from storyfi_lite.errors import BadInput
     from storyfi_lite.models import own_registry
     from storyfi_lite.models.inventory import delete, inventory
@@ -65,14 +65,14 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
         click.echo("nothing to delete")
         return
     for item in chosen:
-        click.echo(f"{item.name} {item.quant or ''}: {size(item.size_bytes)}, {item.path}", err=True)
+        say(f"{item.name} {item.quant or ''}: {size(item.size_bytes)}, {item.path}", err=True)
     total = size(sum(item.size_bytes for item in chosen))
     if not yes and not click.confirm(f"delete {total}?", err=True):
         return
     delete(store, chosen)
     for spec in forgotten:
-        click.echo(f"{spec.key} is taken out of {own_registry.forget(spec.key)}", err=True)
-    click.echo(f"{total} deleted, {size(store.free_bytes)} free in {store.root}")
+        say(f"{spec.key} is taken out of {own_registry.forget(spec.key)}", err=True)
+    say(f"{total} deleted, {size(store.free_bytes)} free in {store.root}")
 
 
 def _named(names: tuple[str, ...], items: list[Item], registry: Registry) -> list[Item]:

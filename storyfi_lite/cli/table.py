@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +25,6 @@ def print_table(
 ) -> None:
     """Print the rows. `right`: columns of figures; `wrapped`: the one column whose text may go on in a second line."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in headers:
         width = MIN_WRAPPED_WIDTH if name == wrapped else None
@@ -33,13 +32,17 @@ def print_table(
     rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
         table.add_row(*map(Text, row))
-    unbounded = console.options.update(width=1_000)  # else what is measured is never wider than the terminal
-    if console.measure(table, options=unbounded).minimum <= console.width:
+    unbounded = console.options.update(width=10_000)  # else what is measured is never wider than the terminal
+    needed = console.measure(table, options=unbounded).minimum
+    if not console.is_terminal:
+        console.width = max(PIPE_WIDTH, needed)
+    if needed <= console.width:
         console.print(table)
         return
     for first, *others in rows:
         facts = "; ".join(f"{name} {cell}" for name, cell in zip(headers[1:], others, strict=True) if cell)
-        console.print(Text(first, style="bold"), Text(f"\n{facts}"), sep="")
+        print_marked(first, "bold", "", 0)
+        say(facts, 0)
 
 
 def print_marked(head: str, style: str, text: str, indent: int) -> None:
@@ -49,9 +52,16 @@ def print_marked(head: str, style: str, text: str, indent: int) -> None:
     Console(highlight=False, soft_wrap=True).print(said)
 
 
+def say(text: str, indent: int | None = None, err: bool = False) -> None:
+    """Print a sentence, on stderr with `err`, as `reflow` breaks it."""
+    click.echo(reflow(text, indent, err), err=err)
+
+
 def reflow(text: str, indent: int | None = None, err: bool = False) -> str:
-    """Escape what a terminal would obey, and break each line between words where a terminal ends; a pipe gets it whole. `indent`: cells before what follows, by
-    default 4 more than before the line; `err`: for stderr. A word longer than the terminal is left to it, and can be copied."""
+    """Escape what a terminal would obey, and break each line between words where a terminal ends; a pipe gets it whole.
+
+    `indent`: cells before what follows, by default 4 more than before the line; `err`: for stderr. A word longer than the
+    terminal is left to it, and can be copied."""
     console, text = Console(stderr=err), printable(text)
     if not console.is_terminal:
         return text

@@ -56,11 +56,11 @@ def command(log_format: Any, as_json: bool, **flags: Any) -> None:
 def _print_table(report: RoundReport) -> None:
     from rich.text import Text
 
-    from storyfi_lite.cli.table import print_table, reflow
+    from storyfi_lite.cli.table import print_table, say
 
     prompt = Text(report.user_input)
     prompt.truncate(70, overflow="ellipsis")  # counts terminal cells
-    click.echo(reflow(f"round {report.number}: {report.task}, “{prompt.plain}”"))
+    say(f"round {report.number}: {report.task}, “{prompt.plain}”")
     ranked = sorted(report.rows, key=lambda row: -row.final)
     cells = []
     for row in ranked:
@@ -71,4 +71,4 @@ def _print_table(report: RoundReport) -> None:
     print_table(("miner", "claims", "proof", *figures_of), cells, right=figures_of)
     for row in ranked:
         for said in filter(None, (row.paid_for, row.problem)):
-            click.echo(reflow(f"  {row.hotkey[:8]}  {said}"))
+            say(f"  {row.hotkey[:8]}  {said}")
