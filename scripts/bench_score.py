@@ -255,6 +255,21 @@ def _digits(language: str, text: str, rng: random.Random) -> str:
     return (" " if language == "en" else "").join(changed)
 
 
+def _number_letters(language: str, text: str, rng: random.Random) -> str:
+    """Every second word is made of letters that are numbers."""
+    return _mixed_in(language, text, lambda: "".join(rng.choices("ⅠⅢⅤⅩⅫⅰⅲⅴⅹ①④⑨", k=rng.randint(1, 5))), 2)
+
+
+def _other_scripts(language: str, text: str, rng: random.Random) -> str:
+    """Every fourth word is of letters of other scripts, as when a model flees from saying a word again."""
+    return _mixed_in(language, text, lambda: "".join(rng.choices("ﾆﾦﾧﾀ가나다라лджש", k=rng.randint(3, 6))), 4)
+
+
+def _mixed_in(language: str, text: str, word: Callable[[], str], every: int) -> str:
+    parts = text.split() if language == "en" else re.findall(".{1,2}", text)
+    return (" " if language == "en" else "").join(part if at % every else word() for at, part in enumerate(parts))
+
+
 def _few_words(language: str, text: str, rng: random.Random) -> str:
     """A dozen words of the text, drawn again and again."""
     few = rng.sample(text.split() if language == "en" else re.findall(".{2}", text), 12)
@@ -286,6 +301,8 @@ NOISE: dict[str, Noise] = {
     "a sentence looped": _each(_loop),
     "a sentence said again": _each(_said_again),
     "digits": _each(_digits),
+    "number letters": _each(_number_letters),
+    "other scripts": _each(_other_scripts),
     "few words": _each(_few_words),
 }
 MEASURED: dict[str, Noise] = {  # prose with a flaw, and what no such rule can see

@@ -15,7 +15,7 @@ from tests.answers import ASKED, as_bytes, blueprint_request
 
 SAMPLES = json.loads((Path(__file__).parent / "prose.json").read_text("utf-8"))
 PROSE = [(language, *texts) for language in ("en", "zh") for texts in SAMPLES[language]]
-NOISE = ["words", "sentence", "digits", "few", "instructions"]
+NOISE = ["words", "sentence", "digits", "number letters", "other scripts", "few", "instructions"]
 
 
 def content(asked: str, setting: str, conflict: str) -> float:
@@ -34,6 +34,10 @@ def noise(kind: str, language: str, text: str) -> str:
         words = [*words[:9], "." if language == "en" else "。"] * (len(words) // 10)
     elif kind == "digits":
         words = [word if at % 2 else str(rng.randint(1, 2026)) for at, word in enumerate(words)]
+    elif kind == "number letters":
+        words = [word if at % 2 else "".join(rng.choices("ⅠⅢⅩⅻ①", k=3)) for at, word in enumerate(words)]
+    elif kind == "other scripts":
+        words = [word if at % 4 else "".join(rng.choices("ﾆﾦﾧ가나다лдж", k=4)) for at, word in enumerate(words)]
     elif kind == "few":
         words = [rng.choice(words[:12]) for _ in words]
     else:
@@ -73,9 +77,8 @@ def test_a_sentence_ends_inside_quotes_and_brackets_too(end: str) -> None:
 
 
 def test_a_phrase_need_not_end_as_a_sentence_does() -> None:
-    assert Reading(["to win back the mill that her father gambled away", "不再让任何人离开这座岛"]).worth(
-        ASKED[0][0]
-    ) == (1.0, "")
+    for phrase in ("to win back the mill that her father gambled away", "不再让任何人离开这座岛"):
+        assert Reading([phrase]).worth(ASKED[0][0]) == (1.0, "")
 
 
 def test_each_fault_is_named_and_they_multiply() -> None:

@@ -1,7 +1,7 @@
 """Tells prose from noise: how much of a text's worth is left after its faults. Pure, deterministic, no model.
 
-Each fault keeps a share of the worth, 1 for none of it, and the shares are multiplied: instructions copied, digits, loops, few
-different words, words in no order, texts cut off inside a sentence. What it is not: a judge. Fluent nonsense passes, and so
+Each fault keeps a share of the worth, 1 for none of it, and the shares are multiplied: instructions copied, digits, letters of
+other scripts, loops, few different words, words in no order, texts cut off inside a sentence. What it is not: a judge. Fluent nonsense passes, and so
 do sentences in a wrong order, because each of them is prose.
 
 Word order is seen by pairs of neighbours: the mean logarithm of how much oftener two words follow each other than chance
@@ -35,6 +35,7 @@ from storyfi_lite.validator.text import (
     fold,
     passages,
     repeated_share,
+    script_shares,
     variety,
     visible,
 )
@@ -46,7 +47,8 @@ ZERO = ord("O")  # a pair's score as a character: this one is 0
 
 # (all is left up to, nothing is left from); of human prose of 500 characters 99 in 100 lie inside the first
 _COPIED = (0.02, 0.12)  # of the passages, in the instructions of a task
-_DIGITS = (0.05, 0.15)  # of the characters
+_DIGITS = (0.05, 0.15)  # of the characters; letters that are numbers count
+_STRAYS = (0.03, 0.1)  # of the letters, in scripts that the language of the text is not written in
 _REPEATED = (0.1, 0.4)  # of the passages, said before
 _VARIETY = (0.5, 0.25)  # different words in a hundred
 _ORDER = (0.05, -0.15)  # mean score of a pair, in nats
@@ -55,6 +57,7 @@ _SENTENCE_CHARS = (100, 50)  # a shorter text may be a phrase; Han says the same
 _ENGLISH = (0.25, 0.1)  # of the words are among the table's: English has them, a list of nouns has not
 _ONLY_ENGLISH = {"the", "and", "who", "with", "that"}  # in plain ASCII letters
 _MIN_PAIRS = 20
+_EAST = {"Han", "kana", "Hangul", "Katakana-hiragana"}
 
 
 class Reading:
@@ -70,7 +73,8 @@ class Reading:
     def worth(self, user_input: str) -> tuple[float, str]:
         """0 to 1, and the faults seen, in an answer to `user_input`."""
         printed = "".join("".join(self.texts).split())
-        digits = sum(map(str.isdecimal, printed)) / max(1, len(printed))
+        digits = sum(char.isnumeric() and not HAN.match(char) for char in printed) / max(1, len(printed))
+        strays = _strays(printed)
         given = _instructions()
         at = np.searchsorted(given, self.hashes).clip(max=len(given) - 1)
         copied = float((given[at] == self.hashes).mean()) if len(self.hashes) else 0.0
@@ -78,6 +82,7 @@ class Reading:
         kept = {
             f"{copied:.0%} copied from the instructions": falling(copied, *_COPIED),
             f"{digits:.0%} digits": falling(digits, *_DIGITS),
+            f"{strays:.0%} letters of other scripts": falling(strays, *_STRAYS),
             f"{self.repeated:.0%} said before": falling(self.repeated, *_REPEATED),
             f"{self.varied:.0%} different words in a hundred": falling(self.varied, *_VARIETY),
             f"{cut:.0%} of the texts cut off": 1 - _CUT_OFF * cut,
@@ -96,6 +101,14 @@ def _instructions() -> npt.NDArray[np.uint64]:
         for language in languages:
             texts += [task.instructions(language), *(turn.ask for turn in task.turns(request, language))]
     return np.unique(passages(fold(SEPARATOR.join(texts))))
+
+
+def _strays(text: str) -> float:
+    """The share of letters in neither Latin nor the text's main script, or those that are written with it."""
+    shares = script_shares(text)
+    main = next((script for script in shares if script != "Latin"), "") if shares.get("Latin", 0.0) < 0.5 else "Latin"
+    own = {"Latin", main, *(_EAST if main in _EAST else ())}
+    return sum(share for script, share in shares.items() if script not in own)
 
 
 def _cut_off_share(texts: Sequence[str]) -> float:
