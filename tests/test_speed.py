@@ -13,6 +13,7 @@ from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.placement import calibrate, speed, weights
 from storyfi_lite.placement.calibrate import CpuSpeed
+from tests.tiny_gguf import tiny_gguf
 
 GIB = 2**30
 CPU = Hardware((), 64 * GIB, 64 * GIB, 8, 10**12)
@@ -53,6 +54,13 @@ def test_each_type_counts_at_its_own_speed_and_attention_on_top(
     assert 1 / predicted(small_model_path, attending, monkeypatch) - 1 / even == pytest.approx(each_s)
     quantized = predicted(small_model_path, attending, monkeypatch, kv_type="q4_0")
     assert 1 / quantized - 1 / even == pytest.approx(2 * each_s)
+
+
+def test_no_model_is_so_small_that_it_takes_no_time(tmp_path: Path) -> None:
+    header = read_local(tiny_gguf(tmp_path / "tiny.gguf"))
+    loads = weights.from_header(header, 2)
+    pace = speed.predict(architecture(header, "tiny.gguf"), loads, EngineSettings(), CPU).pace
+    assert pace.step_s > 0 and pace.prompt_token_s > 0
 
 
 def test_a_calibration_is_kept_for_each_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
             prompt_s += GPU_PROMPT_SHARE * one_s
             assumed = "" if gpu.bandwidth_gb_s else ", assumed: its bandwidth is not known"
             words.append(f"{one[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s{assumed}")
-    return Speed(Pace(max(step_s, 1e-6), more_s, prompt_s), "; ".join(words))
+    return Speed(Pace(max(step_s, 1e-6), more_s, max(prompt_s, 1e-9)), "; ".join(words))
 
 
 def _read_bytes(
