@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from storyfi_lite.cli import cli
+from storyfi_lite.devchain.substrate import dev_network
 from storyfi_lite.errors import BadInput, LiteError, Unavailable
 from storyfi_lite.models.listing import HubFile, quant_of, read_listing
 from storyfi_lite.models.names import ModelName, parse
 from storyfi_lite.models.registry import HubSource, ModelSpec, load_registry, own_registry
 from storyfi_lite.models.resolve import resolve
+from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
+from storyfi_lite.protocol.messages import StoryRequest, parse_response
+from storyfi_lite.validator.verify import verify
 from tests.answers import ENGLISH, as_bytes, blueprint_request, header
 from tests.conftest import REPO
 from tests.hub_server import COMMIT, Hub
+from tests.mine_process import start
 
 NEWER = "beef" * 10
 
@@ -240,3 +247,68 @@ def test_an_answer_cannot_send_a_validator_to_a_repository(repo: Hub, tmp_path: 
     done = storyfi_lite(repo, "prove", str(claim), "--text", "a heist")
     assert done.returncode == 2 and f"no model is named '{REPO}'" in done.stderr, done.stderr
     assert not repo.log
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["pull", "models", "place --model.name", "generate x --model.name", "story x --model.name", "bench --model.name",
+     "calibrate --model.name", "mine --network dev --axon.port 18991 --model.name"],
+)  # fmt: skip
+def test_every_command_takes_every_name(repo: Hub, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them asks the hub for a repository that it does not know, and looks for a file that is not there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, says in (("Nobody/Nothing", "the hub has no repository Nobody/Nothing"), ("./none.gguf", "there is no file none.gguf")):  # fmt: skip
+        done = CliRunner().invoke(cli, [*words.split(), name])
+        assert isinstance(done.exception, LiteError) and says in str(done.exception), done.output
+
+
+def test_what_a_hub_says_cannot_lead_out_of_the_store_or_fool_a_terminal(
+    repo: Hub, tiny: bytes, tmp_path: Path
+) -> None:
+    repo.licence = "mit\x1b[2J" + "x" * 99
+    repo.files = {
+        "Tiny-Q4_K_M.gguf": tiny,
+        "../../Tiny-Q5_K_M.gguf": tiny,
+        "a\\b-Q8_0.gguf": tiny,
+        "a\x1b[2J-Q6_K.gguf": tiny,
+    }
+    spec, _ = pinned_by(REPO)
+    assert [file.quant for file in spec.files] == ["Q4_K_M"] and spec.licence == ("mit?[2J" + "x" * 99)[:60]
+    assert Store().path(spec, spec.files[0]) == tmp_path / "models" / "tiny-tales" / "Tiny-Q4_K_M.gguf"
+
+
+def test_the_shell_completes_repositories_that_are_known(repo: Hub) -> None:
+    pinned_by(REPO)
+    line = "storyfi-lite mine --model.name Someone/"
+    environment = {"_STORYFI_LITE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "3"}
+    assert f"plain,{REPO}" in CliRunner().invoke(cli, env=environment, prog_name="storyfi-lite").output
+
+
+# --- a stranger's three commands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pull_mine_rm_by_a_repository_s_name(
+    repo: Hub, small_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small model's weights under another name: nothing pins them but the hub's word."""
+    repo.repos = ("Writer/Small-Tales-GGUF",)
+    repo.files = {"Small-Tales-Q4_1.gguf": small_model_path.read_bytes().replace(b"Smollm2 135M", b"Small Tales!", 1)}
+    name = "Writer/Small-Tales-GGUF:Q4_1"
+    pulled = storyfi_lite(repo, "pull", name)
+    assert pulled.returncode == 0 and Path(pulled.stdout.strip()).is_file(), pulled.stderr
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the miner needs no network any more
+    with dev_network(tmp_path / "chain") as net:
+        miner = start(net, tmp_path, ["--model.name", name, "--threads", "1"])
+        try:
+            assert "model: small-tales" in miner.wait_until_ready().log
+        finally:
+            miner.stop()
+    written = storyfi_lite(
+        repo, "generate", "a heist", "--max-tokens", "600", "--model.name", name, "--json", "--threads", "1"
+    )
+    request = StoryRequest(task_type="blueprint", user_input="a heist", max_tokens=600)
+    answer = parse_response(written.stdout.encode())
+    assert answer.model_name == "small-tales" and verify(request, answer).valid
+    gone = storyfi_lite(repo, "rm", name, "--yes")
+    assert gone.returncode == 0 and not Path(pulled.stdout.strip()).exists(), gone.stderr

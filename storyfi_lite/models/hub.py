@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import ValidationError
 
 from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
 from storyfi_lite.models.fetch import RETRY_STATUS, Remote, retry_after_s
@@ -56,7 +57,10 @@ def look_up(repo: str, revision: str | None) -> Repository:
         for one in info.siblings or ()
     ]
     licence = getattr(info.card_data, "license", None) if info.card_data else None
-    listing = read_listing(found, HubSource(repo=repo, revision=commit))
+    try:
+        listing = read_listing(found, HubSource(repo=repo, revision=commit))
+    except (ValidationError, TypeError):
+        raise Unavailable(f"{_host()} lists {where} in another way than the hub does") from None
     return Repository(repo, commit, licence if isinstance(licence, str) else "unknown", listing)
 
 

@@ -57,6 +57,8 @@ def read_listing(found: Iterable[HubFile], source: HubSource) -> Listing:
     stored: set[str] = set()
     sets: dict[str, list[HubFile]] = {}
     for one in sorted(found, key=lambda one: one.path):
+        if not one.path.isprintable() or "\\" in one.path or ".." in PurePosixPath(one.path).parts:
+            continue  # no converter names a file so, and a terminal obeys what it prints
         base = PurePosixPath(one.path).name.lower()
         what = next((what for pattern, what in _NO_MODEL if pattern.search(base)), "")
         if what:

@@ -15,6 +15,8 @@ from storyfi_lite.models.names import ModelName, parse
 from storyfi_lite.models.registry import UNLISTED_MULTIPLIER, ApiModel, GGUFFile, ModelSpec, Registry
 from storyfi_lite.options import ModelOptions
 
+MAX_LICENCE_CHARS = 60
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -38,6 +40,8 @@ def resolve(options: ModelOptions, registry: Registry) -> Resolved:
         return Resolved(options, registry)
     name = parse(options.name)
     if name.path:
+        if not name.path.is_file():
+            raise BadInput(f"there is no file {name.path}")
         if options.quant:
             raise BadInput(f"--quant {options.quant} does not go with the file {name.path}")
         return Resolved(replace(options, name=None, path=name.path), registry)
@@ -136,7 +140,8 @@ def spec_of(
 def licence_of(header: Header, otherwise: str = "unknown") -> str:
     """Return the licence that the header names, where its page on the hub names none."""
     told = header.metadata.get("general.license")
-    return otherwise if otherwise != "unknown" or not isinstance(told, str) else told
+    words = told if otherwise == "unknown" and isinstance(told, str) else otherwise
+    return re.sub(r"[^ -~]", "?", words)[:MAX_LICENCE_CHARS]
 
 
 def free_key(name: ModelName, commit: str, registry: Registry) -> str:

@@ -175,6 +175,7 @@ class LocalOpener:
             placement = self._place(options)
         if self._found:
             self._found.keep()
+            self._found = None
         try:
             path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
         except (Unavailable, BadInput, DoesNotFit, ConfigError) as error:  # no hub, another file than we know, no place
