@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from click.testing import CliRunner
 
-from storyfi_lite.cli import main
+from storyfi_lite.cli import cli, main
 from storyfi_lite.models import registry
 from tests.test_gguf_header import gguf
 from tests.tiny_gguf import tiny_gguf
@@ -155,6 +156,16 @@ def test_figures_that_cannot_be(
     refused: Callable[..., str], tmp_path: Path, more: dict[str, object], says: str
 ) -> None:
     assert says in refused("generate", "a heist", "--model.path", tiny_gguf(tmp_path / "model.gguf", more=more))
+
+
+def test_a_file_of_one_s_own_registry_is_opened_by_a_child_first(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORYFI_LITE_REGISTRY", str(tmp_path / "models.yaml"))
+    path = tiny_gguf(tmp_path / "model.gguf", more={"llama.expert_count": 4})
+    added = CliRunner().invoke(cli, ["models", "add", "odd", str(path)])
+    assert added.exit_code == 0, added.output
+    assert "makes llama.cpp crash" in refused("generate", "a heist", "--model.name", "odd")
 
 
 @pytest.mark.parametrize("alignment", [1, 8, 16])

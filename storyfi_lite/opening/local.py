@@ -210,15 +210,11 @@ class LocalOpener:
         """Place a file that the user points at. A file that is, byte for byte, one of the registry's counts as that model."""
         if not path.is_file():
             raise BadInput(f"there is no file {path}")
-        from storyfi_lite.engine.dry_run import refuse_if_it_crashes
-
         header = read_local(path)
         sha256 = file_sha256(path)
         known = ((spec, file) for spec in self.registry.local for file in spec.files)
         found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
         spec, file = found or self._unlisted(path, header)
-        if not found:
-            refuse_if_it_crashes(path)
         return place_file(spec, file, self.hardware, options, header)
 
     def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
@@ -244,9 +240,12 @@ class LocalOpener:
 
     def load(self, placed: PlacedFile, options: ModelOptions, make: Callable[[PlacedFile], T]) -> tuple[PlacedFile, T]:
         """Load the file with `make`. If a layout does not fit by llama.cpp's own figures, or runs out of memory, the next smaller
-        one is tried. Raises what `make` raises when there is no smaller one left."""
-        from storyfi_lite.engine.dry_run import measure
+        one is tried. A file that the shipped registry does not list is opened by a child process first. Raises what `make` raises
+        when there is no smaller layout left."""
+        from storyfi_lite.engine.dry_run import measure, refuse_if_it_crashes
 
+        if placed.placement.spec.tier == "own" or placed.placement.spec.repository == UNLISTED:
+            refuse_if_it_crashes(placed.path)
         while True:
             try:
                 told = measure(placed.path, placed.placement.settings)
