@@ -45,6 +45,8 @@ def write(
 
 
 def speed(answer: Answer) -> str:
+    if not answer.completion_tokens:  # some servers count none
+        return f"{answer.generation_time_s:.1f} s"
     rate = answer.completion_tokens / max(1e-3, answer.generation_time_s)
     return f"{answer.completion_tokens} tokens in {answer.generation_time_s:.1f} s, {rate:.0f} tokens/s"
 
