@@ -387,7 +387,7 @@ def test_an_account_without_quota_is_not_retried(serve: Any, meter: Any) -> None
     for _ in range(2):
         with pytest.raises(NotAgain, match="out of quota"):
             outcome(loader)
-    assert len(script.requests) == 1 and loader.health().alive
+    assert len(script.requests) == 1 and loader.health().alive and "out of quota" in loader.health().detail
     loader.close()
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
 from storyfi_lite import tasks
 from storyfi_lite.cli import cli
-from storyfi_lite.errors import BadInput
+from storyfi_lite.cli.writing import write
+from storyfi_lite.errors import BadInput, Unavailable
 from storyfi_lite.grammar.schema import dump
+from storyfi_lite.loaders.base import Answer, Job, Loader, Written
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.story.formats import for_a_terminal, spell
 from storyfi_lite.story.saved import SavedAnswer, comment, read_answers, read_story, response_data, story_data
@@ -23,7 +28,7 @@ from storyfi_lite.validator.verdict import Verdict
 from tests import openai_server
 from tests.api_server import Script, Step, serve
 from tests.scripted_model import story_for
-from tests.stories import example
+from tests.stories import example, request_for
 
 MARKUP = "<script>alert(1)</script> --> a keeper & his lamp"
 VERDICT = Verdict("proven", "far inside")
@@ -243,3 +248,60 @@ def test_verdicts_stand_at_the_foot_of_a_page(writer: Writer, monkeypatch: pytes
     assert Page(writer.path.read_text()).text.count("proven: far inside") == 4
     assert writer.run() == (0, None)  # and they are of that moment
     assert "far inside" not in writer.path.read_text()
+
+
+# --- on a terminal ---
+
+
+class Teller:
+    """A loader that says what it writes, a word at a time, to whoever listens."""
+
+    TURNS = (
+        ("setting", ["The", " sea", " was", " loud", "."]),
+        ("labels", ["Title:", " 海", "声", "\n", "Genre: ", "sea"]),
+    )
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> Future[Answer]:
+        self.jobs.append(job)
+        future: Future[Answer] = Future()
+        for number, (name, words) in enumerate(self.TURNS, 1):
+            for at, word in enumerate([*words, ""]):
+                if job.on_text:
+                    job.on_text(Written(name, number, len(self.TURNS), word, at == len(words)))
+        future.set_exception(Unavailable("that was all"))
+        return future
+
+
+@pytest.mark.parametrize("columns", [80, 14])
+def test_a_terminal_shows_the_text_broken_between_words(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(Unavailable):
+        write(cast(Loader, Teller()), request_for("blueprint"), 1)
+    said = capsys.readouterr().err
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m|, [0-9]+ tokens/s", "", said).splitlines() if line]
+    broken = ["The sea was", "loud."] if columns == 14 else ["The sea was loud."]
+    assert lines == [
+        "setting, 1 of 2", *broken, "6 tokens", "labels, 2 of 2", "Title: 海声", "Genre: sea", "7 tokens",
+    ]  # fmt: skip
+
+
+def test_a_pipe_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    teller = Teller()
+    with pytest.raises(Unavailable):
+        write(cast(Loader, teller), request_for("blueprint"), 1)
+    assert teller.jobs[0].on_text is None and capsys.readouterr() == ("", "")
+
+
+def test_generate_writes_every_format(writer: Writer) -> None:
+    asked = ["generate", MARKUP, "--api.model", "gpt-4-turbo", "--api.base-url", writer.script.url]
+    for form in ("md", "html"):
+        done = CliRunner().invoke(cli, [*asked, "--format", form])
+        assert read_answers(done.stdout.encode())[0].request and verify(done.stdout)[0] == 0
+    done = CliRunner().invoke(cli, [*asked, "--format", "md", "--json"])
+    assert done.exit_code == 2 and "one of them" in done.output

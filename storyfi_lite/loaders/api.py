@@ -78,7 +78,8 @@ class ApiLoader:
         if self._jobs.closed:
             return LoaderHealth(False, "closed", running, 0, used)
         spent = f"{used.tokens:,} tokens and ${used.usd:.4f} used today"
-        detail = self._dead_because or f"{self._api}, {self.settings.model.key}: {spent}"
+        rests = self._rests[1] if time.monotonic() < self._rests[0] else ""
+        detail = self._dead_because or rests or f"{self._api}, {self.settings.model.key}: {spent}"
         return LoaderHealth(not self._dead_because, detail, running, queued, used)
 
     def close(self) -> None:
