@@ -4,7 +4,10 @@
     scripts/bench_placement.py formula FILE.gguf ... [--fake-gpus N]   planning's formula beside llama.cpp's dry run, layout by layout
     scripts/bench_placement.py load FILE.gguf ...        the dry run beside what llama.cpp, the process and the GPU take in the end
     scripts/bench_placement.py speed FILE.gguf [N]       predicted and measured tokens a second, with N threads
+    scripts/bench_placement.py tasks FILE.gguf [N]       seconds of each task with 1, 2 and 4 at once: promised after the load, and taken
     scripts/bench_placement.py occupy FILE.gguf          on a GPU: leave 1, 2, 3 ... GB free, place, load; no out-of-memory allowed
+    scripts/bench_placement.py reward [--before OLD.json]   what the choice for known cards earns in the simulator against every layout;
+                                                        OLD.json: another choice, {card: {model, quant, settings}}
 
 Synthetic files for many architectures: scripts/make_gguf.py. Fake GPUs (fake_gpu.c, needs cc) are enough for a dry run.
 Each real load runs in a process of its own.
@@ -13,10 +16,12 @@ Each real load runs in a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import logging
 import re
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -28,10 +33,20 @@ from pathlib import Path
 from typing import Any
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
-from storyfi_lite.machine.hardware import probe
+from storyfi_lite.errors import DoesNotFit
+from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.gguf import architecture, read_local
-from storyfi_lite.placement import memory, speed, weights
+from storyfi_lite.models.registry import SHIPPED, ModelSpec, load_registry
+from storyfi_lite.options import MIN_QUANT, ModelOptions
+from storyfi_lite.placement import memory, speed, traffic, weights
+from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import Fitter
+from storyfi_lite.placement.plan import Placement, finer_than, place, place_file
+from storyfi_lite.placement.simulate import simulate
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from scripts.check_docs import CARDS, described
 
 GIB, MIB = 2**30, 2**20
 REPACKED = "CPU_REPACK"  # copies of tensors that are in the mapped file too; the file's pages are given back
@@ -236,6 +251,42 @@ def _tokens_per_s(path: Path, settings: EngineSettings) -> float:
     return 1 / sorted(times)[len(times) // 10]
 
 
+def task_seconds(path: Path, n_threads: int) -> None:
+    """A row for each task and number of slots: English requests, all at once, of the whole grammar. Promised is what the queue says
+    with the pace that the warm-up measured; one JSON line."""
+    from storyfi_lite.loaders import forecast
+    from storyfi_lite.loaders.base import Job
+    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
+    from storyfi_lite.placement import queue
+
+    model = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0)
+    rows = []
+    print("| at once | task | promised s | taken s | error |\n|" + "---|" * 5)
+    for n_slots in (1, 2, 4):
+        loader = LocalModelLoader(model, EngineSettings(n_slots=n_slots, n_threads=n_threads))
+        loader.warm_up()
+        pace = loader.promises.pace
+        assert pace is not None
+        for task, language, request in forecast.examples():
+            work = loader._work(request)
+            if language != "English" or work is None:
+                continue
+            jobs = [queue.Job(0.0, work, 0) for _ in range(n_slots)]
+            queue.run(jobs, pace.queue, n_slots, float("inf"), float("inf"))
+            start_s = time.monotonic()
+            futures = [loader.submit(Job(request, seed, start_s + 3600)) for seed in range(n_slots)]
+            for future in futures:
+                future.result()
+            taken_s, promised_s = time.monotonic() - start_s, max(job.seconds or 0.0 for job in jobs)
+            rows.append({"at_once": n_slots, "task": task, "promised_s": promised_s, "taken_s": taken_s})
+            print(
+                f"| {n_slots} | {task} | {promised_s:.1f} | {taken_s:.1f} | {promised_s / taken_s - 1:+.0%} |",
+                flush=True,
+            )
+        loader.close()
+    print(json.dumps(rows))
+
+
 def occupy(path: Path) -> None:
     """Takes the first GPU's memory but for 1, 2, 3 ... GB; each time the file is placed and loaded."""
     from storyfi_lite.machine import devices
@@ -265,12 +316,79 @@ def occupy(path: Path) -> None:
         ggml.ggml_backend_buffer_free(ballast)
 
 
+# --- what a choice earns --------------------------------------------------------------------------------------------
+
+OTHER_CARDS = {"24 ": ("RX 7900 XTX",), "16 ": ("Arc A770",), "32": ("RTX 5090",)}  # in no table of ours
+HOURS, SEEDS, SCALES = 12, (11, 12), (0.8, 1.0, 1.25)
+
+
+def played(one: Placement) -> float:
+    """The mean reward of the simulator's hours, with three speeds around the predicted one."""
+    layout, asked = one.settings, traffic.network()
+    rewards = [
+        simulate(asked.arrivals(HOURS * 3600, seed), one.speed.pace.times(scale), layout.n_slots, layout.n_ctx,
+                 one.spec.multiplier, one.a_char, seed).earnings.reward
+        for seed in SEEDS for scale in SCALES
+    ]  # fmt: skip
+    return statistics.mean(rewards)
+
+
+def every_layout(machine: Hardware) -> Iterator[Placement]:
+    """Every file that is fine enough, every number of slots, f16 and q8_0, two contexts: as much of each as fits on the GPU."""
+    for spec in load_registry(SHIPPED).local:
+        for file in (file for file in spec.files if finer_than(MIN_QUANT, file)):
+            with contextlib.suppress(DoesNotFit):
+                any_one = place_file(spec, file, machine, ModelOptions(), None)
+                fitter = Fitter(any_one.arch, any_one.loads, machine, at_once=8)
+                for n_ctx in {4096, any_one.settings.n_ctx, min(6144, any_one.arch.context_length)}:
+                    for settings in fitter.layouts(EngineSettings(n_ctx=n_ctx)):
+                        yield any_one.at(settings, machine)
+
+
+def rewards(before: dict[str, Any]) -> None:
+    """A row a card: the choice, its reward, the best layout's, their ratio; with `before` what another choice earns."""
+    print(
+        "| card | chosen | earns | best of all layouts | earns | ratio | before | earned | now more |\n|" + "---|" * 9
+    )
+    rows = []
+    registry = load_registry(SHIPPED)
+    for size, names in {**CARDS, **OTHER_CARDS}.items():
+        machine, card = described(size.strip(), names), f"{size.strip()} GB {names[0]}"
+        chosen = place(registry, machine, ModelOptions(), EmptyCatalog())
+        ours = played(chosen)
+        # the simulator takes its time only for what could win
+        likely = [one for one in every_layout(machine) if one.earnings.reward > 0.9 * chosen.earnings.reward]
+        best, most = max(((one, played(one)) for one in likely), key=lambda pair: pair[1])
+        row: dict[str, Any] = {"card": card, "chosen": _named(chosen), "reward": round(ours, 4), "best": _named(best),
+                               "best_reward": round(most, 4), "ratio": round(min(1.0, ours / most), 4), "layouts": len(likely)}  # fmt: skip
+        cells = [card, _named(chosen), f"{ours:.3f}", _named(best), f"{most:.3f}", f"{row['ratio']:.3f}"]
+        if old := before.get(card):
+            spec = registry.find(old["model"])
+            assert isinstance(spec, ModelSpec)
+            settings = EngineSettings(**{**old["settings"], "tensor_split": tuple(old["settings"]["tensor_split"])})
+            then = place_file(spec, spec.file(old["quant"]), machine, ModelOptions(), None).at(settings, machine)
+            row |= {"before": _named(then), "before_reward": round(played(then), 4)}
+            cells += [_named(then), f"{row['before_reward']:.3f}", f"{ours / row['before_reward'] - 1:+.0%}"]
+        rows.append(row)
+        print(f"| {' | '.join(cells)} |", flush=True)
+    print(json.dumps(rows))
+
+
+def _named(one: Placement) -> str:
+    layout = one.settings
+    return f"{one.spec.key} {one.file.quant}, {one.n_on_gpu} of {one.n_layers} layers, {layout.n_slots} at once, {layout.kv_type}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["formula", "load", "speed", "occupy", "one"])
+    parser.add_argument("what", choices=["formula", "load", "speed", "tasks", "occupy", "reward", "one"])
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--fake-gpus", type=int, default=0, metavar="N")
+    parser.add_argument("--before", type=Path, metavar="OLD.json")
     options = parser.parse_args()
+    if options.what == "reward":
+        rewards(json.loads(options.before.read_text()) if options.before else {})
+        return
     paths = [Path(name) for name in options.rest if not name.isdecimal()]
     if not paths:
         parser.error(f"{options.what} needs a file")
@@ -282,8 +400,9 @@ def main() -> None:
         formula(paths, options.fake_gpus)
     elif options.what == "load":
         loaded(paths)
-    elif options.what == "speed":
-        measure_speed(paths[0], next((int(name) for name in options.rest if name.isdecimal()), 0))
+    elif options.what in ("speed", "tasks"):
+        measure = measure_speed if options.what == "speed" else task_seconds
+        measure(paths[0], next((int(name) for name in options.rest if name.isdecimal()), 0))
     else:
         occupy(paths[0])
 

@@ -82,8 +82,8 @@ class Job:
     writing: float = 0.0
 
 
-def run(jobs: Sequence[Job], pace: Pace, n_slots: int) -> None:
-    """Fill in what becomes of each job; they come in the order of their times."""
+def run(jobs: Sequence[Job], pace: Pace, n_slots: int, deadline_s: float = DEADLINE_S, aim_s: float = AIM_S) -> None:
+    """Fill in what becomes of each job; they come in the order of their times. Infinite limits: all are written whole."""
     now_s, coming = 0.0, list(reversed(jobs))
     waiting: list[Job] = []
     running: list[Job] = []
@@ -94,7 +94,7 @@ def run(jobs: Sequence[Job], pace: Pace, n_slots: int) -> None:
             job.reading = job.work.bridges + (0 if job.group == read else job.work.opening)
             read = job.group
             running.append(job)
-        step_s, event_s, reader = _next_event(running, now_s, pace)
+        step_s, event_s, reader = _next_event(running, now_s, pace, deadline_s)
         if coming and coming[-1].at_s <= event_s:
             event_s = max(coming[-1].at_s, now_s)
         spent_s, now_s = event_s - now_s, event_s
@@ -107,16 +107,16 @@ def run(jobs: Sequence[Job], pace: Pace, n_slots: int) -> None:
             job.seconds = now_s - job.at_s
             running.remove(job)
         for some in (running, waiting):
-            some[:] = [job for job in some if now_s - job.at_s < DEADLINE_S - 1e-9]  # the others are given up
+            some[:] = [job for job in some if now_s - job.at_s < deadline_s - 1e-9]  # the others are given up
         while coming and coming[-1].at_s <= now_s:
-            _take(coming.pop(), waiting, running, now_s, pace, n_slots)
+            _take(coming.pop(), waiting, running, now_s, pace, n_slots, deadline_s, aim_s)
 
 
-def _next_event(running: list[Job], now_s: float, pace: Pace) -> tuple[float, float, Job | None]:
+def _next_event(running: list[Job], now_s: float, pace: Pace, deadline_s: float) -> tuple[float, float, Job | None]:
     """Return the length of a step, when the next thing happens, and who is reading, if anybody is."""
     if not running:
         return 0.0, float("inf"), None
-    given_up_s = min(job.at_s for job in running) + DEADLINE_S
+    given_up_s = min(job.at_s for job in running) + deadline_s
     reader = next((job for job in running if job.reading > DONE_TOKENS), None)
     if reader:
         return 0.0, min(given_up_s, now_s + reader.reading * pace.prompt_token_s), reader
@@ -124,9 +124,18 @@ def _next_event(running: list[Job], now_s: float, pace: Pace) -> tuple[float, fl
     return step_s, min(given_up_s, now_s + min(job.writing for job in running) * step_s), None
 
 
-def _take(job: Job, waiting: list[Job], running: list[Job], now_s: float, pace: Pace, n_slots: int) -> None:
+def _take(
+    job: Job,
+    waiting: list[Job],
+    running: list[Job],
+    now_s: float,
+    pace: Pace,
+    n_slots: int,
+    deadline_s: float,
+    aim_s: float,
+) -> None:
     in_hand_s = [max(0.0, other.promised_s - now_s) for other in (*running, *waiting)]
-    decided = plan(in_hand_s, job.work, pace, n_slots)
+    decided = plan(in_hand_s, job.work, pace, n_slots, deadline_s, aim_s)
     if decided is None:
         job.refused = True
         return
