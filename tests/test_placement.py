@@ -325,7 +325,7 @@ def test_a_load_that_fails_for_memory_steps_down_and_the_claim_is_true(
     loader, facts = loading.open_loader(wanted, local_opening.Notices(lambda *_: None, notes.append))
     try:
         taken = "another program took the memory; trying again with"
-        assert notes == [f"{taken} one request at a time", f"{taken} keys and values as q8_0"]
+        assert notes == [f"{taken} keys and values as q8_0"]
         assert loader.claim.model_name == facts["model"] == "smollm2-135m"
         assert "q8_0" in facts["context"] and loader.claim.gpu_memory_gb == 0
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,18 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     from storyfi_lite.models.store import Store
     from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
-    from storyfi_lite.placement.plan import place
+    from storyfi_lite.placement.plan import near_misses, place
 
     machine = from_json(hardware) if hardware else probe()
     catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
     opener = LocalOpener(SILENT, hardware=machine)
     wanted = opener.resolve(model)
-    found = opener.place_path(wanted.path, wanted) if wanted.path else place(opener.registry, machine, wanted, catalog)
+    if wanted.path:
+        found = opener.place_path(wanted.path, wanted)
+    else:
+        found = place(opener.registry, machine, wanted, catalog)
+        missed = near_misses(opener.registry, machine, wanted, catalog, found)
+        found = replace(found, reasons=(*found.reasons, *missed))
     for line in filter(None, (machine.fault, *machine.hints)):
         say(line, err=True)
     click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))

@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,8 @@ TIE = 0.995  # who earns this share of the best earns as much: predictions are n
 GOOD_SCORE = 0.98  # of all points: nothing is cut that costs any
 LEAST_SCORE = 0.25  # of all points: a machine that has fewer answers hardly anybody in time
 POLICY_SHARE = 0.8  # of the best reward, that the fastest and the largest must earn too
+WORTH_SAYING = 0.02  # of the reward
+SHORT_CONTEXT = 3072  # tokens a slot, that all but the longest prompts leave room in
 GIB = 2**30
 
 
@@ -147,8 +150,9 @@ def place_file(
     base = EngineSettings(n_ctx=n_ctx, n_threads=n_threads, mapped=options.mapped)
     asked = traffic_of(options)
     a_char = a_char or lengths.tokens_a_char(arch.vocab_size)
-    at_once = 1 if options.kv_type else max(asked.together)  # a replay is one at a time
-    fitter = Fitter(arch, loads, hardware, options.kv_type, at_once)
+    most_at_once = max(asked.together)
+    slots = 1 if options.kv_type else 2 * most_at_once  # a replay is one at a time; else two groups may meet
+    fitter = Fitter(arch, loads, hardware, options.kv_type, slots)
     found: list[Placement] = []
     for n_ctx in [options.n_ctx] if options.n_ctx else _contexts(arch, asked, a_char):
         for one in fitter.layouts(replace(base, n_ctx=n_ctx)):
@@ -165,7 +169,17 @@ def place_file(
         same = one.earnings.reward >= TIE * most
         layout = one.settings
         on_gpus = one.n_on_gpu - layout.experts_in_ram
-        return same, same or one.earnings.reward, on_gpus, layout.kv_type == "f16", layout.n_slots, one.room_bytes
+        at_once = (
+            min(layout.n_slots, most_at_once) if on_gpus else 1
+        )  # a CPU shares its time, and has other uses for the RAM
+        return (
+            same,
+            same or one.earnings.reward,
+            on_gpus,
+            layout.kv_type == "f16",
+            at_once,
+            one.room_bytes,
+        )
 
     return max(found, key=rank)
 
@@ -245,7 +259,13 @@ def choose(placed: list[Placement], options: ModelOptions, catalog: Catalog) -> 
         if not most:  # all too slow: who is nearest to be in time
             return _at_hand(one, catalog), one.speed.tokens_per_s
         fine = min(FINE_BITS, bits(one.file.quant, 0.0))
-        return one.earnings.reward >= TIE * most, _at_hand(one, catalog), fine, one.settings.n_slots, one.room_bytes
+        return (
+            one.earnings.reward >= TIE * most,
+            _at_hand(one, catalog),
+            fine,
+            min(one.settings.n_slots, max(one.traffic.together)),
+            one.room_bytes,
+        )
 
     earning = [one for one in placed if one.earnings.reward >= POLICY_SHARE * most]
     if options.policy == "fastest":
@@ -286,6 +306,31 @@ def place_all(registry: Registry, hardware: Hardware, options: ModelOptions, cat
     others = {one.spec.key for one in found} - {best.spec.key}
     rest = [choose([one for one in found if one.spec.key == key], options, catalog) for key in others]
     return [best, *sorted(rest, key=lambda one: (-one.earnings.reward, one.spec.key))]
+
+
+def near_misses(
+    registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog, best: Placement
+) -> tuple[str, ...]:
+    """Say what would earn more than `best` if one thing were otherwise: a coarser file, a shorter context, some more memory."""
+    said = []
+    if not options.quant:
+        coarser = max((name for name in QUANT_BITS if QUANT_BITS[name] < QUANT_BITS[(options.min_quant or MIN_QUANT).upper()]),
+                      key=lambda name: QUANT_BITS[name])  # fmt: skip
+        said.append((f"--min-quant {coarser}", hardware, replace(options, min_quant=coarser)))
+    if best.settings.n_ctx > SHORT_CONTEXT:
+        said.append((f"--ctx {SHORT_CONTEXT}", hardware, replace(options, n_ctx=SHORT_CONTEXT)))
+    if hardware.usable_gpus:
+        more = tuple(replace(gpu, free_bytes=gpu.free_bytes + GIB) for gpu in hardware.gpus)
+        said.append(("1 GiB more of GPU memory", replace(hardware, gpus=more), options))
+    found = []
+    for words, machine, wanted in said:
+        with suppress(DoesNotFit):
+            one = place(registry, machine, wanted, catalog)
+            gain = one.earnings.reward / max(best.earnings.reward, 1e-9) - 1
+            if gain >= WORTH_SAYING:
+                at_once = f"{one.settings.n_slots} at once"
+                found.append(f"{words}: {one.spec.key} {one.file.quant}, {one.where}, {at_once}: {gain:+.0%}")
+    return tuple(found)
 
 
 def _place_each(
