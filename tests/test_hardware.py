@@ -97,7 +97,7 @@ def test_what_the_driver_says_and_who_else_is_there() -> None:
         ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3350), ("GPU", None),
         ("NVIDIA GeForce RTX 4060", 272), ("NVIDIA GeForce RTX 4060 Ti", 288), ("NVIDIA GeForce RTX 4060 Laptop GPU", 256),
         ("NVIDIA GeForce RTX 2080 SUPER", 496), ("RTX 3080 12GB", 912), ("NVIDIA GeForce RTX 4090 Laptop GPU", 576),
-        ("NVIDIA GeForce RTX 2080 with Max-Q Design", None), ("NVIDIA RTX A4000 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 2080 with Max-Q Design", 384), ("NVIDIA RTX A4000 Laptop GPU", None),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 1792), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1597),
         ("NVIDIA RTX 4000 SFF Ada Generation", 280), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 960), ("AMD Radeon RX 6800S", None),
         ("Intel(R) Arc(TM) A770M Graphics", 512), ("Intel(R) Arc(TM) Pro A40 Graphics", 192), ("Apple M2", 100), ("Apple M2 Max", 400),

@@ -57,6 +57,7 @@ _DESKTOP: dict[str, Speed] = {
     "Apple M2": 100, "Apple M2 Pro": 200, "Apple M2 Max": 400, "Apple M2 Ultra": 800,
     "Apple M3": 100, "Apple M3 Pro": 150, "Apple M3 Max": {36: 300, 48: 400, 64: 400, 128: 400}, "Apple M3 Ultra": 819,
     "Apple M4": 120, "Apple M4 Pro": 273, "Apple M4 Max": {36: 410, 48: 546, 64: 546, 128: 546},
+    "Apple M5": 153,
 }  # fmt: skip
 
 # NVIDIA's, whose names are those of faster cards with "Laptop GPU" behind them
@@ -64,6 +65,7 @@ _LAPTOP: dict[str, Speed] = {
     "RTX 5090": 896, "RTX 5080": 896, "RTX 5070 Ti": 672, "RTX 5070": 384, "RTX 5060": 384, "RTX 5050": 384,
     "RTX 4090": 576, "RTX 4080": 432, "RTX 4070": 256, "RTX 4060": 256, "RTX 4050": 192,
     "RTX 3080 Ti": 512, "RTX 3080": 448, "RTX 3070 Ti": 448, "RTX 3070": 448, "RTX 3060": 336,
+    "RTX 2080": 384, "RTX 2070": 384, "RTX 2060": 264,  # with Max-Q Design; the others of 2019 are named as desktop cards
     "RTX PRO 5000": 896, "RTX PRO 4000": 896, "RTX PRO 3000": 672,
     "RTX 5000 Ada": 576, "RTX 4000 Ada": 432, "RTX 3500 Ada": 432, "RTX 3000 Ada": 256, "RTX 2000 Ada": 256,
 }  # fmt: skip

@@ -51,7 +51,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
     step_s, more_s = cpu_s, cpu_s * cpu_more_share
     if one[-1] >= 1e6:
         more_s += cpu_s * (several[-1] / one[-1] - 1) / (most - 1)
-    prompt_s = cpu_s * (CPU_PROMPT_SHARE if hardware.cpu_bandwidth_gb_s else cpu_more_share)
+    prompt_s = cpu_s * (CPU_PROMPT_SHARE if hardware.cpu_bandwidth_gb_s else max(cpu_more_share, GPU_PROMPT_SHARE))
     if any(one[:-1]):
         prompt_s = min(prompt_s, whole[-1] / (PCIE_GB_S * 1e9) / PROMPT_BATCH_TOKENS)
     for number, gpu in enumerate(gpus):
@@ -63,7 +63,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
             prompt_s += GPU_PROMPT_SHARE * one_s
             assumed = "" if gpu.bandwidth_gb_s else ", assumed: its bandwidth is not known"
             words.append(f"{one[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s{assumed}")
-    return Speed(Pace(max(step_s, 1e-6), more_s, max(prompt_s, 1e-9)), "; ".join(words))
+    return Speed(Pace(max(step_s, 1e-6), more_s, max(prompt_s, 1e-6)), "; ".join(words))
 
 
 def _read_bytes(
