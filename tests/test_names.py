@@ -177,6 +177,15 @@ def test_a_shipped_model_s_repository_is_that_model(hub: Hub) -> None:
     assert (spec.key, options.quant, hub.log, own_registry().exists()) == ("smollm2-135m", "Q8_0", [], False)
 
 
+def test_a_file_that_the_shipped_registry_lacks_comes_from_the_same_repository(repo: Hub, tiny: bytes) -> None:
+    name = "bartowski/SmolLM2-135M-Instruct-GGUF"
+    repo.repos, repo.files = (name,), {"SmolLM2-135M-Instruct-Q5_K_S.gguf": tiny}
+    own, options = pinned_by(name, quant="Q5_K_S")
+    assert (own.key, options.quant, own.tier) == ("bartowski-smollm2-135m-instruct", "Q5_K_S", "own")
+    assert pinned_by(f"{name}:Q5_K_S")[0] == own
+    assert pinned_by(name)[0].key == pinned_by(f"{name}:Q8_0")[0].key == "smollm2-135m"  # at its own multiplier still
+
+
 @pytest.mark.parametrize(
     ("name", "quant", "says"),
     [

@@ -47,19 +47,19 @@ def resolve(options: ModelOptions, registry: Registry) -> Resolved:
         return Resolved(replace(options, name=None, path=name.path), registry)
     if name.quant and options.quant and name.quant.casefold() != options.quant.casefold():
         raise BadInput(f"{options.name} and --quant {options.quant}: name one quantization")
+    name = replace(name, quant=name.quant or options.quant)
     spec = pinned(name, registry)
     if spec is None and name.key:
         return Resolved(replace(options, name=registry.find(name.key).key), registry)  # an API model, or an error
     if spec is not None:
         return Resolved(_with_names(options, spec, name), registry)
     repository = hub.look_up(name.repo or "", name.revision)
-    fresh = _from_hub(name, repository, registry, name.quant or options.quant)
+    fresh = _from_hub(name, repository, registry)
     return Resolved(_with_names(options, fresh, name), registry.with_model(fresh), fresh, repository.listing.others)
 
 
 def _with_names(options: ModelOptions, spec: ModelSpec, name: ModelName) -> ModelOptions:
-    quant = named_file(spec, name).quant if name.file else name.quant or options.quant
-    return replace(options, name=spec.key, quant=quant)
+    return replace(options, name=spec.key, quant=named_file(spec, name).quant if name.file else name.quant)
 
 
 def find(text: str, registry: Registry) -> ModelSpec | ApiModel | Path:
@@ -74,12 +74,14 @@ def find(text: str, registry: Registry) -> ModelSpec | ApiModel | Path:
 
 
 def pinned(name: ModelName, registry: Registry) -> ModelSpec | None:
-    """Return the local model that the registry has under this name; None if it has none, or not this file of it."""
+    """Return the local model that the registry has under this name; None if it has none, or not this file of it. A shipped model
+    whose files these are goes first: it may be paid more."""
+    holders = [spec for spec in registry.local if (name.revision or "@" not in spec.repository) and _holds(spec, name)]
+    shipped = next((spec for spec in holders if spec.tier != "own"), None)
     found = registry.get(name.key or name.repo_and_revision)
-    if isinstance(found, ModelSpec):
+    if isinstance(found, ModelSpec) and shipped is None:
         return found
-    specs = (spec for spec in registry.local if name.revision or "@" not in spec.repository)
-    return next((spec for spec in specs if _holds(spec, name)), None)
+    return shipped or next(iter(holders), None)
 
 
 def _holds(spec: ModelSpec, name: ModelName) -> bool:
@@ -101,8 +103,8 @@ def named_file(spec: ModelSpec, name: ModelName) -> GGUFFile:
     raise BadInput(f"{name.repo_and_revision} has no model file {name.file}; there are {there}")
 
 
-def _from_hub(name: ModelName, repository: hub.Repository, registry: Registry, quant: str | None) -> ModelSpec:
-    listing = repository.listing
+def _from_hub(name: ModelName, repository: hub.Repository, registry: Registry) -> ModelSpec:
+    listing, quant = repository.listing, name.quant
     for path, what in listing.others:
         if path == name.file:
             raise BadInput(f"{path} is {what}, no model")
