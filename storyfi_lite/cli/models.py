@@ -115,8 +115,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: Store, as_json: bool) -> None:
-    """Show what a model is, and each of its files in a line."""
-    from storyfi_lite.cli.table import print_table, say, size
+    """Show what a name stands for: a file, an API's model, or a model of the registry with each of its files."""
     from storyfi_lite.models.registry import ModelSpec
     from storyfi_lite.opening.local import SILENT, LocalOpener
 
@@ -126,36 +125,37 @@ def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: St
         click.echo(json.dumps(placed.as_dict()) if as_json else f"{options.path}: {placed.spec.key}, {placed.where}")
         return
     spec = resolved.registry.find(options.name or "")
-    if not isinstance(spec, ModelSpec):
-        click.echo(
-            json.dumps(_row(spec)) if as_json else f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"
-        )
+    if isinstance(spec, ModelSpec):
+        fits = [_fit(spec, machine, catalog, store, file.quant) for file in spec.files]
+        _show_files(spec, fits, resolved.others, as_json)
         return
-    fits = [_fit(spec, machine, catalog, store, file.quant) for file in spec.files]
+    words = f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"
+    click.echo(json.dumps(_row(spec)) if as_json else words)
+
+
+def _show_files(
+    spec: ModelSpec, fits: list[dict[str, Any]], found_beside: tuple[tuple[str, str], ...], as_json: bool
+) -> None:
+    from storyfi_lite.cli.table import print_table, say, size
+
     if as_json:
         files = [
             {"quant": file.quant, "size_bytes": file.size_bytes, "parts": len(file.parts)}
             | {"fits": fit["fits"], "here": fit["here"]}
             for file, fit in zip(spec.files, fits, strict=True)
         ]
-        others = [{"path": path, "is": what} for path, what in resolved.others]
+        others = [{"path": path, "is": what} for path, what in found_beside]
         facts = _row(spec) | {"repository": spec.repository, "licence": spec.licence, "files": files, "others": others}
         click.echo(json.dumps(facts))
         return
     say(f"{spec.key}: {spec.repository}, licence {spec.licence}")
     say(pay_words(spec))
-    rows = [
-        (
-            file.quant,
-            size(file.size_bytes),
-            str(len(file.parts)),
-            fit["fits"],
-            fit["here"][0]["path"] if fit["here"] else "",
-        )
-        for file, fit in zip(spec.files, fits, strict=True)
-    ]
+    rows = []
+    for file, fit in zip(spec.files, fits, strict=True):
+        path = fit["here"][0]["path"] if fit["here"] else ""
+        rows.append((file.quant, size(file.size_bytes), str(len(file.parts)), fit["fits"], path))
     print_table(("file", "size", "parts", "on this machine", "here"), rows, right=("size",), wrapped="on this machine")
-    for path, what in resolved.others:
+    for path, what in found_beside:
         say(f"{path}: {what}, never taken")
 
 

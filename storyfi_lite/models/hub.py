@@ -198,11 +198,7 @@ def _fault(repo: str, where: str, error: Exception) -> LiteError:
     if status in (401, 403):
         return Unavailable(f"the hub refuses your token for {repo}: run `hf auth login`, or unset HF_TOKEN")
     if status == 429:
-        wait = retry_after_s(response.headers) if response is not None else None
-        until = f"wait {wait:.0f} s and run the same command again" if wait else "run the same command again later"
-        return Unavailable(
-            f"{_host()} limits how often it may be asked (HTTP 429): {until}; with a token, `hf auth login`, it may be more often"
-        )
+        return _limited(retry_after_s(error.response.headers))  # type: ignore[attr-defined]
     if status is not None:
         return Unavailable(f"the hub answered HTTP {status} for {where}; try again later")
     if isinstance(error, HFValidationError):
@@ -215,6 +211,12 @@ def _fault(repo: str, where: str, error: Exception) -> LiteError:
     if isinstance(error, ValueError | ImportError):
         return proxy_fault(error)
     return Unavailable(f"{_host()} cannot be reached ({type(error).__name__}){through or '; is there a network?'}")
+
+
+def _limited(wait_s: float | None) -> Unavailable:
+    until = f"wait {wait_s:.0f} s and run the same command again" if wait_s else "run the same command again later"
+    more = "with a token, `hf auth login`, it may be more often"
+    return Unavailable(f"{_host()} limits how often it may be asked (HTTP 429): {until}; {more}")
 
 
 def _host() -> str:
