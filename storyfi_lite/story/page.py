@@ -40,7 +40,7 @@ footer { border-top: 1px solid var(--line); padding-top: 2rem; padding-bottom: 4
 footer h2 { font-size: 1rem; margin: 0 0 1rem; } footer h2::before { content: none; }
 footer dl { font-size: 1em; margin: 0 0 1.3rem; } footer dt:first-child, footer dt:first-child + dd { color: var(--ink); font-weight: 600; }
 @media (max-width: 32rem) { body { font-size: 1.08rem; } header { padding-top: 9vh; padding-bottom: 3rem; }
-  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
+  main dl { grid-template-columns: 1fr; gap: 0; } main dd { margin-bottom: .5rem; } }
 @media print { body { background: none; color: black; font-size: 11pt; } header { padding-top: 0; } h2, h3 { break-after: avoid; } ul li { break-inside: avoid; } }
 """
 
