@@ -489,7 +489,7 @@ def test_the_status_page_draws_an_hour_and_says_why_requests_got_no_answer(serve
     server.ask(key=STRANGER)
     server.miner.metrics.minutes.appendleft(Minute(0, answered=1))  # long ago
     page = server.get("/").text
-    assert re.search("1 answers in the last hour, 0.. s on average.*; 2 requests refused or not answered", page)
+    assert re.search("1 answer in the last hour, 0.. s on average.*; 2 requests refused or not answered", page)
     assert page.count("<rect") == 3  # mean and slowest of this minute; what got no answer
     assert "not registered on this subnet" in page and "it would have been late" in page
 

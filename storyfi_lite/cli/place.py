@@ -65,7 +65,7 @@ def _table(found: Placement, gpus: list[str]) -> str:
         f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
         f"  context    {settings.n_ctx} tokens for each of {settings.n_slots} at once, {settings.kv_type} keys and values",
         f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s alone, {_each(found, settings.n_slots):.0f} each of {settings.n_slots} at once; "
-        f"{_seconds(found)}",
+        f"{found.earnings.seconds_in_words}",
         f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; 95 % of the answers "
         f"{'late or not at all' if math.isinf(found.earnings.p95_s) else f'within {found.earnings.p95_s:.0f} s'}",
     ]
@@ -77,12 +77,6 @@ def _table(found: Placement, gpus: list[str]) -> str:
 
 def _each(found: Placement, answers: int) -> float:
     return 1 / found.speed.pace.step_of(answers)
-
-
-def _seconds(found: Placement) -> str:
-    """Say how long each task takes alone, in the language that is asked most."""
-    tasks = dict.fromkeys(kind.task for kind in found.earnings.task_s)
-    return ", ".join(f"{task} {found.earnings.seconds_of(task):.0f} s" for task in tasks)
 
 
 def _parts(need: Demand) -> str:

@@ -19,7 +19,7 @@ def last_hour(minutes: Iterable[Minute], now_s: float) -> str:
     columns = [(MINUTES - 1 - (this - one.at), one) for one in minutes if this - one.at < MINUTES]
     answered = sum(one.answered for _, one in columns)
     without = sum(one.lost + one.refused for _, one in columns)
-    said = f"{answered:,} answers in the last hour"
+    said = f"{answered:,} answer{'' if answered == 1 else 's'} in the last hour"
     if answered:
         mean_s = sum(one.seconds for _, one in columns) / answered
         said += f", {mean_s:.1f} s on average, {max(one.slowest_s for _, one in columns):.1f} s the slowest"

@@ -299,5 +299,6 @@ def _facts(placed: PlacedFile) -> Mapping[str, str]:
         "multiplier": f"{placement.spec.multiplier:g}",
         "context": f"{settings.n_ctx} tokens, {settings.n_slots} slot(s), {settings.kv_type} keys and values",
         "placed": placement.where,
-        "predicted": f"{placement.speed.tokens_per_s:.0f} tokens/s, expected reward {placement.earnings.reward:.2f}",
+        "predicted": f"{placement.speed.tokens_per_s:.0f} tokens/s; {placement.earnings.seconds_in_words}; "
+        f"expected reward {placement.earnings.reward:.2f}",
     }

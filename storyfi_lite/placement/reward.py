@@ -42,6 +42,12 @@ class Earnings:
         """Return a usual answer's seconds, alone, in the language that is asked most."""
         return next((seconds for kind, seconds in self.task_s.items() if kind.task == task), 0.0)
 
+    @property
+    def seconds_in_words(self) -> str:
+        return ", ".join(
+            f"{task} {self.seconds_of(task):.0f} s" for task in dict.fromkeys(one.task for one in self.task_s)
+        )
+
 
 def share_of_points(seconds: float | None) -> float:
     """Return what an answer after so many seconds has of all points; nothing if there was none."""
