@@ -19,6 +19,7 @@ from storyfi_lite.models.store import Store
 from tests.conftest import REPO
 from tests.hub_server import COMMIT, Hub
 from tests.test_names import NEWER
+from tests.test_opening import machine
 
 
 def run(*arguments: str, typed: str | None = None) -> Result:
@@ -115,10 +116,16 @@ def test_rm_waits_for_no_download_and_breaks_none(pulled: Hub, tmp_path: Path) -
     assert len(here()) == 2
 
 
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of known speed, so that nothing is measured."""
+    monkeypatch.setattr("storyfi_lite.machine.hardware.probe", machine)
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_models_shows_one_model_file_by_file(pulled: Hub) -> None:
+def test_models_shows_one_model_file_by_file(pulled: Hub, described: None) -> None:
     said = run("models", REPO).stdout
     assert "Q4_K_M" in said and "Tiny-Tales-Q8_0.gguf" in said
     assert "multiplier 1, the network's table does not know it; a validator of ours pays 0.5 unproven, 1 proven" in said
@@ -130,7 +137,7 @@ def test_models_shows_one_model_file_by_file(pulled: Hub) -> None:
     assert {"path": "mmproj-Tiny-F16.gguf", "is": "an image encoder (mmproj)"} in fresh["others"]
 
 
-def test_models_shows_size_and_path_of_what_is_here(pulled: Hub, tmp_path: Path) -> None:
+def test_models_shows_size_and_path_of_what_is_here(pulled: Hub, described: None, tmp_path: Path) -> None:
     rows = {row["model"]: row for row in json.loads(run("models", "--json").stdout)}
     assert [file["quant"] for file in rows["tiny-tales"]["here"]] == ["Q4_K_M", "Q8_0"]
     path = tmp_path / "models" / "tiny-tales" / "Tiny-Tales-Q8_0.gguf"
