@@ -181,7 +181,7 @@ def test_a_chinese_page_tells_people_to_type_the_same(page: Path) -> None:
 def test_the_messages_that_troubleshooting_explains_are_ours() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "storyfi_lite").rglob("*.py"))
     rows = re.findall(
-        r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| ((?:[\w ]+: )?`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     messages = [message for row in rows for message in re.findall("`(.*?)`", row)]
     assert len(messages) > 8
