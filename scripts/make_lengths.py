@@ -26,6 +26,7 @@ from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.loaders.forecast import EXAMPLES
 from storyfi_lite.machine import devices
+from storyfi_lite.placement import tokenizer
 from storyfi_lite.placement.lengths import TABLE
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import language_of
@@ -49,6 +50,7 @@ FORMS = ("whole", "brief", "least")
 def answers(language: str, path: Path, out: Path, template: str | None) -> None:
     """A whole story, a brief one and the shortest for each seed, each task from the stages before it; a line for each answer."""
     engine = Engine(path, EngineSettings(n_ctx=8192, n_threads=1), template)
+    a_char = (tokenizer.tokens_a_char(path) or {})[language]  # type: ignore[index]
     for seed in SEEDS:
         for form in FORMS:
             stages: dict[str, Any] = {}
@@ -58,9 +60,10 @@ def answers(language: str, path: Path, out: Path, template: str | None) -> None:
                 script = task.script(request, task.constraint(request, brief=form != "whole"))
                 budget = script.min_tokens_bound if form == "least" else None
                 job = EngineJob(script, SamplingParams(seed), time.monotonic() + 3600, budget)
-                stages[name] = json.loads(engine.submit(job).result().text)
+                written = engine.submit(job).result()
+                stages[name] = json.loads(written.text)
                 row = {"lang": language, "seed": seed, "task": name, "form": form, "turns": len(script.pieces),
-                       "turn_chars": sum(map(len, script.texts(stages[name]))),
+                       "turn_chars": sum(map(len, script.texts(stages[name]))), "tokens": len(written.tokens), "a_char": a_char,
                        "opening_chars": len(script.system) + len(script.asks[0]),
                        "bridge_chars": sum(map(len, script.asks[1:]))}  # fmt: skip
                 with out.open("a") as file:
@@ -84,6 +87,8 @@ def table(rows: list[dict[str, Any]], vocabularies: list[Path]) -> dict[str, Any
                 **{form: mean("turn_chars", form) for form in FORMS},
             }
             row = chars[task][language]
+            # names, labels and turned phrases take more tokens than the sample
+            row["factor"] = round(statistics.mean(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3)
             row["least"] = min(row["least"], row["brief"])  # where a brief answer is as short as can be, chance decides
     prose = json.loads(PROSE.read_text())
     texts = {"en": " ".join(" ".join(text) for text in prose["en"])[:SAMPLE_CHARS], "zh": CHINESE}

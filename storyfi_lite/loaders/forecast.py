@@ -41,8 +41,8 @@ class Pace:
     queue: queue.Pace
     tokens_a_char: Mapping[Language, float]
 
-    def after(self, tokens: int, seconds: float, language: Language, chars: int, at_once: int = 1) -> Pace:
-        """With one more answer of so many tokens and characters, written in so many seconds beside others."""
+    def after(self, tokens: int, seconds: float, language: Language, chars: float, at_once: int = 1) -> Pace:
+        """With one more answer of so many tokens and characters (times lengths.factor), written in so many seconds beside others."""
         steps = self.queue
         slower = steps.step_of(at_once) / steps.step_s
         step_s = _mean(steps.step_s, seconds / tokens / slower)
@@ -94,9 +94,14 @@ class Promises:
         return len(self._ends_s)
 
 
+def kind_of(request: StoryRequest) -> Kind:
+    chapters = len(request.chapter_ids or [1]) if request.task_type == "chapters" else 1
+    return Kind(request.task_type, language_of(request.user_input), chapters)
+
+
 def work_of(request: StoryRequest, tokens_a_char: float, opening: int, bridges: int, thought: int = 0) -> Work:
     """Return the tokens of an answer: what is read is counted already, and what the model may think before it."""
-    kind = Kind(request.task_type, language_of(request.user_input), len(request.chapter_ids or [1]))
+    kind = kind_of(request)
     told = lengths.work(kind, {kind.language: tokens_a_char})
     return Work(opening, bridges, thought + told.whole, thought + told.brief, thought + told.least)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import logging
 import statistics
 import time
@@ -178,12 +179,13 @@ class LocalModelLoader:
 
         def convert(generation: Generation) -> Answer:
             if self.promises.pace is not None:
-                language, chars = language_of(job.request.user_input), len(generation.text)
+                kind = forecast.kind_of(job.request)
+                chars = lengths.factor(kind) * sum(map(len, script.texts(json.loads(generation.text))))
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
                 written = len(generation.tokens) - thought, share * _writing_s(generation)
                 at_once = min(self._settings.n_slots, self.promises.in_hand + 1)
-                self.promises.pace = self.promises.pace.after(*written, language, chars, at_once)
+                self.promises.pace = self.promises.pace.after(*written, kind.language, chars, at_once)
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)

@@ -69,13 +69,19 @@ def _work(kind: Kind, a_char: float) -> Work:
     chars = _table()["chars"][kind.task][kind.language]
     times = kind.chapters  # 1 but for the task that writes several
     turns = chars["turns"] * times
+    written_a_char = a_char * chars["factor"]
     return Work(
         opening=round(chars["opening"] * a_char) + 2 * TEMPLATE_TOKENS,
         bridges=round(chars["bridges"] * a_char * times) + (turns - 1) * TEMPLATE_TOKENS,
-        whole=round(chars["whole"] * a_char * times) + turns,
-        brief=round(chars["brief"] * a_char * times) + turns,
-        least=round(chars["least"] * a_char * times) + turns,
+        whole=round(chars["whole"] * written_a_char * times),
+        brief=round(chars["brief"] * written_a_char * times),
+        least=round(chars["least"] * written_a_char * times),
     )
+
+
+def factor(kind: Kind) -> float:
+    """Return how many times the sample's tokens a character of this task's answers takes: names and labels take more."""
+    return float(_table()["chars"][kind.task][kind.language]["factor"])
 
 
 def work(kind: Kind, a_char: TokensAChar) -> Work:
