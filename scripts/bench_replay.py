@@ -6,7 +6,7 @@
 Linux, as root: the limits are control groups (version 1 or 2), and the page cache is dropped before each row. The file is a made-up
 mixture of experts (make_gguf.py) with the writer's vocabulary, all of its weights needed by every round and few of them by a
 token, so that reading weighs as much as it does with a large model on a faster machine. `--dense`: without experts. The answers are
-the writer's, to one request; the made-up model did not write them, and needs as long for them as if it had.
+the writer's, to one request, where many are asked for the same eight again and again; the made-up model did not write them, and needs as long for them as if it had.
 
 Each row is a process of its own that opens the file as `prove` does (opening/), so the layout is the one that a machine with so
 little memory gets. Printed: a table, then one JSON line. `read`: bytes that the process had read from the disk, over the file's
