@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from tests.answers import ENGLISH, as_bytes, blueprint_request
 # a page's placeholders -> something of that kind; the first of several choices
 VALUES = {
     "FILE.json": "machine.json",
+    "--traffic FILE": "--traffic traffic.yaml",
     "FILE": "model.gguf",
     "KEY": "smollm2-135m",
     "TASK": "blueprint",
@@ -82,6 +84,7 @@ class Shell:
         program.chmod(0o755)
         (home / "model.gguf").symlink_to(model)
         (home / "machine.json").write_text(json.dumps(HARDWARE))
+        shutil.copy(ROOT / "storyfi_lite/placement/traffic.yaml", home)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
