@@ -10,6 +10,7 @@ drafts       a coarser copy (Q3_K_M) proposes its N best tokens, the claimed fil
 lenient      a coarser copy's token is taken wherever the claimed file's best is less than so many nats better: fewer corrections
              than speculative decoding needs
 flat         wherever the best two are closer than so many nats, the dice choose: as a hand would that improves the text there
+gibberish    the claimed file's eighth-best token at each place: what its noise seems to be there, which nobody else is judged by
 title        the title is replaced by hand, all else is the file's own
 no layers    a file with two of its layers left out
 kv           keys and values in q8_0 or q4_0, claimed as f16
@@ -17,7 +18,7 @@ kv           keys and values in q8_0 or q4_0, claimed as f16
 `draws`: a miner of a high claim that lies in some of its answers, among others of the same claim: how many rounds until it is paid
 nothing, by the validator's own draw of 8 replays a round. It cannot know which answers are drawn.
 
-Each prints a table, then one JSON line. `freedom`: the places of an answer where the writer could choose, or took another's token.
+Each prints a table, then one JSON line. `noise`: what the answers themselves show. `freedom`: the places of an answer where the writer could choose, or took another's token.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from storyfi_lite.engine.sampler import Floats, scores
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.rounds.audit import choose
 from storyfi_lite.validator import Evidence, RewardPolicy, Verdict, load_policy, pool, standing
-from storyfi_lite.validator.verdict import judge
+from storyfi_lite.validator.verdict import judge, noise_of
 
 SEEN = 8
 PROOFS = 8
@@ -112,6 +113,10 @@ def best(seen: list[Ranked]) -> tuple[int, bool]:
     return seen[0][0][0], False
 
 
+def worst(seen: list[Ranked]) -> tuple[int, bool]:
+    return seen[0][-1][0], True
+
+
 def among_drafts(count: int) -> Choose:
     def choose(seen: list[Ranked]) -> tuple[int, bool]:
         drafts = {token for token, _ in seen[1][:count]}
@@ -162,6 +167,7 @@ def kinds(
     yield "honest", [own], best
     for nats in (0.05, 0.2, 0.5):
         yield f"flat, {nats} nats", [own], flat(nats)
+    yield "gibberish", [own], worst
     yield "title", [own], best
     draft = Writer(coarse, settings)
     for count in (1, 2, 4):
@@ -218,7 +224,7 @@ def main() -> None:
 def written(given: argparse.Namespace) -> None:
     facts = argparse.Namespace(**vars(given), characters=None, slots=1, max_tokens=900, mapped=False)
     bench = bench_proof.Bench(facts)
-    table = Table("who wrote", "freedom", "match rate", "evidence", "proven", "refuted", "open")
+    table = Table("who wrote", "freedom", "noise", "match rate", "evidence", "proven", "refuted", "open")
     found: dict[str, object] = {}
     noise = bench.noise()
     seeds = list(range(bench_proof.FIRST_MADE_UP, bench_proof.FIRST_MADE_UP + 3 * given.answers))
@@ -229,18 +235,21 @@ def written(given: argparse.Namespace) -> None:
         short = without_layers(given.model, Path(scratch))
         for name, writers, choose in kinds(given.model, coarse, short, settings):
             bench_proof.note(name)
-            verdicts, freedom = [], 0
+            verdicts, shown, freedom = [], [], 0
             for seed in seeds:
                 tokens, budget, free = write(bench, writers, seed, choose)
                 tokens = titled(bench, tokens) if name == "title" else tokens
-                verdicts.append(judge(bench.replay(seed, tokens, budget), noise))
+                pair = bench.two_ways(seed, tokens, budget)
+                shown.append(noise_of([pair]))
+                verdicts.append(judge(pair[0], noise))
                 freedom += free
             statuses = [one.status for one in verdicts]
             counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
             rates = bench_proof.shown_span([one.match_rate for one in verdicts], 3)
             weighed = bench_proof.shown_span([one.evidence for one in verdicts], 1)
-            found[name] = {"freedom": freedom / len(seeds), "evidence": weighed, "verdicts": counts}
-            table.add_row(name, f"{freedom / len(seeds):.0f}", rates, weighed, *map(str, counts))
+            strays = bench_proof.shown_span(shown, 3)
+            found[name] = {"freedom": freedom / len(seeds), "noise": strays, "evidence": weighed, "verdicts": counts}
+            table.add_row(name, f"{freedom / len(seeds):.0f}", strays, rates, weighed, *map(str, counts))
     bench_proof.show(table, {"answers": len(seeds), "noise": round(noise, 4), **found})
 
 

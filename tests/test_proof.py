@@ -96,6 +96,16 @@ def test_an_honest_answer_is_proven(prover: Prover, honest: StoryResponse) -> No
     assert verdict.evidence > DECIDED_NATS and verdict.match_rate > 0.9 and verdict.positions > 100
 
 
+def test_only_an_answer_that_is_proven_says_how_the_file_s_scores_stray(
+    honest: StoryResponse, small_model_path: Path
+) -> None:
+    """Or the first stranger's gibberish, which shows twice the noise, would let his next answers pass."""
+    foreign = changed(honest, {"seed": SEED + 1})
+    with Prover(small_model_path, EngineSettings(n_threads=1)) as prover:
+        assert prover.prove(REQUEST, foreign, SEED + 1).status == "refuted" and not prover.noise
+        assert prover.prove(REQUEST, honest, SEED).status == "proven" and prover.noise
+
+
 @pytest.mark.parametrize(
     ("proof", "says"),
     [

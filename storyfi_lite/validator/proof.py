@@ -78,29 +78,37 @@ class Prover:
         one's place in `asked` with its verdict, as soon as it is known. Raises EngineError or DoesNotFit."""
         places = []
         for at, one in enumerate(asked):
-            wrong = self._wrong_claim(*one)
-            if wrong:
-                yield at, wrong
+            verdict = self._wrong_claim(*one) or self._by_own_noise(*one[:2])
+            if verdict:
+                yield at, verdict
             else:
                 places.append(at)
-        right = [asked[at][:2] for at in places]
-        noise = self.noise(right)
-        for which, replay in self.replay_all(right):
-            yield places[which], judge(replay, noise)
+        for which, replay in self.replay_all([asked[at][:2] for at in places]):
+            yield places[which], judge(replay, self.noise)
 
-    def noise(self, asked: Sequence[tuple[StoryRequest, StoryResponse]]) -> float:
-        """Nats (verdict.py), of this file on this machine: as calibrated, else as the first answer shows that is long enough; else
-        none, and nothing is decided. Raises what `prove_all` does."""
-        if not self._noise:
-            calibration = calibration_of(self.sha256)
-            self._noise = calibration.noise if calibration else 0.0
-        for one in asked:
-            if self._noise:
-                break
-            pair = self.two_ways(*one)
-            if min(len(replay.leads) for replay in pair) >= ENOUGH_POSITIONS:
-                self._noise = noise_of([pair])
+    @property
+    def noise(self) -> float:
+        """Nats (verdict.py), of this file on this machine: as calibrated, else as the first answer showed that it proves; else 0, and
+        nothing is decided."""
+        if not self._noise and (calibration := calibration_of(self.sha256)):
+            self._noise = calibration.noise
         return self._noise
+
+    def _by_own_noise(self, request: StoryRequest, response: StoryResponse) -> Verdict | None:
+        """While the file's noise is not known: judge an answer by the noise that it shows itself, and keep that for the next ones only
+        if the file proves to have written it. A stranger's gibberish shows twice the noise, and would let a coarser file pass.
+        None: the noise is known, or the answer is too short to show it."""
+        if self.noise:
+            return None
+        pair = self.two_ways(request, response)
+        if min(len(replay.leads) for replay in pair) < ENOUGH_POSITIONS:
+            return None
+        shown = noise_of([pair])
+        assert response.proof is not None
+        verdict = judge(pair[0] if response.proof.kv_type == "f16" else self.replay(request, response), shown)
+        if verdict.status == "proven":
+            self._noise = shown
+        return verdict
 
     def two_ways(self, request: StoryRequest, response: StoryResponse) -> tuple[Replay, Replay]:
         """The same scores by two attention kernels, with keys and values that are not quantized. Raises what `prove_all` does."""
