@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 # The proof's word on the answer, the multiplier where one replay decides, and what the row says.
 EXPECTED = {
     "honest": ("proven", 0.5, ""),
-    "impostor": ("refuted", 0.0, "mean margin"),
+    "impostor": ("refuted", 0.0, "evidence -"),
     "inflated": ("refuted", 0.0, "names a file of smollm2-135m"),
     "pasted": ("refuted", 0.0, ""),
     "tuned": ("no proof", 0.5, ""),
     "elsewhere": ("no proof", 0.5, ""),
-    "own-seed": ("refuted", 0.0, "mean margin"),
-    "own-prompt": ("refuted", 0.0, "mean margin"),
+    "own-seed": ("refuted", 0.0, "evidence -"),
+    "own-prompt": ("refuted", 0.0, "evidence -"),
     "edited": ("refuted", 0.0, "do not spell the text"),
     "edited-ids": ("refuted", 0.0, ""),
     "truncated": ("no proof", 0.5, "missing"),
