@@ -36,12 +36,13 @@ from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.gguf import architecture, read_local
+from storyfi_lite.models.quantization import finer_than
 from storyfi_lite.models.registry import SHIPPED, ModelSpec, load_registry
 from storyfi_lite.options import MIN_QUANT, ModelOptions
 from storyfi_lite.placement import memory, speed, traffic, weights
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import Fitter
-from storyfi_lite.placement.plan import Placement, finer_than, place, place_file
+from storyfi_lite.placement.plan import Placement, place, place_file
 from storyfi_lite.placement.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -16,6 +16,7 @@ from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine import devices
 from storyfi_lite.machine.gpus import Gpu
 from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.quantization import bits, finer_than
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import loader as loading
 from storyfi_lite.opening import local as local_opening
@@ -23,7 +24,7 @@ from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
-from storyfi_lite.placement.plan import LEAST_SCORE, MIN_CONTEXT, Placement, bits, finer_than, place, place_one
+from storyfi_lite.placement.plan import LEAST_SCORE, MIN_CONTEXT, Placement, place, place_one
 from storyfi_lite.placement.step_down import step_down
 
 GIB = 2**30

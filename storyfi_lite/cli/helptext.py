@@ -21,9 +21,8 @@ class HelpFormatter(click.HelpFormatter):
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         rows = [(name, text.replace("-", HYPHEN)) for name, text in rows]
         longest = max((len(word) for _, text in rows for word in text.split()), default=0)
-        room = (
-            self.width - self.current_indent - col_spacing - longest
-        )  # for the names; wider ones have a line to themselves
+        # for the names; wider ones have a line to themselves
+        room = self.width - self.current_indent - col_spacing - longest
         super().write_dl(rows, max(10, min(col_max, room)), col_spacing)
 
     def write_text(self, text: str) -> None:

@@ -382,9 +382,8 @@ class Engine:
         request = slot.request
         assert request is not None
         try:
-            told = (
-                len(request.rule.tokens) if request.first_token_s else 0
-            )  # what is forced comes before the first choice
+            # what is forced comes before the first choice
+            told = len(request.rule.tokens) if request.first_token_s else 0
             slot.feed = request.rule.choose(logits)
             if request.job.on_tokens:
                 request.job.on_tokens(request.rule.tokens[told:])

@@ -195,9 +195,8 @@ class Context:
         self._handles = ExitStack()
         self._read_ahead = None
         if settings.mapped:
-            on_host = (
-                model.n_layers + 1 - settings.n_gpu_layers
-            )  # llama.cpp counts the output as a layer, and puts it there first
+            # llama.cpp counts the output as a layer, and puts it there first
+            on_host = model.n_layers + 1 - settings.n_gpu_layers
             self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)))
             self._handles.callback(self._read_ahead.close)
             params.cb_eval = self._read_ahead.callback

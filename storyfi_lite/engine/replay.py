@@ -51,9 +51,8 @@ class GivenAnswer:
     def __init__(self, rule: ChoiceRule, conversation: Conversation, tokens: list[int]) -> None:
         self.opening = list(conversation.opening)
         self.fed, before = conversation.with_answer(tokens, rule.end)
-        self.rows = list(
-            dict.fromkeys(before)
-        )  # where the next token is chosen; after its end an answer has no such place
+        # where the next token is chosen; after its end an answer has no such place
+        self.rows = list(dict.fromkeys(before))
         self.judge = _Judge(rule, tokens)
 
 

@@ -71,9 +71,8 @@ class LocalOpener:
 
     def __init__(self, notices: Notices, registry: Registry | None = None, hardware: Hardware | None = None) -> None:
         self.registry = registry or load_registry()
-        self._found: Resolved | None = (
-            None  # in a repository that the hub was asked for; pinned before the first download
-        )
+        # in a repository that the hub was asked for; pinned before the first download
+        self._found: Resolved | None = None
         self._given_hardware = hardware
         self._notices = notices
         self._store = Store()

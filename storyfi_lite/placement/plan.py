@@ -14,6 +14,7 @@ from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
+from storyfi_lite.models.quantization import QUANT_BITS, bits, finer_than
 from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions
@@ -25,12 +26,6 @@ from storyfi_lite.placement.traffic import Traffic
 from storyfi_lite.protocol.limits import FULL_MARKS_S
 
 MIN_CONTEXT = 4096  # tokens a slot: the longest task's prompt and answer
-# bits a weight, of the layers; orders quantizations from coarse to fine (llama-quantize's own table)
-QUANT_BITS = {"IQ1_S": 1.6, "TQ1_0": 1.7, "IQ1_M": 1.8, "IQ2_XXS": 2.1, "TQ2_0": 2.1, "IQ2_XS": 2.3, "IQ2_S": 2.5, "Q2_K": 2.6,
-              "IQ2_M": 2.7, "IQ3_XXS": 3.1, "IQ3_XS": 3.3, "IQ3_S": 3.4, "Q3_K_S": 3.5, "IQ3_M": 3.7, "Q3_K": 3.9, "Q3_K_M": 3.9,
-              "Q3_K_L": 4.2, "MXFP4": 4.3, "IQ4_XS": 4.3, "IQ4_NL": 4.5, "NVFP4": 4.5, "Q4_0": 4.5, "Q4_K_S": 4.6, "Q4_K": 4.8,
-              "Q4_K_M": 4.8, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_K_S": 5.5, "Q5_K": 5.7, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q6_K": 6.6, "Q8_0": 8.5,
-              "Q8_K": 8.6, "F16": 16.0, "BF16": 16.0, "F32": 32.0}  # fmt: skip
 FINE_BITS = QUANT_BITS["Q5_K_M"]  # finer ones are not told apart
 TIE = 0.995  # who earns this share of the best earns as much: predictions are no better
 GOOD_SCORE = 0.98  # of all points: nothing is cut that costs any
@@ -169,9 +164,8 @@ def place_file(
         same = one.earnings.reward >= TIE * most
         layout = one.settings
         on_gpus = one.n_on_gpu - layout.experts_in_ram
-        at_once = (
-            min(layout.n_slots, most_at_once) if on_gpus else 1
-        )  # a CPU shares its time, and has other uses for the RAM
+        # a CPU shares its time, and has other uses for the RAM
+        at_once = min(layout.n_slots, most_at_once) if on_gpus else 1
         return (
             same,
             same or one.earnings.reward,
@@ -371,20 +365,6 @@ def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, 
     late = f"too slow for full marks: a blueprint takes {blueprint_s:.0f} s, the window is {FULL_MARKS_S:.0f} s"
     too_late = (late,) if blueprint_s > FULL_MARKS_S else ()
     return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
-
-
-def finer_than(minimum: str, file: GGUFFile) -> bool:
-    """Return whether the file is at least as fine as the quantization `minimum`. Raises BadInput if that is not known."""
-    if minimum.upper() not in QUANT_BITS:
-        raise BadInput(f"no quantization is named {minimum!r}; there are {', '.join(QUANT_BITS)}")
-    return bits(file.quant, 99.0) >= QUANT_BITS[minimum.upper()]
-
-
-def bits(quant: str, unknown: float) -> float:
-    """Return a quantization's bits a weight; of a variant, such as UD-Q4_K_XL, those of what it varies."""
-    plain = quant.upper().removeprefix("UD-")
-    known = [name for name in QUANT_BITS if plain.startswith(name)]
-    return QUANT_BITS[max(known, key=len)] if known else unknown
 
 
 def _at_hand(one: Placement, catalog: Catalog) -> int:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.quantization import bits
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import MAPPED_BATCHES, kv_types
-from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, bits, place_file
+from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, place_file
 
 LAYERS_A_STEP = 0.1  # of all layers
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 Status = Literal["proven", "refuted", "inconclusive"]
 
 COARSER = 4.0
-COARSER_NATS = (
-    0.2  # and at least so much: a file with little noise of its own need not be told from one with a little more
-)
+# and at least so much: a file with little noise of its own need not be told from one with a little more
+COARSER_NATS = 0.2
 FAR = 15.0
 # the noise between two kinds of machine, over that between two kernels of one: 1.04 and 1.22 were measured (docs/proof.md)
 ELSEWHERE = 1.3
