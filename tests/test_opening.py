@@ -42,11 +42,12 @@ def machine(gpu_gb: float = 0, ram_gb: float = 64, cpu_gb_s: float = 40.0) -> Ha
 
 
 @pytest.fixture(autouse=True)
-def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in (*API_KEYS.values(), "MODEL_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where the APIs' use is counted
     monkeypatch.setattr(ApiLoader, "look_up", lambda loader: None)  # no vendor is asked
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nor the hub
 
 
 @pytest.fixture
