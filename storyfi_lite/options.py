@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from storyfi_lite.engine.settings import KVType
 from storyfi_lite.errors import BadInput
 
 PlacementPolicy = Literal["reward", "fastest", "largest"]
 Provider = Literal["gemini", "openai"]
+KVType = Literal["f16", "q8_0", "q4_0"]  # how an attention's keys and values are held
 
 MIN_QUANT = "Q3_K_M"
 

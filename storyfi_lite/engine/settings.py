@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from typing import Literal
 
-KVType = Literal["f16", "q8_0", "q4_0"]
+from storyfi_lite.options import KVType
+
 # ggml_type of ggml.h
 KV_TYPE_IDS: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
 

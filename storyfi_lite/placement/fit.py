@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
-from storyfi_lite.engine.settings import EngineSettings, KVType
+from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
+from storyfi_lite.options import KVType
 from storyfi_lite.placement.memory import demand, kv_layer_bytes
 from storyfi_lite.placement.weights import Weights
 
