@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-    from storyfi_lite.validator.calibration import Calibration
 
 TIMEOUT_S = 3600.0  # of one answer
 
@@ -64,31 +63,19 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
             )
         assert response.proof is not None  # a local loader's answer has one
         calibration = kept.calibrate(prover.sha256, pairs, response.proof.engine)
-    click.echo(_json(calibration) if as_json else reflow(_words(calibration)))
-    place = kept.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
-    click.echo(f"kept in {place}", err=as_json)
-
-
-def _json(calibration: Calibration) -> str:
-    from storyfi_lite.validator.calibration import rate_bound
-
-    bound = rate_bound(calibration.refuted, calibration.answers)
-    return json.dumps({**vars(calibration), "refuted_at_most": bound})
-
-
-def _words(calibration: Calibration) -> str:
-    from storyfi_lite.validator.calibration import rate_bound
-
-    bound = rate_bound(calibration.refuted, calibration.answers)
-    return (
+    bound = kept.rate_bound(calibration.refuted, calibration.answers)
+    words = (
         f"noise {calibration.noise:.3f} nats, from {calibration.positions:,} positions of {calibration.answers} answers\n"
         f"{calibration.proven} of them are proven by it, {calibration.refuted} refuted: at most {bound:.2%} of honest answers, "
         "with 95 % confidence"
     )
+    click.echo(json.dumps({**vars(calibration), "refuted_at_most": bound}) if as_json else reflow(words))
+    place = kept.save_calibration(calibration)  # last: an hour's figures are not lost to a full disk
+    click.echo(f"kept in {place}", err=as_json)
 
 
 def _honest_answers(opener: LocalOpener, model: ModelOptions, answers: int) -> list[tuple[StoryRequest, StoryResponse]]:
-    """Requests and responses, as a miner with this file gives them."""
+    """Return requests and responses, as a miner with this file gives them."""
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
     from storyfi_lite.protocol.messages import StoryRequest

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import click
 
-from storyfi_lite.cli.options import chain_options, complete_models
+from storyfi_lite.cli.options import NEW_FILE, chain_options, complete_models, json_option
 
 MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")}
 
@@ -20,9 +19,8 @@ MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")
 @click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
 @click.option("--model.name", "model", envvar="MODEL_NAME", default=None, shell_complete=complete_models,
               help="The model that `mine` will load.  [default: the best that fits]")  # fmt: skip
-@click.option("--api.key-file", "api_key_file", type=click.Path(path_type=Path), default=None,
-              help="The file with the API's key.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--api.key-file", "api_key_file", type=NEW_FILE, help="The file with the API's key.")
+@json_option
 def command(as_json: bool, **options: object) -> None:
     """Check wallet, chain, clock, port, build, model, key and disk, and say how to mend what is wrong.
 

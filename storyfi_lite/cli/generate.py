@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storyfi_lite.cli.options import (
-    TASK_NAMES,
     UTF8,
     Number,
     api_options,
     chapter_ids_option,
     model_options,
     placement_options,
+    task_option,
     think_option,
 )
 from storyfi_lite.cli.writing import format_option, put, speed, write
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("text", type=UTF8)
-@click.option(
-    "--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True, help="Which of the four tasks."
-)
+@task_option
 @click.option(
     "--context",
     "context_files",
@@ -46,23 +44,13 @@ if TYPE_CHECKING:
 @model_options(placement_options, think_option, api_options)
 @format_option
 @click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
+    "--json", "as_json", is_flag=True,
     help="Print the whole response and its request: story, exact text, tokens, proof header.",
-)
+)  # fmt: skip
 def command(
-    text: str,
-    task: str,
-    context_files: tuple[Any, ...],
-    chapter_ids: list[int] | None,
-    seed: int | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    model: ModelOptions,
-    form: str | None,
-    as_json: bool,
-) -> None:
+    text: str, task: str, context_files: tuple[Any, ...], chapter_ids: list[int] | None, seed: int | None,
+    max_tokens: int | None, temperature: float | None, model: ModelOptions, form: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Write a story blueprint for TEXT, or another task's answer. Valid JSON, whatever the model.
 
     A terminal shows the text as it is written; a pipe gets the answer alone, compact. --format md and html are for people, and
@@ -105,7 +93,7 @@ def command(
 
 
 def _context(files: tuple[Any, ...]) -> dict[str, Any]:
-    """The stages in the files. Raises BadInput."""
+    """Read the stages that the files have. Raises BadInput."""
     from storyfi_lite.errors import BadInput
     from storyfi_lite.story.saved import MAX_FILE_BYTES, STAGES, read_answers, stages_of
 

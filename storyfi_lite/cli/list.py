@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from storyfi_lite.cli.options import json_option
+from storyfi_lite.cli.options import json_option, models_dir_option
 
 
 @click.command()
-@click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
+@models_dir_option
 @json_option
 def command(models_dir: Path | None, as_json: bool) -> None:
     """Show the model files that are here: how large, whole or partial, when last used, where; and the free space.
@@ -34,15 +34,11 @@ def command(models_dir: Path | None, as_json: bool) -> None:
         facts = {"files": [item.as_dict() for item in items], "root": str(store.root), "free_bytes": store.free_bytes}
         click.echo(json.dumps(facts))
         return
-    rows = [
-        (item.name, item.quant or "", size(item.size_bytes), item.state, _day(item.used_at_s), str(item.path))
-        for item in items
-    ]
+    rows = []
+    for item in items:
+        used = "never" if item.used_at_s is None else time.strftime("%Y-%m-%d", time.localtime(item.used_at_s))
+        rows.append((item.name, item.quant or "", size(item.size_bytes), item.state, used, str(item.path)))
     if rows:
         print_table(("model", "file", "size", "is", "last used", "path"), rows, right=("size",))
     there = sum(item.size_bytes for item in items if item.owned)
     say(f"{size(there)} in {store.root}, {size(store.free_bytes)} free there")
-
-
-def _day(at_s: float | None) -> str:
-    return "never" if at_s is None else time.strftime("%Y-%m-%d", time.localtime(at_s))

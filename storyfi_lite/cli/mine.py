@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from storyfi_lite.cli.options import (
+    DIRECTORY,
     Number,
     api_options,
     chain_options,
@@ -62,11 +62,9 @@ from storyfi_lite.cli.options import (
 @click.option("--allow", multiple=True, metavar="HOTKEY", help="Always answer this hotkey. May be repeated.")
 @click.option("--deny", multiple=True, metavar="HOTKEY", help="Never answer this hotkey. May be repeated.")
 @click.option(
-    "--open-pages",
-    is_flag=True,
-    help="Show the status page and /metrics to everybody, not only to this machine.",
+    "--open-pages", is_flag=True, help="Show the status page and /metrics to everybody, not only to this machine."
 )
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the replay store lives.")
+@click.option("--state-dir", type=DIRECTORY, help="Where the replay store lives.")
 @log_option
 def command(**flags: Any) -> None:
     """Answer validators' requests with stories until Ctrl-C.

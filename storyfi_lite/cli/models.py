@@ -11,10 +11,9 @@ import click
 from storyfi_lite.cli.options import SentenceGroup, complete_models, hardware_option, json_option
 
 if TYPE_CHECKING:
-    from storyfi_lite.machine.hardware import Hardware
     from storyfi_lite.models.registry import ApiModel, ModelSpec
     from storyfi_lite.models.resolve import Resolved
-    from storyfi_lite.models.store import Store
+    from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.placement.catalog import Catalog
 
 
@@ -50,21 +49,16 @@ def command() -> None:
 @json_option
 def show(name: str | None, hardware: Path | None, as_json: bool) -> None:
     """List the models, or the files of the one named: a key, OWNER/REPO of the hub, or a GGUF file."""
-    from storyfi_lite.machine.hardware import from_json, probe
-    from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.resolve import resolve
-    from storyfi_lite.models.store import Store
+    from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.options import ModelOptions
-    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
 
-    machine = from_json(hardware) if hardware else probe()
-    store = Store()
-    catalog: Catalog = EmptyCatalog() if hardware else StoreCatalog(store)
-    resolved = resolve(ModelOptions(name=name), load_registry())
+    opener, catalog = LocalOpener.for_planning(hardware)
+    resolved = resolve(ModelOptions(name=name), opener.registry)
     if name:
-        _show_one(resolved, machine, catalog, store, as_json)
+        _show_one(resolved, opener, catalog, as_json)
         return
-    rows = [_row(spec) | _fit(spec, machine, catalog, store) for spec in resolved.registry.local]
+    rows = [_row(spec) | _fit(spec, opener, catalog) for spec in resolved.registry.local]
     for model in resolved.registry.api:
         ends = f", ends {model.ends}" if model.ends else ""
         rows.append(_row(model) | {"fits": f"{model.provider} API{ends}"})
@@ -79,18 +73,20 @@ def _row(model: ModelSpec | ApiModel) -> dict[str, Any]:
     return facts | {"blueprint_s": None, "expected_reward": None, "here": [], "reason": None}
 
 
-def _fit(
-    spec: ModelSpec, machine: Hardware, catalog: Catalog, store: Store, quant: str | None = None
-) -> dict[str, Any]:
+def _fit(spec: ModelSpec, opener: LocalOpener, catalog: Catalog, quant: str | None = None) -> dict[str, Any]:
     """Say how one model, or one file of it, fits the machine, and which of its files are here."""
     from storyfi_lite.errors import DoesNotFit
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import place_one
 
     files = [file for file in spec.files if quant in (None, file.quant) and not catalog.missing_bytes(spec, file)]
-    here = [{"quant": file.quant, "size_bytes": file.size_bytes, "path": str(store.path(spec, file))} for file in files]
+    paths = [str(opener.store.path(spec, file)) for file in files]
+    here = [
+        {"quant": file.quant, "size_bytes": file.size_bytes, "path": path}
+        for file, path in zip(files, paths, strict=True)
+    ]
     try:
-        found = place_one(spec, machine, ModelOptions(name=spec.key if quant else None, quant=quant), catalog)
+        found = place_one(spec, opener.hardware, ModelOptions(name=spec.key if quant else None, quant=quant), catalog)
     except DoesNotFit as error:
         return {"fits": "does not fit", "reason": str(error), "here": here}
     fits, seconds = "fits fully" if found.is_whole else found.where, round(found.earnings.seconds_of("blueprint"), 1)
@@ -114,19 +110,18 @@ def _print(rows: list[dict[str, Any]]) -> None:
             say(f"{row['model']} {file['quant']}: {file['path']}")
 
 
-def _show_one(resolved: Resolved, machine: Hardware, catalog: Catalog, store: Store, as_json: bool) -> None:
+def _show_one(resolved: Resolved, opener: LocalOpener, catalog: Catalog, as_json: bool) -> None:
     """Show what a name stands for: a file, an API's model, or a model of the registry with each of its files."""
     from storyfi_lite.models.registry import ModelSpec
-    from storyfi_lite.opening.local import SILENT, LocalOpener
 
     options = resolved.options
     if options.path:
-        placed = LocalOpener(SILENT, resolved.registry, machine).place_path(options.path, options)
+        placed = opener.place_path(options.path, options)
         click.echo(json.dumps(placed.as_dict()) if as_json else f"{options.path}: {placed.spec.key}, {placed.where}")
         return
     spec = resolved.registry.find(options.name or "")
     if isinstance(spec, ModelSpec):
-        fits = [_fit(spec, machine, catalog, store, file.quant) for file in spec.files]
+        fits = [_fit(spec, opener, catalog, file.quant) for file in spec.files]
         _show_files(spec, fits, resolved.others, as_json)
         return
     words = f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"

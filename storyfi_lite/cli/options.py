@@ -14,6 +14,10 @@ from click.core import ParameterSource
 from storyfi_lite.protocol.limits import MAX_THINK_TOKENS
 
 TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE_OR_STDIN = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
@@ -85,6 +89,9 @@ class _Ids(click.ParamType):
 chapter_ids_option = click.option(
     "--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]"
 )
+task_option = click.option(
+    "--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True, help="Which of the four tasks."
+)
 
 
 class Number(click.FloatRange):
@@ -131,11 +138,9 @@ log_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 hardware_option = click.option(
-    "--hardware",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE.json",
-    help="Plan for the machine that this file describes.",
+    "--hardware", type=FILE, metavar="FILE.json", help="Plan for the machine that this file describes."
 )
+models_dir_option = click.option("--models-dir", type=DIRECTORY, help="Where model files live.")
 
 
 def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
@@ -152,11 +157,7 @@ def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
             help="The wallet's key that signs.",
         ),
         click.option(
-            "--wallet.path",
-            "--wallet-path",
-            f"{prefix}wallet_path",
-            type=click.Path(path_type=Path),
-            help="Directory of the wallets.",
+            "--wallet.path", "--wallet-path", f"{prefix}wallet_path", type=DIRECTORY, help="Directory of the wallets."
         ),
     )
 
@@ -203,12 +204,7 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
         metavar="NAME",
         help="A model of the registry, OWNER/REPO[:QUANT][@REVISION] on the hub, or a file.  [default: the best that fits]",
     )
-    pointed_at = click.option(
-        "--model.path",
-        "model_path",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Any GGUF file.",
-    )
+    pointed_at = click.option("--model.path", "model_path", type=FILE, help="Any GGUF file.")
     loaded = (pointed_at, _threads("model_n_threads")) if path else ()
     quant = click.option(
         "--quant",
@@ -217,10 +213,7 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
         help="A quantization of --model.name, for example Q4_K_M.",
     )
     ctx = click.option(
-        "--ctx",
-        "model_n_ctx",
-        type=click.IntRange(min=512),
-        help="Tokens of context for each answer.  [default: 4096]",
+        "--ctx", "model_n_ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.  [default: 4096]"
     )
     return _as_object("model", _model, named, *loaded, quant, ctx, *more)
 
@@ -296,7 +289,7 @@ placement_options = _together(
     click.option(
         "--traffic",
         "model_traffic",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         metavar="FILE",
         help="What validators ask: a miner's requests.jsonl, or a file like placement/traffic.yaml.  [default: the network's figures]",
     ),
@@ -319,7 +312,7 @@ api_options = _together(
     click.option(
         "--api.key-file",
         "model_api_key_file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=….",
     ),
     click.option(

@@ -36,16 +36,11 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
     storyfi-lite place --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl
     """
     from storyfi_lite.cli.table import say
-    from storyfi_lite.machine.hardware import from_json, probe
-    from storyfi_lite.models.store import Store
-    from storyfi_lite.opening.local import SILENT, LocalOpener
-    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
+    from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.placement.plan import near_misses, place
 
-    machine = from_json(hardware) if hardware else probe()
-    catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    opener = LocalOpener(SILENT, hardware=machine)
-    wanted = opener.resolve(model)
+    opener, catalog = LocalOpener.for_planning(hardware)
+    machine, wanted = opener.hardware, opener.resolve(model)
     if wanted.path:
         found = opener.place_path(wanted.path, wanted)
     else:
@@ -61,10 +56,11 @@ def _table(found: Placement, gpus: list[str]) -> str:
     from storyfi_lite.cli.table import reflow
 
     settings = found.settings
+    each = 1 / found.speed.pace.step_of(settings.n_slots)
     lines = [
         f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
         f"  context    {settings.n_ctx} tokens for each of {settings.n_slots} at once, {settings.kv_type} keys and values",
-        f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s alone, {_each(found, settings.n_slots):.0f} each of {settings.n_slots} at once; "
+        f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s alone, {each:.0f} each of {settings.n_slots} at once; "
         f"{found.earnings.seconds_in_words}",
         f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; 95 % of the answers "
         f"{'late or not at all' if math.isinf(found.earnings.p95_s) else f'within {found.earnings.p95_s:.0f} s'}",
@@ -73,10 +69,6 @@ def _table(found: Placement, gpus: list[str]) -> str:
         if need.total_bytes:
             lines.append(f"  {name:<10} {_parts(need)}")
     return reflow("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))
-
-
-def _each(found: Placement, answers: int) -> float:
-    return 1 / found.speed.pace.step_of(answers)
 
 
 def _parts(need: Demand) -> str:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, UTF8, json_option, model_options, signing_options
+from storyfi_lite.cli.options import (
+    FILE,
+    FILE_OR_STDIN,
+    NEW_FILE,
+    UTF8,
+    json_option,
+    model_options,
+    signing_options,
+    task_option,
+)
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
@@ -22,15 +31,12 @@ EXIT_CODES = {"proven": 0, "inconclusive": 3, "refuted": 1}  # of several answer
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.argument("file", type=FILE_OR_STDIN)
 @click.option("--text", type=UTF8, help="The user input that was asked about, if the file does not say it.")
-@click.option("--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True,
-              help="Which of the four tasks.")  # fmt: skip
-@click.option("--request", "request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="The whole request as JSON, in place of --text and --task.")  # fmt: skip
+@task_option
+@click.option("--request", "request_file", type=FILE, help="The whole request as JSON, in place of --text and --task.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The challenge seed.  [default: the one in the answer]")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path),
-              help="Keep a report here, for others to check with verify-report.")  # fmt: skip
+@click.option("--report", type=NEW_FILE, help="Keep a report here, for others to check with verify-report.")
 @signing_options
 @model_options()
 @json_option
@@ -54,7 +60,11 @@ def command(
 
     if report is None and wallet:
         raise BadInput("a wallet signs a report: --report FILE")
-    signer = _signer(wallet, hotkey, wallet_path) if wallet else None
+    signer = None
+    if wallet:
+        from storyfi_lite.chain.wallets import open_wallet
+
+        signer = open_wallet("", wallet, hotkey, wallet_path).hotkey
     answers = _read(file, text, task, request_file)
     if seed is not None and len(answers) > 1:
         raise BadInput("--seed is one answer's, and the file has several")
@@ -74,12 +84,6 @@ def command(
         )
         say(f"report kept in {report}, {by}", err=True)
     sys.exit(EXIT_CODES[worst])
-
-
-def _signer(wallet: str, hotkey: str, path: Path | None) -> Any:
-    from storyfi_lite.chain.wallets import open_wallet
-
-    return open_wallet("", wallet, hotkey, path).hotkey
 
 
 def _read(

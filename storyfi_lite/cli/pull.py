@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from storyfi_lite.cli.options import complete_models, complete_quants
+from storyfi_lite.cli.options import complete_models, complete_quants, models_dir_option
 
 if TYPE_CHECKING:
     from storyfi_lite.models.resolve import Resolved
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     shell_complete=complete_quants,
     help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]",
 )
-@click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
+@models_dir_option
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line instead of the path.")
 def command(model: str | None, quant: str | None, models_dir: Path | None, dry_run: bool, as_json: bool) -> None:

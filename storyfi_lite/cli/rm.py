@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import complete_models
+from storyfi_lite.cli.options import complete_models, models_dir_option
 
 if TYPE_CHECKING:
     from storyfi_lite.models.inventory import Item
@@ -33,7 +33,7 @@ class _Age(click.ParamType):
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_models)
 @click.option("--unused", "unused_s", type=_Age(), metavar="AGE", help="What was not used for so long: 30d, 12h, 2w.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--models-dir", type=click.Path(file_okay=False, path_type=Path), help="Where model files live.")
+@models_dir_option
 def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_dir: Path | None) -> None:
     """Delete the files of models, whole and partial, that storyfi-lite downloaded. Asks first.
 

@@ -12,7 +12,6 @@ from storyfi_lite.cli.options import Number, hardware_option, json_option, model
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
-    from storyfi_lite.placement.plan import Placement
 
 
 @click.command()
@@ -32,25 +31,19 @@ def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int,
     storyfi-lite simulate --hardware used-3090.json --model.name llama-3-8b --hours 24
     storyfi-lite simulate --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl --json
     """
-    from storyfi_lite.machine.hardware import from_json, probe
-    from storyfi_lite.models.store import Store
-    from storyfi_lite.opening.local import SILENT, LocalOpener
-    from storyfi_lite.placement.catalog import EmptyCatalog, StoreCatalog
+    from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.placement.plan import place_all, traffic_of
     from storyfi_lite.placement.simulate import simulate
 
-    machine = from_json(hardware) if hardware else probe()
-    catalog = EmptyCatalog() if hardware else StoreCatalog(Store())
-    opener = LocalOpener(SILENT, hardware=machine)
+    opener, catalog = LocalOpener.for_planning(hardware)
     wanted = opener.resolve(model)
-    placed = place_all(opener.registry, machine, wanted, catalog)
     arrivals = traffic_of(model).arrivals(hours * 3600, seed)
     rows = []
-    for one in placed:
+    for one in place_all(opener.registry, opener.hardware, wanted, catalog):
         layout, spec = one.settings, one.spec
-        pace = one.speed.pace
-        done = simulate(arrivals, pace, layout.n_slots, layout.n_ctx, spec.multiplier, one.a_char, seed)
-        rows.append({**_layout(one), **done.as_dict(), "expected_reward": round(one.earnings.reward, 4)})
+        done = simulate(arrivals, one.speed.pace, layout.n_slots, layout.n_ctx, spec.multiplier, one.a_char, seed)
+        shown = {"model": spec.key, "quant": one.file.quant, "where": one.where, "at_once": layout.n_slots}
+        rows.append({**shown, **done.as_dict(), "expected_reward": round(one.earnings.reward, 4)})
     best = max(row["reward"] for row in rows) or 1.0
     rows = [{**row, "against_best": round(row["reward"] / best, 4)} for row in rows]
     if as_json:
@@ -59,32 +52,15 @@ def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int,
         _print(rows, len(arrivals))
 
 
-def _layout(one: Placement) -> dict[str, Any]:
-    return {"model": one.spec.key, "quant": one.file.quant, "where": one.where, "at_once": one.settings.n_slots}
-
-
 def _print(rows: list[dict[str, Any]], requests: int) -> None:
     from storyfi_lite.cli.table import print_table
 
     click.echo(f"{requests} requests; first what would be loaded")
-    heads = (
-        "model",
-        "file",
-        "where",
-        "at once",
-        "answered",
-        "shortened",
-        "late",
-        "refused",
-        "p95 s",
-        "score",
-        "reward",
-        "of best",
-    )
+    figures = ("at once", "answered", "shortened", "late", "refused", "p95 s", "score", "reward", "of best")
     cells = []
     for row in rows:
         counts = [str(row[name]) for name in ("at_once", "answered", "shortened", "late", "refused")]
         p95 = "late" if row["p95_s"] is None else f"{row['p95_s']:.0f}"
         earned = [f"{row['mean_score']:.1%}", f"{row['reward']:.2f}", f"{row['against_best']:.2f}"]
         cells.append((row["model"], row["quant"], row["where"], *counts, p95, *earned))
-    print_table(heads, cells, right=heads[3:], wrapped="where")
+    print_table(("model", "file", "where", *figures), cells, right=figures, wrapped="where")

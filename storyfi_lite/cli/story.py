@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import UTF8, api_options, model_options, placement_options, think_option
+from storyfi_lite.cli.options import NEW_FILE, UTF8, api_options, model_options, placement_options, think_option
 from storyfi_lite.cli.writing import format_option, put, speed, write
 from storyfi_lite.errors import BadInput, LiteError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("text", type=UTF8)
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
+@click.option("--output", "-o", type=NEW_FILE, help="[default: standard output]")
 @format_option
 @click.option(
     "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."

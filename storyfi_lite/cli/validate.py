@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import Number, chain_options, log_option, threads_option
+from storyfi_lite.cli.options import DIRECTORY, FILE, Number, chain_options, log_option, threads_option
 
 if TYPE_CHECKING:
     from storyfi_lite.rounds.round import RoundReport
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(name="validate")
@@ -25,13 +22,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most."
 )
-@click.option("--model.path", "model_paths", multiple=True, type=_FILE,
+@click.option("--model.path", "model_paths", multiple=True, type=FILE,
               help="A registry file to replay with, beside those that were pulled. May be repeated.")  # fmt: skip
 @threads_option
-@click.option("--reward-policy", "policy_path", type=_FILE, help="A reward policy of your own.")
-@click.option("--inputs", "inputs_path", type=_FILE, help="User inputs to ask, one a line.  [default: made up]")
+@click.option("--reward-policy", "policy_path", type=FILE, help="A reward policy of your own.")
+@click.option("--inputs", "inputs_path", type=FILE, help="User inputs to ask, one a line.  [default: made up]")
 @click.option("--dry-run", is_flag=True, help="Keep nothing and set no weights; one round unless --rounds says more.")
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the state lives.")
+@click.option("--state-dir", type=DIRECTORY, help="Where the state lives.")
 @log_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a round, instead of a table.")
 def command(log_format: Any, as_json: bool, **flags: Any) -> None:

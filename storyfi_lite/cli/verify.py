@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import TASK_NAMES, json_option
+from storyfi_lite.cli.options import FILE_OR_STDIN, TASK_NAMES, json_option
 
 if TYPE_CHECKING:
     from storyfi_lite.validator.verify import Verification
 
 
 @click.command()
-@click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.argument("file", default="-", type=FILE_OR_STDIN)
 @click.option(
-    "--task",
-    type=click.Choice(TASK_NAMES),
-    help="The task that was asked for. [default: told from the fields]",
+    "--task", type=click.Choice(TASK_NAMES), help="The task that was asked for. [default: told from the fields]"
 )
 @click.option(
     "--strict", is_flag=True, help="Hold it to the bounds that `generate` writes, not those that are accepted."
@@ -40,27 +38,22 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
     storyfi-lite generate "a lighthouse keeper" | storyfi-lite verify
     storyfi-lite generate --json "a lighthouse keeper" | storyfi-lite verify - --json
     """
-    results = _verify(_read(file), task, strict)
+    from storyfi_lite.story.saved import MAX_FILE_BYTES
+
+    with click.open_file(str(file), "rb") as stream:
+        results = _verify(stream.read(MAX_FILE_BYTES + 1), task, strict)  # a byte more, to be refused for its size
     valid = all(result.valid for result in results.values())
     if as_json:
-        facts = [_facts(result) for result in results.values()]
-        whole = {"valid": valid, "answers": dict(zip(results, facts, strict=True))}
-        click.echo(json.dumps(facts[0] if len(facts) == 1 else whole, ensure_ascii=False))
+        facts = {name: _facts(result) for name, result in results.items()}
+        whole = next(iter(facts.values())) if len(facts) == 1 else {"valid": valid, "answers": facts}
+        click.echo(json.dumps(whole, ensure_ascii=False))
     else:
         _print(results, valid)
     sys.exit(0 if valid else 1)
 
 
-def _read(file: Path) -> bytes:
-    """Read at most one byte more than is allowed, which is enough to be refused for its size."""
-    from storyfi_lite.story.saved import MAX_FILE_BYTES
-
-    with click.open_file(str(file), "rb") as stream:
-        return stream.read(MAX_FILE_BYTES + 1)
-
-
 def _verify(raw: bytes, task: str | None, strict: bool) -> dict[str, Verification]:
-    """Each answer's name and checks. One whose request is not known is checked as far as that goes."""
+    """Return each answer's name and checks. One whose request is not known is checked as far as that goes."""
     from storyfi_lite.errors import BadInput
     from storyfi_lite.story.saved import read_answers
     from storyfi_lite.validator.verify import verify, verify_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import json_option, model_options
+from storyfi_lite.cli.options import FILE_OR_STDIN, json_option, model_options
 
 if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
@@ -19,7 +19,7 @@ EXIT_CODES = {"agrees": 0, "open": 3, "contradicts": 1}
 
 
 @click.command("verify-report")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.argument("file", type=FILE_OR_STDIN)
 @model_options()
 @json_option
 def command(file: Path, model: ModelOptions, as_json: bool) -> None:
@@ -46,7 +46,7 @@ def command(file: Path, model: ModelOptions, as_json: bool) -> None:
 
 
 def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
-    """Each answer's two verdicts."""
+    """Return each answer's two verdicts."""
     from storyfi_lite.cli.prove import claimed_prover
     from storyfi_lite.errors import BadInput
     from storyfi_lite.validator.report import agreement
@@ -58,15 +58,11 @@ def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
                 "  --model.path FILE names the file to replay with"
             )
         ours = dict(prover.prove_all([(one.request, one.response, one.seed) for one in report.answers]))
-    return [
-        {
-            "name": one.name,
-            "agreement": agreement(one.verdict, ours[at]),
-            "reported": vars(one.verdict),
-            "here": vars(ours[at]),
-        }
-        for at, one in enumerate(report.answers)
-    ]
+    rows = []
+    for at, one in enumerate(report.answers):
+        agrees = agreement(one.verdict, ours[at])
+        rows.append({"name": one.name, "agreement": agrees, "reported": vars(one.verdict), "here": vars(ours[at])})
+    return rows
 
 
 def _words(report: Report, rows: list[dict[str, Any]], worst: str) -> str:

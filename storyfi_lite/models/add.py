@@ -11,15 +11,15 @@ from storyfi_lite.models import hub
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import Header, architecture, read_local, split_parts
 from storyfi_lite.models.listing import UNKNOWN_QUANT, quant_of
-from storyfi_lite.models.names import ModelName, parse
+from storyfi_lite.models.names import parse
 from storyfi_lite.models.registry import (
     SHIPPED,
-    UNLISTED_MULTIPLIER,
     GGUFFile,
     ModelSpec,
     Part,
     Registry,
     load_registry,
+    unlisted_model,
 )
 from storyfi_lite.models.resolve import licence_of, pinned, spec_of
 
@@ -32,7 +32,14 @@ def describe(key: str, sources: tuple[str, ...], registry: Registry) -> tuple[Mo
         raise BadInput(f"{key} is a shipped model's name, and claims it: choose another")
     names = [parse(source) for source in sources]
     if len(names) == 1 and names[0].repo:
-        spec, header = _of_hub(key, names[0], registry)
+        name = names[0]
+        if name.quant or name.file:
+            raise BadInput(
+                f"give the repository alone, {name.repo_and_revision}: each of its quantizations is made known"
+            )
+        if (known := pinned(name, registry)) and known.key != key:
+            raise BadInput(f"{name.repo_and_revision} is known as {known.key}")
+        spec, header = spec_of(name, hub.look_up(name.repo or "", name.revision), key)
     elif all(name.path for name in names):
         spec, header = _of_files(key, [name.path for name in names if name.path])
     else:
@@ -41,16 +48,15 @@ def describe(key: str, sources: tuple[str, ...], registry: Registry) -> tuple[Mo
     others = {name.casefold() for one in registry.local if one is not old for name in one.names}
     if taken := next((name for name in spec.names if name.casefold() in others), None):
         raise BadInput(f"{taken} is here already: storyfi-lite models {taken}")
-    return spec, _words(spec, header)
-
-
-def _of_hub(key: str, name: ModelName, registry: Registry) -> tuple[ModelSpec, Header]:
-    if name.quant or name.file:
-        raise BadInput(f"give the repository alone, {name.repo_and_revision}: each of its quantizations is made known")
-    if (known := pinned(name, registry)) and known.key != key:
-        raise BadInput(f"{name.repo_and_revision} is known as {known.key}")
-    repository = hub.look_up(name.repo or "", name.revision)
-    return spec_of(name, repository, key)
+    arch, template = spec.architecture, header.metadata.get("tokenizer.chat_template")
+    chat = f"of {len(template):,} characters" if isinstance(template, str) else "none: it cannot be asked"
+    return spec, [
+        f"architecture {arch.name}, {arch.block_count} layers, {arch.context_length:,} tokens of context",
+        f"vocabulary {header.metadata.get('tokenizer.ggml.model', 'unknown')}, {arch.vocab_size:,} tokens",
+        f"chat template {chat}",
+        f"licence {spec.licence}",
+        f"files {', '.join(file.quant for file in spec.files)}",
+    ]
 
 
 def _of_files(key: str, paths: list[Path]) -> tuple[ModelSpec, Header]:
@@ -70,17 +76,8 @@ def _of_files(key: str, paths: list[Path]) -> tuple[ModelSpec, Header]:
         other = architecture(header, path.name)
         if (other.name, other.block_count, other.vocab_size) != (first.name, first.block_count, first.vocab_size):
             raise BadInput(f"{path.name} is of another model than {paths[0].name}: add it under another name")
-    spec = ModelSpec(
-        key=key,
-        repository=key,
-        aliases=(),
-        tier="own",
-        multiplier=UNLISTED_MULTIPLIER,
-        licence=licence_of(headers[0]),
-        architecture=first,
-        files=tuple(sorted(files.values(), key=lambda file: file.size_bytes)),
-    )
-    return spec, headers[0]
+    in_order = tuple(sorted(files.values(), key=lambda file: file.size_bytes))
+    return unlisted_model(key, key, licence_of(headers[0]), first, in_order), headers[0]
 
 
 def _own_file(path: Path, header: Header) -> GGUFFile:
@@ -99,15 +96,3 @@ def _own_file(path: Path, header: Header) -> GGUFFile:
             sizes[tensor.type_name] += tensor.size_bytes
         quant = sizes.most_common(1)[0][0] if sizes else quant
     return GGUFFile(quant=quant, parts=parts, hub=None, directory=str(path.parent))
-
-
-def _words(spec: ModelSpec, header: Header) -> list[str]:
-    arch, template = spec.architecture, header.metadata.get("tokenizer.chat_template")
-    vocabulary = header.metadata.get("tokenizer.ggml.model", "unknown")
-    return [
-        f"architecture {arch.name}, {arch.block_count} layers, {arch.context_length:,} tokens of context",
-        f"vocabulary {vocabulary}, {arch.vocab_size:,} tokens",
-        f"chat template {'of ' + format(len(template), ',') + ' characters' if isinstance(template, str) else 'none: it cannot be asked'}",
-        f"licence {spec.licence}",
-        f"files {', '.join(file.quant for file in spec.files)}",
-    ]

@@ -133,6 +133,16 @@ class ModelSpec(_Entry):
         raise BadInput(f"{self.key} has no {quant}; there are {', '.join(file.quant for file in self.files)}")
 
 
+def unlisted_model(
+    key: str, repository: str, licence: str, architecture: Architecture, files: tuple[GGUFFile, ...]
+) -> ModelSpec:
+    """Describe a model that the subnet's table does not know: what such a model is paid, in a tier of the user's own."""
+    of_the_subnet: dict[str, Any] = {"tier": "own", "multiplier": UNLISTED_MULTIPLIER}
+    return ModelSpec(
+        key=key, repository=repository, licence=licence, architecture=architecture, files=files, **of_the_subnet
+    )
+
+
 class ApiModel(_Entry):
     """Describes a vendor's model. `ends`: the day on which the vendor switches it off; `successor`: the vendor's replacement."""
 

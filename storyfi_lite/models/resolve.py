@@ -12,7 +12,7 @@ from storyfi_lite.errors import BadInput
 from storyfi_lite.models import hub, own_registry
 from storyfi_lite.models.gguf import Header, architecture
 from storyfi_lite.models.names import ModelName, parse
-from storyfi_lite.models.registry import UNLISTED_MULTIPLIER, ApiModel, GGUFFile, ModelSpec, Registry
+from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Registry, unlisted_model
 from storyfi_lite.options import ModelOptions
 
 MAX_LICENCE_CHARS = 60
@@ -126,17 +126,8 @@ def spec_of(
         )
     file = file or repository.listing.files[0]
     header = hub.read_remote(file)
-    spec = ModelSpec(
-        key=key,
-        repository=name.repo_and_revision,
-        aliases=(),
-        tier="own",
-        multiplier=UNLISTED_MULTIPLIER,
-        licence=licence_of(header, repository.licence),
-        architecture=architecture(header, file.parts[0].path),
-        files=repository.listing.files,
-    )
-    return spec, header
+    licence, figures = licence_of(header, repository.licence), architecture(header, file.parts[0].path)
+    return unlisted_model(key, name.repo_and_revision, licence, figures, repository.listing.files), header
 
 
 def licence_of(header: Header, otherwise: str = "unknown") -> str:

@@ -69,14 +69,9 @@ def open_local(options: ModelOptions, notices: Notices) -> tuple[LocalModelLoade
     return LocalOpener(notices).loader(options, warm_up=True)
 
 
-def open_prover(options: ModelOptions, notices: Notices) -> Prover:
-    """Load the model file that the options ask for, for replays, with the layout that a miner here would have."""
-    return LocalOpener(notices).prover(options)
-
-
 def open_claimed_prover(options: ModelOptions, model_name: str, quantization: str, notices: Notices) -> Prover:
     """Load the file that the options name, else the one that an answer claims. What it claims is a name of the registry: never a
-    path or a repository, where a stranger would choose what is read. Raises what `open_prover` raises."""
+    path or a repository, where a stranger would choose what is read. Raises what LocalOpener.prover raises."""
     opener = LocalOpener(notices)
     if options.is_explicit:
         return opener.prover(options)

@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
-from storyfi_lite.machine.hardware import Hardware, probe
+from storyfi_lite.machine.hardware import Hardware, from_json, probe
 from storyfi_lite.models.digest import file_sha256
-from storyfi_lite.models.gguf import Header, architecture, read_local
+from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.registry import (
-    UNLISTED_MULTIPLIER,
     ApiModel,
     GGUFFile,
     ModelSpec,
     Part,
     Registry,
     load_registry,
+    unlisted_model,
 )
 from storyfi_lite.models.resolve import Resolved, resolve
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
-from storyfi_lite.placement.catalog import StoreCatalog
+from storyfi_lite.placement.catalog import Catalog, EmptyCatalog, StoreCatalog
 from storyfi_lite.placement.plan import Placement, place, place_file, place_one
 from storyfi_lite.placement.step_down import step_down
 
@@ -75,12 +75,21 @@ class LocalOpener:
         self._found: Resolved | None = None
         self._given_hardware = hardware
         self._notices = notices
-        self._store = Store()
-        self._catalog = StoreCatalog(self._store)
+        self.store = Store()
+        self._catalog = StoreCatalog(self.store)
 
     @cached_property
     def hardware(self) -> Hardware:
         return self._given_hardware or probe()
+
+    @classmethod
+    def for_planning(cls, described: Path | None) -> tuple[LocalOpener, Catalog]:
+        """Return an opener that plans for this machine, or for one that a file describes, with what is known of the files there:
+        of a machine that is only described, nothing. Raises BadInput for a wrong description."""
+        if described is None:
+            opener = cls(SILENT)
+            return opener, opener._catalog
+        return cls(SILENT, hardware=from_json(described)), EmptyCatalog()
 
     def resolve(self, options: ModelOptions) -> ModelOptions:
         """Return the options with a key of the registry, or a path, in the place of any other name. May ask the hub; raises what
@@ -176,13 +185,13 @@ class LocalOpener:
             self._found.keep()
             self._found = None
         try:
-            path = self._store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
+            path = self.store.pull(placement.spec, placement.file, self._notices.progress, self._notices.note)
         except (Unavailable, BadInput, DoesNotFit, ConfigError) as error:  # no hub, another file than we know, no place
             here = None if options.quant else self._best_here(options)
             if here is None:
                 raise
             self._notices.note(f"{error}; taking what is here already")
-            placement, path = here, self._store.path(here.spec, here.file)
+            placement, path = here, self.store.path(here.spec, here.file)
         exact = replace(options, name=placement.spec.key, quant=placement.file.quant)
         return PlacedFile(replace(self._place(exact), reasons=placement.reasons), path)
 
@@ -196,7 +205,7 @@ class LocalOpener:
     def _best_here(self, options: ModelOptions) -> Placement | None:
         """Choose among the files on disk, of the named model only if one is named; None if there are none."""
         wanted = [self.registry.find(options.name)] if options.name else self.registry.local
-        whole = [(spec, tuple(file for file in spec.files if self._store.is_complete(spec, file)))
+        whole = [(spec, tuple(file for file in spec.files if self.store.is_complete(spec, file)))
                  for spec in wanted if isinstance(spec, ModelSpec)]  # fmt: skip
         here = [spec.model_copy(update={"files": files}) for spec, files in whole if files]
         if not here:
@@ -211,29 +220,17 @@ class LocalOpener:
             raise BadInput(f"there is no file {path}")
         header = read_local(path)
         sha256 = file_sha256(path)
-        known = ((spec, file) for spec in self.registry.local for file in spec.files)
-        found = next(((spec, file) for spec, file in known if [part.sha256 for part in file.parts] == [sha256]), None)
-        spec, file = found or self._unlisted(path, header)
-        return place_file(spec, file, self.hardware, options, header)
-
-    def _unlisted(self, path: Path, header: Header) -> tuple[ModelSpec, GGUFFile]:
-        """Describe a file that the registry does not list, under its own name; if a listed model has that name, under another."""
+        for spec in self.registry.local:
+            for file in spec.files:
+                if [part.sha256 for part in file.parts] == [sha256]:
+                    return place_file(spec, file, self.hardware, options, header)
         key = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).strip("._-") or UNLISTED
         if self.registry.get(key) is not None:
             key = f"{UNLISTED}-{key}"
         part = Part(path=f"{key}.gguf", size_bytes=path.stat().st_size, exact=True)
         file = GGUFFile(quant="unknown", parts=(part,), hub=None)
-        spec = ModelSpec(
-            key=key,
-            repository=UNLISTED,
-            aliases=(),
-            tier="cpu",
-            multiplier=UNLISTED_MULTIPLIER,
-            licence="unknown",
-            architecture=architecture(header, path.name),
-            files=(file,),
-        )
-        return spec, file
+        spec = unlisted_model(key, UNLISTED, "unknown", architecture(header, path.name), (file,))
+        return place_file(spec, file, self.hardware, options, header)
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +240,7 @@ class LocalOpener:
         when there is no smaller layout left."""
         from storyfi_lite.engine.dry_run import measure, refuse_if_it_crashes
 
-        if placed.placement.spec.tier == "own" or placed.placement.spec.repository == UNLISTED:
+        if placed.placement.spec.tier == "own":
             refuse_if_it_crashes(placed.path)
         while True:
             try:
@@ -251,8 +248,8 @@ class LocalOpener:
                 placed = replace(placed, placement=placed.placement.measured(told, self.hardware))
                 made = make(placed)
                 spec, file = placed.placement.spec, placed.placement.file
-                if placed.path == self._store.path(spec, file):
-                    self._store.mark_used(spec, file)
+                if placed.path == self.store.path(spec, file):
+                    self.store.mark_used(spec, file)
                 return placed, made
             except DoesNotFit as error:
                 lower = step_down(placed.placement, options, self.hardware, self._catalog)
@@ -260,7 +257,7 @@ class LocalOpener:
                     raise
                 placement, words = lower
                 same = placement.file == placed.placement.file
-                path = placed.path if same else self._store.path(placement.spec, placement.file)
+                path = placed.path if same else self.store.path(placement.spec, placement.file)
                 placed = PlacedFile(placement, path)
                 self._notices.note(f"{error}; trying again with {words}")
 
