@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_UP_S = 5.0
 NOT_FOUND_IN_A_ROW = 3  # a gateway between may say 404 once; a model that is gone says it every time
+REPAIR = """That answer breaks these rules:
+{problems}
+Write the whole answer again with all of them mended: one JSON object and nothing around it, same language."""
 
 
 class ApiLoader:
@@ -118,12 +121,19 @@ class ApiLoader:
             if text is not None:
                 seconds = time.monotonic() - started_s
                 return Answer(text, self.claim, seconds, prompt_tokens, completion_tokens)
-            if reply.is_cut:
-                raise Unavailable(self._cut_short(prompt, reply))
+            if reply.is_cut:  # asking again would not help
+                own = (
+                    f"the request's limit of {prompt.max_tokens:,} tokens"
+                    if prompt.max_tokens
+                    else "its own token limit"
+                )
+                said = f"ended the answer of {self.settings.model.key} at {own}{_count(reply)}"
+                raise Unavailable(f"the {self._api} {said}")
             problem = self._client.clean("; ".join(problems))
             logger.warning("an answer of the %s was not valid: %s", self._api, problem)
             if reply.text.strip():
-                turns = (*turns[:1], ("assistant", reply.text), ("user", _repair(problems)))
+                listed = "\n".join(f"- {problem}" for problem in problems)
+                turns = (*turns[:1], ("assistant", reply.text), ("user", REPAIR.format(problems=listed)))
             elif was_empty or reply.completion_tokens != 0:  # the same again would be paid again
                 raise NotAgain(f"the {self._api} gave no text{_count(reply) or ', and did not say why'}")
             was_empty = not reply.text.strip()
@@ -131,11 +141,6 @@ class ApiLoader:
             f"the {self._api} gave no valid answer in {1 + self.settings.max_repairs} attempts; "
             f"the last one's problems: {self._client.clean('; '.join(problems))}"
         )
-
-    def _cut_short(self, prompt: Prompt, reply: Reply) -> str:
-        """Say which token limit cut the answer; asking again would not help."""
-        limit = f"the request's limit of {prompt.max_tokens:,} tokens" if prompt.max_tokens else "its own token limit"
-        return f"the {self._api} ended the answer of {self.settings.model.key} at {limit}{_count(reply)}"
 
     # --- one call, and the next if that may help ---
 
@@ -202,12 +207,3 @@ class ApiLoader:
 def _count(reply: Reply) -> str:
     written = f", {reply.completion_tokens:,} tokens written" if reply.completion_tokens else ""
     return written + (f", {reply.thought_tokens:,} of them thinking" if reply.thought_tokens else "")
-
-
-def _repair(problems: tuple[str, ...]) -> str:
-    listed = "\n".join(f"- {problem}" for problem in problems)
-    return (
-        f"That answer breaks these rules:\n{listed}\n"
-        "Write the whole answer again with all of them mended: "
-        "one JSON object and nothing around it, same language."
-    )

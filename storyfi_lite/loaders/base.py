@@ -58,9 +58,7 @@ class Job:
     priority: float = 0.0  # higher first: the caller's stake
     temperature: float | None = None  # None: the loader's default
     aim_s: float | None = None  # a loader that can shorten an answer, whole and valid, ends it within so many seconds
-    on_text: Callable[[Written], None] | None = (
-        None  # called on the loader's thread; an API has nothing to say before its end
-    )
+    on_text: Callable[[Written], None] | None = None  # on the loader's thread; an API has nothing to say before its end
 
 
 @dataclass(frozen=True)

@@ -163,10 +163,9 @@ class ApiClient(ABC):
             if isinstance(cause, ErrorInBody):
                 failure = self.by_status(cause.status, cause.words)
                 return Failure(failure.error, retry=failure.retry and not cause.is_paid, free=not cause.is_paid)
-        return self._failure(error) or self._no_answer(error)
-
-    def _no_answer(self, error: Exception) -> Failure:
-        """Explain an error without an HTTP answer: time-out, connection refused or cut, a body that is not the vendor's JSON."""
+        if answered := self._failure(error):
+            return answered
+        # no HTTP answer: a time-out, a connection refused or cut, a body that is not the vendor's JSON
         proxy = proxy_for(self.url)
         way = f" through the proxy of {proxy}" if proxy else f" from {self.url}" if self.settings.base_url else ""
         detail = f"the {self.vendor} API gave no whole answer{way} ({type(error).__name__})"

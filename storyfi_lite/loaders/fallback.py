@@ -136,12 +136,6 @@ class FallbackLoader:
                 self._announce("from now on answers come from")
             return self._loaders[self._active]
 
-    def _next_after(self, loader: Loader) -> tuple[str, Loader] | None:
-        """The next one that lives."""
-        self._current()  # says who is dead
-        at = [one for _, one in self._loaders].index(loader)
-        return next((entry for entry in self._loaders[at + 1 :] if entry[1].health().alive), None)
-
     def _announce(self, words: str) -> None:
         name, loader = self._loaders[self._active]
         claim = loader.claim
@@ -152,7 +146,7 @@ class FallbackLoader:
     def _hand_over(
         self, job: Job, outer: Future[Answer], name: str, loader: Loader, first: NotAgain | None = None
     ) -> None:
-        """`first`: why another loader did not write it, which says more than why this one could not."""
+        """Submit the job to a loader. `first`: why another one did not write it, which says more than why this one could not."""
         health = loader.health()
         if not health.alive:
             raise Unavailable(f"{name} is dead and nothing stands in for it: {health.detail}")
@@ -168,7 +162,12 @@ class FallbackLoader:
             first = first or error
         waiting = error is not None and not outer.done() and job.deadline_s > time.monotonic()
         over = isinstance(error, NotAgain) or not loader.health().alive
-        if waiting and over and (heir := self._next_after(loader)):
+        heir = None
+        if waiting and over:
+            self._current()  # says who is dead
+            later = self._loaders[[one for _, one in self._loaders].index(loader) + 1 :]
+            heir = next((entry for entry in later if entry[1].health().alive), None)
+        if heir:
             logger.warning("%s; %s writes this story", str(error).partition("\n")[0], heir[0])
             try:
                 self._hand_over(job, outer, *heir, first)

@@ -42,7 +42,7 @@ class Pace:
     tokens_a_char: Mapping[Language, float]
 
     def after(self, tokens: int, seconds: float, language: Language, chars: float, at_once: int = 1) -> Pace:
-        """With one more answer of so many tokens and characters (times lengths.factor), written in so many seconds beside others."""
+        """Add one more answer, of so many tokens and characters (times lengths.factor), written in so many seconds beside others."""
         steps = self.queue
         slower = steps.step_of(at_once) / steps.step_s
         step_s = _mean(steps.step_s, seconds / tokens / slower)
@@ -107,7 +107,7 @@ def work_of(request: StoryRequest, tokens_a_char: float, opening: int, bridges: 
 
 
 def examples() -> Iterator[tuple[str, str, StoryRequest]]:
-    """A request of each task in each language that the network asks in, with their names."""
+    """Yield a request of each task in each language that the network asks in, with their names."""
     for name, task in tasks.TASKS.items():
         stages = {stage: _STUBS.get(stage, [1]) for stage in task.needs}
         for language, text in EXAMPLES.items():
@@ -119,7 +119,7 @@ def _mean(past: float, now: float) -> float:
 
 
 def in_words(forecasts: dict[str, dict[str, tuple[float, float]]]) -> tuple[list[str], list[str]]:
-    """Lines for the operator: how long each task takes, and what of it is late. `forecasts`: task -> language -> seconds of
+    """Write lines for the operator: how long each task takes, and what of it is late. `forecasts`: task -> language -> seconds of
     a usual answer and of the shortest."""
     lines, late = [], []
     for task, by_language in forecasts.items():

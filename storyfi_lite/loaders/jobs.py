@@ -94,17 +94,14 @@ class JobQueue:
             self._waiting = live
 
     def _work(self) -> None:
-        while (work := self._next()) is not None:
+        while True:
+            with self._ready:
+                while not self._waiting and not self.closed:
+                    self._ready.wait()
+                if self.closed:
+                    return
+                work = heapq.heappop(self._waiting)
+                self._running.add(id(work))
             settle(work.future, self._write(work.job, work.line))
             with self._ready:
                 self._running.discard(id(work))
-
-    def _next(self) -> _Work | None:
-        with self._ready:
-            while not self._waiting and not self.closed:
-                self._ready.wait()
-            if self.closed:
-                return None
-            work = heapq.heappop(self._waiting)
-            self._running.add(id(work))
-            return work

@@ -39,7 +39,7 @@ _MEASURED_STEPS, _MEASURED_CELLS = 8, 32  # to see what a step of several answer
 
 @dataclass(frozen=True)
 class LocalModel:
-    """Which file, and what may be said of it. `name` is the registry's key, or the file's own name for an unlisted GGUF."""
+    """Says which file, and what may be said of it. `name` is the registry's key, or the file's own name for an unlisted GGUF."""
 
     path: Path
     name: str
@@ -50,7 +50,7 @@ class LocalModel:
 
 
 class LocalModelLoader:
-    """A Loader (loaders/base.py). Loading raises BadInput, DoesNotFit or EngineError; BadInput too for a model that knows no
+    """Implements `Loader` (loaders/base.py) with a file on this machine. Loading raises BadInput, DoesNotFit or EngineError; BadInput too for a model that knows no
     thoughts and is given `think_tokens`."""
 
     def __init__(
@@ -67,28 +67,15 @@ class LocalModelLoader:
                 self.engine.close()
                 raise
         self.sha256 = file_sha256(model.path)  # here, not on the engine's thread: a large file takes minutes once
-        self.claim = self._claim(gpu_memory_gb)
+        name, quant, size = model.name, model.quantization, self.engine.model.metadata("general.size_label")
+        parameters = {"quantization": quant, "size": size, "sha256": self.sha256}  # as the file itself says it
+        info = ModelInfo(mode="local", name=name, version=quant, provider=model.provider, parameters=parameters)
+        self.claim = ModelClaim("LocalModelLoader", name, info, gpu_memory_gb, model.multiplier)
         self.promises = Promises(settings.n_slots)
 
-    def _claim(self, gpu_memory_gb: float) -> ModelClaim:
-        """What was loaded, as the file itself says it."""
-        parameters = {
-            "quantization": self._model.quantization,
-            "size": self.engine.model.metadata("general.size_label"),
-            "sha256": self.sha256,
-        }
-        info = ModelInfo(
-            mode="local",
-            name=self._model.name,
-            version=self._model.quantization,
-            provider=self._model.provider,
-            parameters=parameters,
-        )
-        return ModelClaim("LocalModelLoader", self._model.name, info, gpu_memory_gb, self._model.multiplier)
-
     def warm_up(self) -> None:
-        """A few words for the commonest task in each language, thrown away: the prompts' beginnings stay cached, and the pace
-        is known before the first request. Logs how long each task will take."""
+        """Write a few words for the commonest task in each language, and throw them away: the prompts' beginnings stay cached, and
+        the pace is known before the first request. Logs how long each task will take."""
         first = self._few_words(EXAMPLES["English"])
         words = [first, self._few_words(EXAMPLES["Chinese"])]
         step_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
@@ -104,7 +91,7 @@ class LocalModelLoader:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
     def _more_share(self) -> float:
-        """What each further answer adds to a step, as a share of a step for one: measured on llama.cpp alone, in a second."""
+        """Measure what each further answer adds to a step, as a share of a step for one: on llama.cpp alone, in a second."""
         n_slots = self._settings.n_slots
         if n_slots == 1:
             return 0.0
@@ -130,7 +117,7 @@ class LocalModelLoader:
         return self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result()
 
     def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """After the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
+        """Return, after the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
         found: dict[str, dict[str, tuple[float, float]]] = {}
         for task, language, request in forecast.examples():
             work, pace = self._work(request), self.promises.pace
@@ -141,7 +128,7 @@ class LocalModelLoader:
         return found
 
     def _work(self, request: StoryRequest) -> Work | None:
-        """The tokens of this request's answer; None before the warm-up, and where the context has no room for it."""
+        """Count the tokens of this request's answer; None before the warm-up, and where the context has no room for it."""
         if self.promises.pace is None:
             return None
         asked = self.engine.model.vocabulary.tokenize(request.user_input, special=False)
@@ -163,18 +150,10 @@ class LocalModelLoader:
         sampling = SamplingParams(job.seed)
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
+        teller = self._teller(script, job.on_text) if job.on_text else None
         inner = self.engine.submit(
-            EngineJob(
-                script=script,
-                sampling=sampling,
-                deadline_s=job.deadline_s,
-                max_tokens=budget,
-                priority=job.priority,
-                aim_s=job.aim_s,
-                on_tokens=self._teller(script, job.on_text) if job.on_text else None,
-            )
+            EngineJob(script, sampling, job.deadline_s, budget, job.priority, job.aim_s, on_tokens=teller)
         )
-
         self.promises.keep(inner, decided)
 
         def convert(generation: Generation) -> Answer:
@@ -191,7 +170,7 @@ class LocalModelLoader:
         return _then(inner, convert)
 
     def _teller(self, script: Script, tell: Callable[[Written], None]) -> Callable[[Sequence[int]], None]:
-        """What makes text of the tokens that the engine tells of."""
+        """Return what makes text of the tokens that the engine tells of."""
         vocabulary, names = self.engine.model.vocabulary, [piece.name for piece in script.pieces]
         names = ["thought", *names] if script.think_tokens else names
         decoder, number = codecs.getincrementaldecoder("utf-8")(errors="replace"), 1
@@ -209,7 +188,7 @@ class LocalModelLoader:
     def _answer(
         self, generation: Generation, constraint: Constraint, script: Script, sampling: SamplingParams
     ) -> Answer:
-        """Checks what came before it is an answer: correctness never rests on the constraint alone."""
+        """Check what came before it is an answer: correctness never rests on the constraint alone."""
         report = constraint.check(generation.text)
         if not report.canonical:
             raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
@@ -255,7 +234,7 @@ def _writing_s(done: Generation) -> float:
 
 
 def _then(inner: Future[Generation], convert: Callable[[Generation], Answer]) -> Future[Answer]:
-    """The inner Future's result, converted."""
+    """Return a Future of the inner one's result, converted."""
     outer: Future[Answer] = Future()
 
     def finished(done: Future[Generation]) -> None:

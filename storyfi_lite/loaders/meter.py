@@ -106,19 +106,15 @@ class Meter:
                     f"${used.usd:.4f} used today; it opens again at 00:00 UTC",
                     wait_s,
                 )
-            charge = Charge(used.day, prompt_tokens, completion_tokens, prices)
             self._add(prompt_tokens, completion_tokens, prices)
-            return charge
+            return Charge(used.day, prompt_tokens, completion_tokens, prices)
 
     def settle(self, charge: Charge, prompt_tokens: int, completion_tokens: int) -> None:
         """Replace the estimate by what the vendor counted; zeros for a call that cost nothing."""
         with self._shared():
             if self._today().day == charge.day:
-                self._add(
-                    prompt_tokens - charge.prompt_tokens,
-                    completion_tokens - charge.completion_tokens,
-                    charge.prices,
-                )
+                more = completion_tokens - charge.completion_tokens
+                self._add(prompt_tokens - charge.prompt_tokens, more, charge.prices)
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
@@ -135,12 +131,11 @@ class Meter:
     def _add(self, prompt_tokens: int, completion_tokens: int, prices: Prices | None) -> None:
         used = self._today()
         usd = prices.usd(prompt_tokens, completion_tokens) if prices else 0.0
-        self._usage = Usage(
-            used.day,
+        prompt_tokens, completion_tokens = (
             used.prompt_tokens + prompt_tokens,
             used.completion_tokens + completion_tokens,
-            max(0.0, used.usd + usd),
         )
+        self._usage = Usage(used.day, prompt_tokens, completion_tokens, max(0.0, used.usd + usd))
         files.write_text(self._path, json.dumps(asdict(self._usage)), MOVED_BY)
 
     def _today(self) -> Usage:
@@ -151,12 +146,8 @@ class Meter:
     def _load(self) -> Usage:
         try:
             data = json.loads(self._path.read_text())
-            usage = Usage(
-                int(data["day"]),
-                int(data["prompt_tokens"]),
-                int(data["completion_tokens"]),
-                float(data["usd"]),
-            )
+            day, prompt, completion = (int(data[name]) for name in ("day", "prompt_tokens", "completion_tokens"))
+            usage = Usage(day, prompt, completion, float(data["usd"]))
             if min(usage.day, usage.prompt_tokens, usage.completion_tokens, usage.usd) < 0:
                 raise ValueError("negative")
             return usage

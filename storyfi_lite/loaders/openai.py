@@ -139,16 +139,12 @@ def _reply(completion: Any) -> Reply:
         "answer blocked (content_filter)" if reason == "content_filter" else ""
     )
     thought = _count(getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)) or 0
-    text = _text(getattr(message, "content", None))
+    content = getattr(message, "content", None)
+    if isinstance(content, list):  # of parts; thoughts are parts of other types
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(str(part.get("text", "")) for part in parts)
+    text = content if isinstance(content, str) else ""
     return Reply(text, prompt_tokens, completion_tokens, thought, str(refusal), is_cut=reason == "length")
-
-
-def _text(content: Any) -> str:
-    """Return a plain text, or the texts of a list of parts; thoughts are parts of other types."""
-    if not isinstance(content, list):
-        return content if isinstance(content, str) else ""
-    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(str(part.get("text", "")) for part in parts)
 
 
 def _raise(problem: Any, is_paid: bool) -> None:

@@ -1,4 +1,4 @@
-"""One URL -> one file: ranges, resume, hash by chunk. Knows nothing of models, hubs or packages.
+"""Fetches one URL into one file: by ranges, resumed, hashed by chunk. Knows nothing of models, hubs or packages.
 
 Beside `<name>.part` lies `<name>.journal`: a line that says what is being fetched, then the sha256 of each whole chunk
 that is safely on disk. After a kill only the chunk in progress is fetched again, after a cut connection not even that; a
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @dataclass(frozen=True)
 class Remote:
-    """What is to be fetched. `identity` changes with the content: its sha256, or an etag. `url` may hold a password,
+    """Says what is to be fetched. `identity` changes with the content: its sha256, or an etag. `url` may hold a password,
     `headers` a token: neither is shown. The token goes to the url's own host; httpx drops it on a redirect to another."""
 
     url: str = field(repr=False)
@@ -46,7 +46,7 @@ class Remote:
 
 
 class Fetch:
-    """`sleep` is a seam for tests."""
+    """Fetches one file, once. `sleep` is a seam for tests."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Fetch:
         self._tail = bytearray()  # what came after them
 
     def run(self) -> str:
-        """Fetches what is missing; returns the whole file's sha256, hex. Raises Unavailable, or BadInput for a server
+        """Fetch what is missing; return the whole file's sha256, hex. Raises Unavailable, or BadInput for a server
         whose bytes are not what was announced."""
         self._resume()
         failures, farthest = 0, self._done
@@ -99,8 +99,13 @@ class Fetch:
     # --- resume ------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Keeps the journalled chunks that still have their hash, and drops everything behind them."""
-        hashes = self._journalled()
+        """Keep the journalled chunks that still have their hash, and drop everything behind them."""
+        try:
+            head, *hashes = self._journal.read_text().splitlines()
+        except (OSError, ValueError):
+            head, hashes = "", []
+        if head != self._head():
+            hashes = []
         self._part.parent.mkdir(parents=True, exist_ok=True)
         good: list[str] = []
         with self._part.open("a+b") as file:
@@ -115,13 +120,6 @@ class Fetch:
                 self._progress(self._done, self._remote.size_bytes)
             file.truncate(self._done)
         _write(self._journal, "\n".join([self._head(), *good]) + "\n")
-
-    def _journalled(self) -> list[str]:
-        try:
-            head, *hashes = self._journal.read_text().splitlines()
-        except (OSError, ValueError):
-            return []
-        return hashes if head == self._head() else []
 
     def _head(self) -> str:
         remote = self._remote
@@ -149,7 +147,7 @@ class Fetch:
         raise _TryAgain("the connection closed early")
 
     def _save(self, file: BinaryIO, chunk: bytes) -> None:
-        """The chunk is on disk before the journal says so."""
+        """Write a chunk; it is on disk before the journal says so."""
         file.seek(self._done)
         file.write(chunk)
         file.flush()
@@ -160,7 +158,7 @@ class Fetch:
         self._done += len(chunk)
 
     def _check(self, response: httpx.Response) -> None:
-        """Raises _TryAgain for a passing fault, BadInput or Unavailable for a lasting one."""
+        """Raise _TryAgain for a passing fault, BadInput or Unavailable for a lasting one."""
         status, host = response.status_code, response.url.host
         if status in RETRY_STATUS:
             raise _TryAgain(f"{host} answered HTTP {status}", retry_after_s(response.headers))

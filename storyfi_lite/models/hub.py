@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -104,11 +105,7 @@ def read_remote(file: GGUFFile) -> Header:
     for part in file.parts:
         there = remote(file.hub, part)
         with httpx.Client(follow_redirects=True, timeout=RANGE_TIMEOUT_S, headers=there.headers) as client:
-
-            def read_range(start: int, size: int, client: httpx.Client = client, url: str = there.url) -> bytes:
-                return _range(client, url, start, size)
-
-            parts.append(read_header(read_range, there.size_bytes, part.path))
+            parts.append(read_header(partial(_range, client, there.url), there.size_bytes, part.path))
     return join(parts)
 
 
@@ -197,8 +194,11 @@ def _fault(repo: str, where: str, error: Exception) -> LiteError:
         return Unavailable(f"the hub has no {where}")
     if status in (401, 403):
         return Unavailable(f"the hub refuses your token for {repo}: run `hf auth login`, or unset HF_TOKEN")
-    if status == 429:
-        return _limited(retry_after_s(error.response.headers))  # type: ignore[attr-defined]
+    if response is not None and status == 429:
+        wait_s = retry_after_s(response.headers)
+        until = f"wait {wait_s:.0f} s and run the same command again" if wait_s else "run the same command again later"
+        more = "with a token, `hf auth login`, it may be more often"
+        return Unavailable(f"{_host()} limits how often it may be asked (HTTP 429): {until}; {more}")
     if status is not None:
         return Unavailable(f"the hub answered HTTP {status} for {where}; try again later")
     if isinstance(error, HFValidationError):
@@ -211,12 +211,6 @@ def _fault(repo: str, where: str, error: Exception) -> LiteError:
     if isinstance(error, ValueError | ImportError):
         return proxy_fault(error)
     return Unavailable(f"{_host()} cannot be reached ({type(error).__name__}){through or '; is there a network?'}")
-
-
-def _limited(wait_s: float | None) -> Unavailable:
-    until = f"wait {wait_s:.0f} s and run the same command again" if wait_s else "run the same command again later"
-    more = "with a token, `hf auth login`, it may be more often"
-    return Unavailable(f"{_host()} limits how often it may be asked (HTTP 429): {until}; {more}")
 
 
 def _host() -> str:

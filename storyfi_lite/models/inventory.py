@@ -6,7 +6,6 @@ store.py says where a file is, and fetches it.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,73 +40,53 @@ class Item:
 
 def inventory(store: Store, registry: Registry) -> list[Item]:
     """List what is here: models in the registry's order, then what is left over."""
-    items = [
-        item
-        for spec in registry.local
-        for file in spec.files
-        if (item := _item(store, spec, file, store.owned(spec, file)))
-    ]
+    files_of = [(spec, file) for spec in registry.local for file in spec.files]
+    items = [item for spec, file in files_of if (item := _item(store, spec, file))]
     known = {path for item in items for path in item.owned}
     directories = sorted(store.root.iterdir()) if store.root.is_dir() else []
     return items + [item for directory in directories if (item := _left_over(directory, known))]
 
 
-def _item(store: Store, spec: ModelSpec, file: GGUFFile, owned: tuple[Path, ...]) -> Item | None:
-    path = store.path(spec, file)
+def _item(store: Store, spec: ModelSpec, file: GGUFFile) -> Item | None:
+    path, whole = store.path(spec, file), store.is_complete(spec, file)
+    used_at_s = store.used_at_s(path)
     if file.directory:
-        if not store.is_complete(spec, file):
+        if not whole:
             return None
-        return Item(
-            spec.key, file.quant, "yours", path, file.size_bytes, store.used_at_s(path), path.stat().st_mtime, ()
-        )
-    here = [one for one in owned if one.is_file()]
+        return Item(spec.key, file.quant, "yours", path, file.size_bytes, used_at_s, path.stat().st_mtime, ())
+    here = [one for one in store.owned(spec, file) if one.is_file()]
     content = [one for one in here if one.suffix in (".gguf", ".part")]
     if not content:
         return None
-    state: State = "whole" if store.is_complete(spec, file) else "partial"
-    size_bytes = sum(one.stat().st_size for one in here)
-    arrived_at_s = max(one.stat().st_mtime for one in content)
-    return Item(spec.key, file.quant, state, path, size_bytes, store.used_at_s(path), arrived_at_s, tuple(here))
+    state: State = "whole" if whole else "partial"
+    size_bytes, arrived_at_s = sum(one.stat().st_size for one in here), max(one.stat().st_mtime for one in content)
+    return Item(spec.key, file.quant, state, path, size_bytes, used_at_s, arrived_at_s, tuple(here))
 
 
 def _left_over(directory: Path, known: set[Path]) -> Item | None:
-    found = (
-        [path for path in directory.rglob("*") if path.is_file() and path not in known] if directory.is_dir() else []
-    )
-    found = [path for path in found if path.suffix not in (".lock", ".used")]
+    here = [path for path in directory.rglob("*") if path.is_file() and path not in known]
+    found = [path for path in here if path.suffix not in (".lock", ".used")]
     if not found:
         return None
-    size_bytes, newest = sum(path.stat().st_size for path in found), max(path.stat().st_mtime for path in found)
-    return Item(
-        directory.name,
-        None,
-        "left over",
-        found[0] if len(found) == 1 else directory,
-        size_bytes,
-        None,
-        newest,
-        tuple(found),
-    )
+    where = found[0] if len(found) == 1 else directory
+    size_bytes, newest_s = sum(path.stat().st_size for path in found), max(path.stat().st_mtime for path in found)
+    return Item(directory.name, None, "left over", where, size_bytes, None, newest_s, tuple(found))
 
 
 def delete(store: Store, items: list[Item]) -> None:
     """Delete the files of these items, and the directories that are empty then. Raises BadInput, before anything is gone, if one
     of them is being fetched, or ConfigError for a place that cannot be written."""
+    owned = [path for item in items for path in item.owned]
     with ExitStack() as held, files.writing(store.root, MOVED_BY):
-        for path in _locks(items):
+        for path in (path for path in owned if path.suffix == ".lock" and path.is_file()):
             try:
                 fcntl.flock(held.enter_context(path.open()), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BadInput(f"another process is fetching {path.stem}; stop it first") from None
-        for item in items:
-            for path in item.owned:
-                path.unlink(missing_ok=True)
-        for directory in {store.root / path.relative_to(store.root).parts[0] for item in items for path in item.owned}:
+        for path in owned:
+            path.unlink(missing_ok=True)
+        for directory in {store.root / path.relative_to(store.root).parts[0] for path in owned}:
             _sweep(directory)
-
-
-def _locks(items: list[Item]) -> Iterator[Path]:
-    return (path for item in items for path in item.owned if path.suffix == ".lock" and path.is_file())
 
 
 def _sweep(directory: Path) -> None:

