@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,9 +51,6 @@ class Check:
     status: Status
     detail: str
     fix: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def _mend(name: str, error: LiteError) -> Check:
@@ -105,12 +102,8 @@ async def _check_chain(setup: Setup) -> tuple[Check, ...]:
     except LiteError as error:
         fix = "storyfi-lite doctor --network OTHER_ENDPOINT" if isinstance(error, Unavailable) else ""
         found = _mend("chain", error)
-        unknown = "not known: see above"
-        return (
-            replace(found, fix=found.fix or fix),
-            Check("registration", "skip", unknown),
-            Check("clock", "skip", unknown),
-        )
+        unknown = [Check(name, "skip", "not known: see above") for name in ("registration", "clock")]
+        return replace(found, fix=found.fix or fix), *unknown
     try:
         snapshot = session.snapshot
         seen = f"block {snapshot.block}, {len(snapshot.neurons)} neurons on subnet {chain.netuid}, {snapshot.identity}"
@@ -191,10 +184,8 @@ def _is_miner(ip: str, port: int) -> bool:
 
     host = f"[{ip}]" if ":" in ip else ip
     try:
-        return httpx.get(f"http://{host}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False).status_code in (
-            200,
-            503,
-        )
+        answer = httpx.get(f"http://{host}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
+        return answer.status_code in (200, 503)
     except httpx.HTTPError:
         return False
 

@@ -151,7 +151,7 @@ def test_keys_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch, setup: 
     monkeypatch.setenv("GEMINI_API_KEY", "secret-value")
     check = doctor.check_api_keys(setup)
     assert check.status == "ok" and "GEMINI_API_KEY" in check.detail
-    assert "secret-value" not in json.dumps(check.as_dict())
+    assert "secret-value" not in json.dumps(vars(check))
 
 
 def test_a_key_file_must_be_the_owners_alone(monkeypatch: pytest.MonkeyPatch, setup: Setup, tmp_path: Path) -> None:

@@ -33,8 +33,7 @@ from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
-from storyfi_lite.miner.gpus import GpuCollector
-from storyfi_lite.miner.metrics import Minute
+from storyfi_lite.miner.metrics import GpuCollector, Minute
 from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.protocol.messages import parse_response
 from storyfi_lite.protocol.seed import challenge_seed

@@ -21,7 +21,7 @@ from storyfi_lite.wire.btauth import BtAuth
 from storyfi_lite.wire.dendrite import EMPTY_BODY_HASH, body_hash, signed_message
 from storyfi_lite.wire.http_status import (
     PUBLIC_TEXT,
-    STATUS_BY_REASON,
+    REASONS,
     Refused,
     retry_after_header,
     status_of,
@@ -149,7 +149,7 @@ def test_status_of(error: Exception, status: int) -> None:
 
 def test_every_error_and_every_reason_has_a_text_for_strangers() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LiteError)]
-    statuses = {status_of(kind("secret")) for kind in kinds} | set(STATUS_BY_REASON.values())
+    statuses = {status_of(kind("secret")) for kind in kinds} | {status for status, _ in REASONS.values()}
     assert statuses <= set(PUBLIC_TEXT)
     assert all(b"secret" not in http_status.public_body(status) for status in statuses)
 

@@ -44,7 +44,7 @@ def command(as_json: bool, **options: object) -> None:
                 click.echo(f"    {line.strip()}")
     to_mend = [check.name for check in checks if check.status == "mend"]
     if as_json:
-        click.echo(json.dumps({"ok": not to_mend, "checks": [check.as_dict() for check in checks]}))
+        click.echo(json.dumps({"ok": not to_mend, "checks": [vars(check) for check in checks]}))
     else:
         click.echo(f"To mend: {', '.join(to_mend)}." if to_mend else "All fine.")
     sys.exit(1 if to_mend else 0)

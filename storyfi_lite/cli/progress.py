@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from storyfi_lite import stopping
+from storyfi_lite.opening.local import every_tenth
 
 
 class DownloadProgress:
@@ -35,7 +36,8 @@ class DownloadProgress:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._tenths: dict[str, int] = {}
+        self._lines = every_tenth(lambda line: click.echo(line, err=True))
+        self._has_begun = False
         self._opened = ExitStack()
 
     def __enter__(self) -> DownloadProgress:
@@ -50,17 +52,17 @@ class DownloadProgress:
         self._opened.close()
 
     def update(self, name: str, done: int, total: int) -> None:
+        self._has_begun = True
         if self._console.is_terminal:
             if name not in self._tasks:
                 self._tasks[name] = self._bar.add_task(name, total=total)
             self._bar.update(self._tasks[name], completed=done)
-        elif (tenth := done * 10 // total) != self._tenths.get(name):
-            self._tenths[name] = tenth
-            click.echo(f"{name}: {tenth * 10} % of {total / 1e6:,.0f} MB", err=True)
+        else:
+            self._lines(name, done, total)
 
     def _say_how_to_go_on(self) -> None:
         self._bar.stop()
-        if self._tasks or self._tenths:
+        if self._has_begun:
             click.echo("the same command goes on from here", err=True)
 
     def note(self, text: str) -> None:

@@ -25,18 +25,12 @@ def fingerprint() -> str:
         return ""
     libraries = sorted((Path(found.origin).parent / "lib").iterdir())
     parts = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in libraries]
-    return sha256("\n".join([*parts, *_cpu(), *_gpus()]).encode()).hexdigest()
-
-
-def _cpu() -> list[str]:
     lines = _text(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
     wanted = ("model name", "flags", "Features", "CPU part")
-    return [platform.machine(), platform.processor(), *(line for line in lines if line.startswith(wanted))]
-
-
-def _gpus() -> list[str]:
+    cpu = [platform.machine(), platform.processor(), *(line for line in lines if line.startswith(wanted))]
     devices = (path for folder in ("/proc/driver/nvidia/gpus", "/dev/dri") for path in sorted(Path(folder).glob("*")))
-    return [_text(Path("/proc/driver/nvidia/version")), *map(str, devices)]
+    gpus = [_text(Path("/proc/driver/nvidia/version")), *map(str, devices)]
+    return sha256("\n".join([*parts, *cpu, *gpus]).encode()).hexdigest()
 
 
 def _text(path: Path) -> str:

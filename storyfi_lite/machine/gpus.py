@@ -98,9 +98,8 @@ def _init_fault(error: Any) -> str:
     if error.value in (_NO_LIBRARY, _NOT_LOADED):
         return ""
     if error.value == _MISMATCH:
-        return (
-            "NVIDIA's driver and its library differ, as after an update, so no GPU can be used; reboot:\n  sudo reboot"
-        )
+        said = "NVIDIA's driver and its library differ, as after an update, so no GPU can be used"
+        return f"{said}; reboot:\n  sudo reboot"
     return f"NVIDIA's driver does not answer ({error}), so no GPU can be used:\n  nvidia-smi"
 
 

@@ -167,12 +167,9 @@ def _hints(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> tuple[str, ...]:
     if llama.for_gpus:
         return (f"llama.cpp's GPU part is not in use, the CPU computes: {llama.idle}",)
     found = {path.read_text().strip() for path in Path("/sys/class/drm").glob("card*/device/vendor")}
-    command = rebuild_command("-DGGML_VULKAN=on")
-    return tuple(
-        f"an {maker} GPU is here; with Vulkan's driver and headers, build for it: {command}"
-        for vendor, maker in _VULKAN_VENDORS.items()
-        if vendor in found
-    )
+    makers = [maker for vendor, maker in _VULKAN_VENDORS.items() if vendor in found]
+    command = f"with Vulkan's driver and headers, build for it: {rebuild_command('-DGGML_VULKAN=on')}"
+    return tuple(f"an {maker} GPU is here; {command}" for maker in makers)
 
 
 # --- a machine that is described, not probed -------------------------------------------------------------------

@@ -25,31 +25,24 @@ def memory_bytes() -> tuple[int, int]:
         limit = min((int(text) for name in names if (text := _read(group / name)).isdecimal()), default=total)
         if limit < memory.total:
             used = int(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes") or 0)
-            total, available = min(total, limit), min(available, max(0, limit - used + _cache_bytes(group)))
+            rows = dict(line.split(" ") for line in _read(group / "memory.stat").splitlines() if line.count(" ") == 1)
+            cache = sum(int(rows.get(name, 0)) for name in ("active_file", "inactive_file"))
+            total, available = min(total, limit), min(available, max(0, limit - used + cache))
     return total, available
 
 
 def cores() -> int:
     """Return how many physical cores this process may use, at least 1: those that it may run on, or its quota of time if less."""
-    count = float(_allowed_cores())
+    count = float(psutil.cpu_count(logical=False) or 1)
+    if hasattr(os, "sched_getaffinity"):
+        siblings = [_read(Path(_TOPOLOGY.format(cpu))) or str(cpu) for cpu in os.sched_getaffinity(0)]
+        count = min(len(set(siblings)), psutil.cpu_count(logical=False) or len(siblings))
     for group in _groups("cpu"):
         quota, _, period = _read(group / "cpu.max").partition(" ")
         quota, period = quota or _read(group / "cpu.cfs_quota_us"), period or _read(group / "cpu.cfs_period_us")
         if quota.isdecimal() and period.isdecimal():  # "max" and -1: none
             count = min(count, int(quota) / int(period))
     return max(1, int(count))
-
-
-def _allowed_cores() -> int:
-    if not hasattr(os, "sched_getaffinity"):
-        return psutil.cpu_count(logical=False) or 1
-    siblings = [_read(Path(_TOPOLOGY.format(cpu))) or str(cpu) for cpu in os.sched_getaffinity(0)]
-    return min(len(set(siblings)), psutil.cpu_count(logical=False) or len(siblings))
-
-
-def _cache_bytes(group: Path) -> int:
-    rows = dict(line.split(" ") for line in _read(group / "memory.stat").splitlines() if line.count(" ") == 1)
-    return sum(int(rows.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -63,7 +63,12 @@ class Miner:
                 self.metrics.refused(error, transport.name, claimed, address)
             elif not isinstance(error, LiteError):
                 log.exception("a request failed in a way that nobody planned for")
-            return self._error(transport, request, error)
+            status = status_of(error)
+            headers = {**transport.error_headers(status), **retry_after_header(error, status)}
+            length = request.headers.get("content-length", "")
+            if not length.isdecimal() or int(length) > DRAINED_BYTES:
+                headers["connection"] = "close"
+            return Response(public_body(status), status, headers)
         finally:
             self.answering -= 1
 
@@ -85,14 +90,6 @@ class Miner:
             raise
         self.metrics.answered(admitted, transport.name, time.monotonic() - arrived_s, answer, response)
         return Response(body, headers=headers)
-
-    def _error(self, transport: Transport, request: Request, error: BaseException) -> Response:
-        status = status_of(error)
-        headers = {**transport.error_headers(status), **retry_after_header(error, status)}
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > DRAINED_BYTES:
-            headers["connection"] = "close"
-        return Response(public_body(status), status, headers)
 
     async def health(self, request: Request) -> Response:
         """Respond 200 while stories can be answered, else 503, and say no more than that."""

@@ -1,22 +1,22 @@
 """Records what the miner did: Prometheus series in a registry of their own, and the last few events for the status page.
 
-Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes
-one."""
+Label values are few and fixed (tasks, outcomes, reasons): nothing that a peer sends becomes one."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from storyfi_lite.loaders.base import Answer, Loader
-from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner.admission import Admitted, Caller
 from storyfi_lite.miner.requests import RequestLog
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
@@ -117,28 +117,26 @@ class Metrics:
             **names,
         )
         self._tokens = Counter("tokens", "tokens read and written", ["kind"], **names)
-        self._speed = Histogram(
-            "tokens_per_second",
-            "written tokens a second, one answer",
-            buckets=(5, 10, 20, 40, 80, 160, 320),
-            **names,
-        )
+        of_tokens = (5, 10, 20, 40, 80, 160, 320)
+        self._speed = Histogram("tokens_per_second", "written tokens a second, one answer", buckets=of_tokens, **names)
         self._stake = Counter("caller_stake_tao", "stake of the callers, summed over answered requests", **names)
-        Gauge("jobs_running", "answers being written", **names).set_function(lambda: loader.health().running)
-        Gauge("jobs_queued", "requests waiting", **names).set_function(lambda: loader.health().queued)
-        Gauge("loader_alive", "1 while the loader can answer", **names).set_function(
-            lambda: float(loader.health().alive)
-        )
+        self.gauge("jobs_running", "answers being written", lambda: loader.health().running)
+        self.gauge("jobs_queued", "requests waiting", lambda: loader.health().queued)
+        self.gauge("loader_alive", "1 while the loader can answer", lambda: loader.health().alive)
 
-        def used(read: Callable[[Usage], float]) -> Callable[[], float]:
-            return lambda: float("nan") if (usage := loader.health().usage) is None else read(usage)
+        def used(figure: str) -> Callable[[], float | None]:
+            return lambda: getattr(loader.health().usage, figure, None)
 
-        self.gauge("api_tokens_today", "tokens that the API was charged for, day of UTC", used(lambda use: use.tokens))
-        self.gauge("api_usd_today", "US dollars at the operator's --api.price, day of UTC", used(lambda use: use.usd))
+        self.gauge("api_tokens_today", "tokens that the API was charged for, day of UTC", used("tokens"))
+        self.gauge("api_usd_today", "US dollars at the operator's --api.price, day of UTC", used("usd"))
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Publish the figure that `read` returns at each scrape; NaN if it is not known."""
-        Gauge(name, text, namespace="storyfi", registry=self.registry).set_function(read)
+    def gauge(self, name: str, text: str, read: Callable[[], float | None]) -> None:
+        """Publish the figure that `read` returns at each scrape; NaN if it is None, not known."""
+
+        def figure() -> float:
+            return float("nan") if (known := read()) is None else float(known)
+
+        Gauge(name, text, namespace="storyfi", registry=self.registry).set_function(figure)
 
     def answered(self, admitted: Admitted, wire: str, seconds: float, answer: Answer, response: StoryResponse) -> None:
         task, caller = admitted.request.task_type, admitted.caller
@@ -212,3 +210,38 @@ class Metrics:
 def _name(caller: Caller) -> str:
     uid = "" if caller.uid is None else f" uid {caller.uid}"
     return f"{caller.hotkey_ss58[:8]}{uid}"
+
+
+class GpuCollector(Collector):
+    """Reads the memory, temperature and load of every NVIDIA GPU at each scrape. `nvml` is the pynvml module; tests give another."""
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+
+    def collect(self) -> Iterator[Metric]:
+        nvml = self._nvml
+        used = GaugeMetricFamily("storyfi_gpu_memory_used_bytes", "by all programs", labels=["gpu", "name"])
+        total = GaugeMetricFamily("storyfi_gpu_memory_bytes", "in all", labels=["gpu", "name"])
+        heat = GaugeMetricFamily("storyfi_gpu_temperature_celsius", "of the chip", labels=["gpu", "name"])
+        busy = GaugeMetricFamily("storyfi_gpu_busy_ratio", "0 to 1, last second", labels=["gpu", "name"])
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            labels = [str(index), nvml.nvmlDeviceGetName(handle)]
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            used.add_metric(labels, memory.used)
+            total.add_metric(labels, memory.total)
+            heat.add_metric(labels, nvml.nvmlDeviceGetTemperature(handle, 0))
+            busy.add_metric(labels, nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+        yield from (used, total, heat, busy)
+
+
+def watch_gpus(registry: CollectorRegistry) -> bool:
+    """Publish the GPUs' figures. Returns False if there is no NVIDIA driver to ask."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    registry.register(GpuCollector(pynvml))
+    return True

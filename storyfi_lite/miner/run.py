@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,13 @@ from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
-from storyfi_lite.miner.gpus import watch_gpus
 from storyfi_lite.miner.lifecycle import serve
-from storyfi_lite.miner.metrics import Metrics
+from storyfi_lite.miner.metrics import Metrics, watch_gpus
 from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.miner.requests import RequestLog
 from storyfi_lite.miner.service import StoryService
 from storyfi_lite.opening.loader import open_loader
-from storyfi_lite.opening.local import Notices
+from storyfi_lite.opening.local import Notices, every_tenth
 from storyfi_lite.options import ChainOptions, ModelOptions
 from storyfi_lite.wire.btauth import BtAuth
 from storyfi_lite.wire.dendrite import Dendrite
@@ -87,9 +85,8 @@ async def _run(options: MineOptions) -> None:
         if session.own_neuron is None:
             log.warning("%s; first the model, to say how fast this machine writes", session.health().detail)
         log.info("choosing the model for this machine")
-        loader, model = await asyncio.to_thread(
-            open_loader, options.model, Notices(_log_progress(), log.info), warm_up=True
-        )
+        notices = Notices(every_tenth(log.info), log.info)
+        loader, model = await asyncio.to_thread(open_loader, options.model, notices, warm_up=True)
         opened.callback(loader.close)
         for name, fact in model.items():
             log.info("%s: %s", name, fact)
@@ -114,18 +111,6 @@ async def _run(options: MineOptions) -> None:
         await serve(miner, host, options.port, announce)
 
 
-def _log_progress() -> Callable[[str, int, int], None]:
-    """Return a function that logs a line every ten percent."""
-    tenths: dict[str, int] = {}
-
-    def progress(name: str, done: int, total: int) -> None:
-        if (tenth := done * 10 // total) != tenths.get(name):
-            tenths[name] = tenth
-            log.info("%s: %d %% of %.0f MB", name, tenth * 10, total / 1e6)
-
-    return progress
-
-
 def _policy(options: MineOptions) -> AdmissionPolicy:
     from bittensor.sp_core import ss58_decode
 
@@ -146,18 +131,11 @@ def _policy(options: MineOptions) -> AdmissionPolicy:
 def _metrics(loader: Loader, session: ChainSession, requests: RequestLog) -> Metrics:
     metrics = Metrics(loader, requests=requests)
     watch_gpus(metrics.registry)
-
-    def figure(value: float | None) -> float:
-        return float("nan") if value is None else float(value)
-
-    metrics.gauge("chain_connected", "1 if the last call succeeded", lambda: float(session.health().connected))
-    metrics.gauge("chain_height", "block of the snapshot in use", lambda: figure(session.health().height))
-    metrics.gauge("chain_age_seconds", "age of the snapshot in use", lambda: figure(session.health().age_s))
-    metrics.gauge(
-        "incentive",
-        "what the chain gives this miner, 0 to 1",
-        lambda: figure(None if session.own_neuron is None else session.own_neuron.incentive),
-    )
+    metrics.gauge("chain_connected", "1 if the last call succeeded", lambda: session.health().connected)
+    metrics.gauge("chain_height", "block of the snapshot in use", lambda: session.health().height)
+    metrics.gauge("chain_age_seconds", "age of the snapshot in use", lambda: session.health().age_s)
+    incentive = "what the chain gives this miner, 0 to 1"
+    metrics.gauge("incentive", incentive, lambda: getattr(session.own_neuron, "incentive", None))
     return metrics
 
 

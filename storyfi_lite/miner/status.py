@@ -14,6 +14,7 @@ from storyfi_lite import __version__
 from storyfi_lite.loaders.base import Loader, LoaderHealth
 from storyfi_lite.miner.chart import last_hour
 from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
+from storyfi_lite.wire.http_status import REASONS
 
 if TYPE_CHECKING:
     from storyfi_lite.miner.metrics import Event, Metrics
@@ -24,25 +25,9 @@ REFRESH_S = 5
 DETAIL = "detail"  # the label of what only the operator reads: an error's own words may name a path or a provider
 
 _STYLE = Path(__file__).with_name("status.css").read_text(encoding="utf-8")
-# what each reason means (wire/http_status.py has those of refusals, errors.py the others)
+# what each reason means: of refusals, and of errors (errors.py)
 _MEANING = {
-    "stopping": "this miner was shutting down",
-    "malformed_headers": "not a signed request",
-    "wrong_receiver": "signed for another miner",
-    "stale": "signed too long ago, or one of the two clocks is wrong",
-    "denied": "on your deny list",
-    "unregistered": "the caller is not registered on this subnet",
-    "no_permit": "the caller may not set weights, so it pays nobody",
-    "low_stake": "less stake than --min-stake",
-    "too_large": "longer than any honest request",
-    "crowded": "too many long requests at once",
-    "slow_body": "the request came too slowly",
-    "bad_signature": "not signed by the key that it names",
-    "body_changed": "changed after it was signed",
-    "replayed": "sent a second time",
-    "rate": "more than --rate a minute",
-    "bad_request": "well signed, but no task of this network",
-    "not_ready": "nothing is known of the chain yet",
+    **{reason: meaning for reason, (_, meaning) in REASONS.items()},
     "Busy": "all slots taken, or it would have been late",
     "DeadlineExceeded": "not whole in time",
     "CallerGone": "the caller hung up first",
@@ -52,13 +37,9 @@ _MEANING = {
 
 
 def render(
-    facts: Mapping[str, Mapping[str, str]],
-    metrics: Metrics,
-    loader: Loader,
-    now_s: float,
-    stopping: bool,
+    facts: Mapping[str, Mapping[str, str]], metrics: Metrics, loader: Loader, now_s: float, stopping: bool,
     public: bool = False,
-) -> str:
+) -> str:  # fmt: skip
     """Return the page as of `now_s` (time.time()). `public`: strangers may read it, so callers' addresses and errors' own
     words are left out."""
     health = loader.health()
@@ -141,31 +122,22 @@ def _answers(events: Iterable[Event], now_s: float) -> str:
         f"{NO_MARKS_S:.0f} s. The score is our own validator's, without a look for copies; “would earn” is that × the "
         "multiplier of the shipped reward policy.</p>"
     )
-    table = _table(heads, [_answer(event, now_s) for event in events])
-    return table + note
-
-
-def _answer(event: Event, now_s: float) -> list[str]:
-    outcome, mark = _outcome(event)
-    speed = "" if event.tokens_per_s is None else _one(f"{event.tokens} at {event.tokens_per_s:.0f}/s")
-    return [
-        _one(f"{_span(now_s - event.at_s)} ago"),
-        escape(event.what),
-        escape(event.who),
-        _window(event.seconds or 0.0),
-        speed,
-        f'<span class="{mark}">{escape(outcome)}</span>',
-        _earnings(event),
-    ]
+    rows = []
+    for event in events:
+        outcome, mark = _outcome(event)
+        speed = "" if event.tokens_per_s is None else _one(f"{event.tokens} at {event.tokens_per_s:.0f}/s")
+        called = [_one(f"{_span(now_s - event.at_s)} ago"), escape(event.what), escape(event.who)]
+        score = f'<span class="{mark}">{escape(outcome)}</span>'
+        rows.append([*called, _window(event.seconds or 0.0), speed, score, _earnings(event)])
+    return _table(heads, rows) + note
 
 
 def _window(seconds: float) -> str:
     """Draw a time against the 60 s that validators wait, with a mark at 30."""
     colour = "good" if seconds <= FULL_MARKS_S else "warn" if seconds < NO_MARKS_S else "bad"
     percent = min(100, round(seconds / NO_MARKS_S * 100))
-    return (
-        f'<span class="one"><i class="window"><i class="{colour}" style="width:{percent}%"></i></i>{seconds:.1f}</span>'
-    )
+    bar = f'<i class="window"><i class="{colour}" style="width:{percent}%"></i></i>'
+    return f'<span class="one">{bar}{seconds:.1f}</span>'
 
 
 def _outcome(event: Event) -> tuple[str, str]:
@@ -191,27 +163,18 @@ def _earnings(event: Event) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> str:
     top = max(counts.values(), default=1)
-    rows = [
-        [
-            escape(reason),
-            f'<i class="bar" style="width:{round(count / top * 100)}px"></i>{count:,}',
-            escape(_MEANING.get(reason, "a fault of this miner; the log says why")),
-        ]
-        for reason, count in sorted(counts.items(), key=lambda item: -item[1])
-    ]
+    rows = []
+    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+        bar = f'<i class="bar" style="width:{round(count / top * 100)}px"></i>{count:,}'
+        rows.append([escape(reason), bar, escape(_MEANING.get(reason, "a fault of this miner; the log says why"))])
     return _table(("reason", "requests", "what it means"), rows)
 
 
 def _refusals(events: Iterable[Event], now_s: float) -> str:
-    rows = [
-        [
-            _one(f"{_span(now_s - event.at_s)} ago"),
-            escape(event.what),
-            f'<span class="who">{escape(event.who)}</span>',
-            escape(event.outcome),
-        ]
-        for event in events
-    ]
+    rows = []
+    for event in events:
+        who = f'<span class="who">{escape(event.who)}</span>'
+        rows.append([_one(f"{_span(now_s - event.at_s)} ago"), escape(event.what), who, escape(event.outcome)])
     return _table(("when", "reason", "from", "detail"), rows)
 
 
@@ -223,11 +186,8 @@ def _table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
     body = ""
     for cells in rows:
         named = zip(heads, cells, strict=True)
-        body += (
-            "<tr>"
-            + "".join(f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in named)
-            + "</tr>"
-        )
+        row = "".join(f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in named)
+        body += f"<tr>{row}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

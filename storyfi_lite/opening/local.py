@@ -58,6 +58,18 @@ class Notices:
 SILENT = Notices(lambda name, done, total: None, lambda note: None)
 
 
+def every_tenth(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """Return a progress that says a line every ten percent of a download."""
+    tenths: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if (tenth := done * 10 // total) != tenths.get(name):
+            tenths[name] = tenth
+            say(f"{name}: {tenth * 10} % of {total / 1e6:,.0f} MB")
+
+    return progress
+
+
 @dataclass(frozen=True)
 class PlacedFile:
     """Pairs a model file on disk with the layout to load it with."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,15 +67,9 @@ def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) ->
 
 
 def candidate(
-    hotkey: str,
-    request: StoryRequest,
-    response: StoryResponse,
-    seed: int,
-    evidence: Evidence,
-    policy: RewardPolicy,
-    registry: Registry,
-    files: Container[str],
-) -> Candidate | None:
+    hotkey: str, request: StoryRequest, response: StoryResponse, seed: int, evidence: Evidence,
+    policy: RewardPolicy, registry: Registry, files: Container[str],
+) -> Candidate | None:  # fmt: skip
     """Return the answer as a Candidate; None if it claims no model of the registry, or a file that is not in `files` (sha256).
     A miner that names a file we lack must neither use up a draw nor be paid for its old standing."""
     model = claimed_model(registry, response)
@@ -103,13 +97,6 @@ def weight(one: Candidate, policy: RewardPolicy) -> float:
     gains nothing today may gain something tomorrow."""
     missing = max(0, policy.proof.proven_needed - one.evidence.statuses.count("proven"))
     return (0.1 + one.gain) * (1 + missing + 2 * one.evidence.statuses.count("refuted"))
-
-
-def _may_have_another_writer(one: Candidate, verdict: Verdict) -> bool:
-    """Of a miner's first refutations by a replay: to load other files costs more than a replay."""
-    return (
-        verdict.status == "refuted" and verdict.positions > 0 and one.evidence.statuses.count("refuted") < WRITERS_NAMED
-    )
 
 
 class Auditor:
@@ -144,9 +131,10 @@ class Auditor:
         with self._in_use:
             for sha256, candidates in by_file.items():
                 found |= self._prove(self.files[sha256], candidates)
-            refuted = [
-                one for one in chosen if one.hotkey in found and _may_have_another_writer(one, found[one.hotkey])
-            ]
+            by_replay = {hotkey for hotkey, one in found.items() if one.status == "refuted" and one.positions > 0}
+            # only a miner's first ones: to load other files costs more than a replay
+            refuted = [one for one in chosen if one.hotkey in by_replay
+                       and one.evidence.statuses.count("refuted") < WRITERS_NAMED]  # fmt: skip
             return found | self._writers(refuted, found)
 
     def _writers(self, refuted: list[Candidate], found: Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -170,11 +158,19 @@ class Auditor:
         return self.files[one.response.proof.model_sha256]
 
     def _prove(self, file: KnownFile, candidates: Sequence[Candidate]) -> dict[str, Verdict]:
-        """All answers in one pass over the file; where one of them fails, the others one by one."""
+        """Replay all answers in one pass over the file; where one of them fails, the others one by one."""
         found: dict[str, Verdict] = {}
+        if self._stopped:
+            return found
         try:
-            for hotkey, verdict in self._verdicts(file, candidates):
-                found[hotkey] = replace(verdict, model=file.spec.key)
+            if self._open is None or self._open[0] != file.sha256:
+                self._close_file()
+                self._open = (file.sha256, self._open_prover(file))
+            asked = [(one.request, one.response, one.seed) for one in candidates]
+            for at, verdict in self._open[1].prove_all(asked):
+                found[candidates[at].hotkey] = replace(verdict, model=file.spec.key)
+                if self._stopped:
+                    break
         except LiteError as error:
             if len(candidates) == 1 or self._open is None:
                 log.warning("cannot replay the answer of %s: %s", ", ".join(one.hotkey for one in candidates), error)
@@ -183,18 +179,6 @@ class Auditor:
                 if one.hotkey not in found:
                     found |= self._prove(file, [one])
         return found
-
-    def _verdicts(self, file: KnownFile, candidates: Sequence[Candidate]) -> Iterator[tuple[str, Verdict]]:
-        if self._stopped:
-            return
-        if self._open is None or self._open[0] != file.sha256:
-            self._close_file()
-            self._open = (file.sha256, self._open_prover(file))
-        asked = [(one.request, one.response, one.seed) for one in candidates]
-        for at, verdict in self._open[1].prove_all(asked):
-            yield candidates[at].hotkey, verdict
-            if self._stopped:
-                return
 
     def close(self) -> None:
         """Wait for the replay in hand, start no other, and free the file's memory."""

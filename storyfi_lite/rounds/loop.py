@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import random
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,10 +164,9 @@ class _Loop:
             said = "nobody answered"
         else:
             said = f"no miner on {printable(network)}, netuid {self._options.chain.netuid}, has published an endpoint"
-        start = (
-            f"\n  storyfi-lite mine --network {network}   in another terminal, first" if dev_directory(network) else ""
-        )
-        return said + start
+        if dev_directory(network):
+            said += f"\n  storyfi-lite mine --network {network}   in another terminal, first"
+        return said
 
     async def _round(self) -> RoundReport | None:
         question = draw(self._dice, self._state.stories(), self._inputs)
@@ -183,17 +182,13 @@ class _Loop:
         if not any(isinstance(reply, Reply) for reply in replies.values()):
             log.warning("nobody answered; this round is not counted")
             return None
-        replies |= dict.fromkeys(self._withdrawn(standings, replies), "no endpoint")
+        registered, own = self._session.snapshot.by_hotkey, self._rules.validator_ss58
+        # registered miners of earlier rounds that have no endpoint now get 0; else they would keep their weight for ever
+        gone = [hotkey for hotkey in standings if hotkey in registered and hotkey not in replies and hotkey != own]
+        replies |= dict.fromkeys(gone, "no endpoint")
+        number, prove = self._state.rounds + 1, self._auditor.prove
         report, outcome = await asyncio.to_thread(
-            judge_round,
-            self._state.rounds + 1,
-            question,
-            replies,
-            standings,
-            self._index,
-            self._rules,
-            self._auditor.prove,
-            self._dice,
+            judge_round, number, question, replies, standings, self._index, self._rules, prove, self._dice
         )
         self._state.save(outcome)
         self._index.add(outcome.fingerprints)
@@ -213,21 +208,14 @@ class _Loop:
             and (not public or ipaddress.ip_address(neuron.axon[0]).is_global)
         }
 
-    def _withdrawn(self, known: Iterable[str], asked: Container[str]) -> list[str]:
-        """Return registered miners of earlier rounds that have no endpoint now. They get 0, like all who do not answer; else they
-        would keep their weight for ever."""
-        registered, own = self._session.snapshot.by_hotkey, self._rules.validator_ss58
-        return [hotkey for hotkey in known if hotkey in registered and hotkey not in asked and hotkey != own]
-
     async def _ask_all(self, targets: list[Target], question: Question) -> dict[str, Reply | str]:
         """Ask all miners at once, so that all have the same time. Returns the replies in order of arrival."""
         replies: dict[str, Reply | str] = {}
 
         async def one(target: Target) -> None:
+            wallet, timeout_s = self._wallet, self._options.timeout_s
             try:
-                replies[target.hotkey_ss58] = await query(
-                    connection, self._wallet, target, question.request, self._options.timeout_s
-                )
+                replies[target.hotkey_ss58] = await query(connection, wallet, target, question.request, timeout_s)
             except LiteError as error:
                 replies[target.hotkey_ss58] = str(error)
 

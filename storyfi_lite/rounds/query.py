@@ -54,13 +54,9 @@ class Reply:
 
 
 def ask(
-    wallet: Wallet,
-    miner_hotkey: str,
-    endpoint: tuple[str, int],
-    request: StoryRequest,
-    timeout_s: float = TIMEOUT_S,
-    wire: str = btauth.NAME,
-) -> Reply:
+    wallet: Wallet, miner_hotkey: str, endpoint: tuple[str, int], request: StoryRequest,
+    timeout_s: float = TIMEOUT_S, wire: str = btauth.NAME,
+) -> Reply:  # fmt: skip
     """Query one miner from code that is not async."""
 
     async def once() -> Reply:
@@ -81,11 +77,7 @@ def client() -> httpx.AsyncClient:
 
 
 async def query(
-    connection: httpx.AsyncClient,
-    wallet: Wallet,
-    target: Target,
-    request: StoryRequest,
-    timeout_s: float = TIMEOUT_S,
+    connection: httpx.AsyncClient, wallet: Wallet, target: Target, request: StoryRequest, timeout_s: float = TIMEOUT_S
 ) -> Reply:
     """Ask over the target's wire, and over the other if the miner has no such path. `timeout_s` bounds all of it together.
     Raises Unavailable (no answer, refused, too large) or Busy (the miner said so)."""

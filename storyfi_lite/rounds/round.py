@@ -99,15 +99,9 @@ class _Seen:
 
 
 def judge_round(
-    number: int,
-    question: Question,
-    replies: Mapping[str, Reply | str],
-    standings: Mapping[str, Standing],
-    index: CopyIndex,
-    rules: RoundRules,
-    prove: Prove,
-    dice: random.Random,
-) -> tuple[RoundReport, Outcome]:
+    number: int, question: Question, replies: Mapping[str, Reply | str], standings: Mapping[str, Standing],
+    index: CopyIndex, rules: RoundRules, prove: Prove, dice: random.Random,
+) -> tuple[RoundReport, Outcome]:  # fmt: skip
     """Judge one round. `replies`: every asked miner's, in order of arrival; a str says why there is none. `index` is only read."""
     seen = {
         hotkey: _look(hotkey, question, reply, standings.get(hotkey, Standing()), rules)
@@ -170,6 +164,10 @@ def _pay(
     if response is not None:
         paid = reward(base, response, _proof_of(one, verdict, evidence, rules), rules.policy, rules.registry)
     log.info(paid.log_line(hotkey))
+    paid_for = paid.reason
+    # a miner is paid for its standing, not for the one answer that was replayed
+    if verdict is not None and verdict.status == "proven" and paid.reason.endswith("is not proven"):
+        paid_for += f" yet: this answer is, {rules.policy.proof.proven_needed} of its answers have to be"
     problems = [base.zeroed or "", "" if base.zeroed else "; ".join(one.answer.problems[:2])]
     if verdict is not None and verdict.status == "refuted":
         problems.append(verdict.reason)
@@ -185,17 +183,9 @@ def _pay(
         proof=verdict.status if verdict is not None else "no proof" if one.candidate is None else "not drawn",
         multiplier=paid.multiplier,
         final=paid.final,
-        paid_for=_paid_for(paid, verdict, evidence, rules),
+        paid_for=paid_for,
     )
     return row, replace(before, evidence=evidence, wire=one.reply.wire)
-
-
-def _paid_for(paid: Reward, verdict: Verdict | None, evidence: Evidence, rules: RoundRules) -> str:
-    """Say what the multiplier rests on; a miner is paid for its standing, not for the one answer that was replayed."""
-    if verdict is None or verdict.status != "proven" or not paid.reason.endswith("is not proven"):
-        return paid.reason
-    needed = rules.policy.proof.proven_needed
-    return f"{paid.reason} yet: this answer is, {needed} of its answers have to be"
 
 
 def _proof_of(one: _Seen, verdict: Verdict | None, evidence: Evidence, rules: RoundRules) -> Verdict | None:

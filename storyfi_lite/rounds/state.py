@@ -64,21 +64,18 @@ class State:
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=1)
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._open()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise sqlite3.DatabaseError(f"it was written by another release (format {version}, not {_VERSION})")
+            if not version:
+                self._db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+            with self._transaction():  # takes the lock, for as long as this process runs
+                self._db.execute(f"PRAGMA user_version={_VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"the validator's state {path} cannot be used: {error}\n"
                 "Is another validator running with it? Else give another directory with --state-dir."
             ) from None
-
-    def _open(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"it was written by another release (format {version}, not {_VERSION})")
-        if not version:
-            self._db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
-        with self._transaction():  # takes the lock, for as long as this process runs
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def copy(self) -> State:
         """Copy the state into memory: what is written there is never kept."""
@@ -119,17 +116,11 @@ class State:
     def save(self, outcome: Outcome) -> None:
         """Write the whole round, or nothing of it. Raises ConfigError or DoesNotFit where it cannot be written."""
         with self._writing(), self._transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO miner VALUES (?, ?, ?, ?, ?)",
-                [
-                    (hotkey, one.average, one.wire, one.evidence.model, json.dumps(one.evidence.statuses))
-                    for hotkey, one in outcome.standings.items()
-                ],
-            )
-            self._db.executemany(
-                "INSERT INTO answer (task, hotkey, fingerprint) VALUES (?, ?, ?)",
-                [(one.task, one.hotkey, one.to_bytes()) for one in outcome.fingerprints],
-            )
+            miners = [(hotkey, one.average, one.wire, one.evidence.model, json.dumps(one.evidence.statuses))
+                      for hotkey, one in outcome.standings.items()]  # fmt: skip
+            self._db.executemany("INSERT OR REPLACE INTO miner VALUES (?, ?, ?, ?, ?)", miners)
+            answers = [(one.task, one.hotkey, one.to_bytes()) for one in outcome.fingerprints]
+            self._db.executemany("INSERT INTO answer (task, hotkey, fingerprint) VALUES (?, ?, ?)", answers)
             story = outcome.story
             if story is not None:  # under its own id; one with all its stages stays, for more chapters
                 ordered = {stage: story.stages[stage] for stage in STAGES if stage in story.stages}

@@ -32,14 +32,14 @@ class Prose:
 
 @dataclass(frozen=True)
 class Facts:
-    """Rows of a label and what it says."""
+    """Holds rows of a label and what it says."""
 
     rows: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Points:
-    """A list whose items begin with what matters most."""
+    """Holds a list whose items begin with what matters most."""
 
     items: tuple[tuple[str, str], ...]
     is_numbered: bool = False
@@ -50,7 +50,7 @@ Block = Heading | Prose | Facts | Points
 
 @dataclass(frozen=True)
 class Document:
-    """`parts` are what a reader reads: each begins with its heading. `claims` say of each answer who wrote it, and what holds
+    """Holds a story that is laid out. `parts` are what a reader reads: each begins with its heading. `claims` say of each answer who wrote it, and what holds
     of that."""
 
     language: Language
@@ -91,7 +91,7 @@ STATUS: dict[Language, dict[str, str]] = {
 
 
 def lay_out(user_input: str, answers: Sequence[SavedAnswer], verdicts: Mapping[str, Verdict]) -> Document:
-    """`verdicts`: by the answers' names, for those that were replayed."""
+    """Lay out a story. `verdicts`: by the answers' names, for those that were replayed."""
     language = language_of(user_input)
     words = WORDS[language]
     first = answers[0].data
@@ -103,28 +103,29 @@ def lay_out(user_input: str, answers: Sequence[SavedAnswer], verdicts: Mapping[s
         for answer in answers
         if answer.response
     )
-    return Document(language, _title(user_input, first), " · ".join(labels), tuple(parts), claims)
-
-
-def _title(user_input: str, first: Mapping[str, Any]) -> str:
-    return str(first.get("title") or user_input)
+    title = str(first.get("title") or user_input)
+    return Document(language, title, " · ".join(labels), tuple(parts), claims)
 
 
 def _parts(answer: SavedAnswer, words: Mapping[str, str]) -> Iterator[tuple[Block, ...]]:
     data = answer.data
     if "setting" in data:
         yield (Heading(words["setting"]), _prose(data["setting"]))
-        facts = [
-            (words["themes"], words["comma"].join(data["themes"])),
-            (words["target_audience"], data["target_audience"]),
-        ]
-        yield (Heading(words["core_conflict"]), _prose(data["core_conflict"]), Facts(tuple(facts)))
+        themes = (words["themes"], words["comma"].join(data["themes"]))
+        facts = Facts((themes, (words["target_audience"], data["target_audience"])))
+        yield (Heading(words["core_conflict"]), _prose(data["core_conflict"]), facts)
     elif "hooks" in data:
-        yield tuple(_outline(data, words))
+        heading = Heading(f"{words['story_arc']}{words['colon']}{data['title']}")
+        chapters = Points(tuple((one["title"], one["description"]) for one in data["chapters"]), is_numbered=True)
+        hooks = Facts(tuple((words.get(at, at), _text(said)) for at, said in data["hooks"].items()))
+        yield (heading, _prose(data["description"]), chapters, hooks)
     elif "characters" in data:
         yield (Heading(words["characters"]), *(block for one in data["characters"] for block in _person(one, words)))
     else:
-        yield from (tuple(_chapter(chapter, words)) for chapter in data["chapters"])
+        for chapter in data["chapters"]:
+            heading = Heading(words["chapter"].format(id=chapter["id"], title=chapter["title"]))
+            choices = Points(tuple((one["text"], _effect(one["consequences"])) for one in chapter["choices"]))
+            yield (heading, _prose(chapter["content"]), Heading(words["choices"], 3), choices)
 
 
 def _person(one: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[Block]:
@@ -135,20 +136,6 @@ def _person(one: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[Block]
         (words["with"].format(who=words.get(other, other)), _text(said)) for other, said in one["relationships"].items()
     )
     yield Facts(((words["motivation"], one["motivation"]), *lists, *others))
-
-
-def _outline(data: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[Block]:
-    yield Heading(f"{words['story_arc']}{words['colon']}{data['title']}")
-    yield _prose(data["description"])
-    yield Points(tuple((one["title"], one["description"]) for one in data["chapters"]), is_numbered=True)
-    yield Facts(tuple((words.get(at, at), _text(said)) for at, said in data["hooks"].items()))
-
-
-def _chapter(chapter: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[Block]:
-    yield Heading(words["chapter"].format(id=chapter["id"], title=chapter["title"]))
-    yield _prose(chapter["content"])
-    yield Heading(words["choices"], 3)
-    yield Points(tuple((one["text"], _effect(one["consequences"])) for one in chapter["choices"]))
 
 
 def _effect(consequences: Any) -> str:

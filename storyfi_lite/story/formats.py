@@ -22,14 +22,14 @@ _NUMBERS = re.compile(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]")  # only between toke
 
 
 def format_of(path: Path | None) -> str:
-    """The format that a file's name asks for."""
+    """Return the format that a file's name asks for."""
     return _SUFFIXES.get(path.suffix.lower(), "json") if path else "json"
 
 
 def spell(
     form: str, user_input: str, answers: Sequence[SavedAnswer], data: dict[str, Any], verdicts: Mapping[str, Verdict]
 ) -> str:
-    """The answers as `md` or `html`, with `data` in a comment at the end; as `json`, `data` itself, compact."""
+    """Spell the answers as `md` or `html`, with `data` in a comment at the end; as `json`, `data` itself, compact."""
     if form == "json":
         return dump(data) + "\n"
     document = lay_out(user_input, answers, verdicts)
@@ -37,13 +37,8 @@ def spell(
 
 
 def for_a_terminal(text: str) -> str:
-    """JSON with a line for each value, but lists of numbers; any other format as it is."""
+    """Give each value of JSON a line of its own, but lists of numbers one; leave any other format as it is."""
     if not text.startswith("{"):
         return text
     indented = json.dumps(json.loads(text), ensure_ascii=False, indent=2)
-    return (
-        _NUMBERS.sub(
-            lambda found: f"[{', '.join(found[1].replace(chr(10), '').replace(' ', '').split(','))}]", indented
-        )
-        + "\n"
-    )
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", indented) + "\n"

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"^([0-9]+)([.)])")
 
 
 def markdown(document: Document) -> str:
-    """The text, with a line feed at its end."""
+    """Write the text, with a line feed at its end."""
     words = WORDS[document.language]
     blocks = ["\n".join(_spelled(block)) for part in document.parts for block in part]
     lines = [f"# {_plain(document.title)}", *([f"*{_plain(document.subtitle)}*"] if document.subtitle else []), *blocks]

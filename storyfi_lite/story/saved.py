@@ -29,7 +29,7 @@ _COMMENT = b"<!-- storyfi-lite "
 
 @dataclass(frozen=True)
 class SavedAnswer:
-    """One task's answer. `name`: the task, or "chapter 3". None: the file does not say what was asked, or has the text alone."""
+    """Holds one task's answer. `name`: the task, or "chapter 3". None: the file does not say what was asked, or has the text alone."""
 
     name: str
     data: dict[str, Any]
@@ -38,7 +38,7 @@ class SavedAnswer:
 
 
 def read_answers(raw: bytes) -> tuple[SavedAnswer, ...]:
-    """All answers of a file, in the order in which they were written. Raises BadInput."""
+    """Read all answers of a file, in the order in which they were written. Raises BadInput."""
     data = _object(raw)
     if is_story(data):
         return _of_story(data)
@@ -51,7 +51,7 @@ def read_answers(raw: bytes) -> tuple[SavedAnswer, ...]:
 
 
 def read_story(raw: bytes) -> tuple[str, int, tuple[SavedAnswer, ...]]:
-    """The user's input, the seed and the answers of a file that `story` wrote. Raises BadInput."""
+    """Read the user's input, the seed and the answers of a file that `story` wrote. Raises BadInput."""
     data = _object(raw)
     text, seed = data.get("user_input"), data.get("seed")
     if not is_story(data) or not isinstance(text, str) or type(seed) is not int:
@@ -60,29 +60,32 @@ def read_story(raw: bytes) -> tuple[str, int, tuple[SavedAnswer, ...]]:
 
 
 def stages_of(answers: Sequence[SavedAnswer]) -> dict[str, Any]:
-    """The stages that later tasks build on."""
+    """Return the stages that later tasks build on."""
     return {answer.name: answer.data for answer in answers if answer.name in STAGES}
 
 
 def story_data(user_input: str, seed: int, answers: Sequence[SavedAnswer]) -> dict[str, Any]:
-    """A story as one object; `read_story` is its inverse for answers with responses in canonical spelling."""
+    """Spell a story as one object; `read_story` is its inverse for answers with responses in canonical spelling."""
     chapters = [chapter for answer in answers if answer.name not in STAGES for chapter in answer.data["chapters"]]
+    text = {"output_data", "output_text"}
+    said = {answer.name: answer.response for answer in answers if answer.response}
+    beside = {name: response.model_dump(exclude_none=True, exclude=text) for name, response in said.items()}
     return {
         "user_input": user_input,
         "seed": seed,
         **stages_of(answers),
         **({"chapters": chapters} if chapters else {}),
-        "answers": {answer.name: _beside_its_text(answer.response) for answer in answers if answer.response},
+        "answers": beside,
     }
 
 
 def response_data(request: StoryRequest, response: StoryResponse) -> dict[str, Any]:
-    """A response and what it answers, as one object."""
+    """Spell a response and what it answers as one object."""
     return {**response.model_dump(exclude_none=True), "request": request.model_dump(exclude_none=True)}
 
 
 def comment(data: dict[str, Any]) -> str:
-    """The comment that carries an object in a page; nothing in it can end it."""
+    """Spell the comment that carries an object in a page; nothing in it can end it."""
     spelled = dump(data).replace("<", "\\u003c").replace(">", "\\u003e")
     return f"{_COMMENT.decode()}{spelled} -->"
 
@@ -134,7 +137,3 @@ def _answer(name: str, asked: dict[str, Any], data: Any, beside: dict[str, Any])
     request = parse_request(dump(asked).encode())
     more = {"output_text": dump(data), **beside[name]} if isinstance(beside.get(name), dict) else {}
     return SavedAnswer(name, data, request, parse_response(dump({**more, "output_data": data}).encode()))
-
-
-def _beside_its_text(response: StoryResponse) -> dict[str, Any]:
-    return response.model_dump(exclude_none=True, exclude={"output_data", "output_text"})

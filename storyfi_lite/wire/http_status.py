@@ -11,25 +11,26 @@ import math
 
 from storyfi_lite.errors import BadInput, Busy, DeadlineExceeded, LiteError, Unavailable
 
-# reason -> status. The reasons are the label values of the refusal counter: few, fixed, never from a peer.
-STATUS_BY_REASON = {
-    "stopping": 503,
-    "malformed_headers": 401,
-    "wrong_receiver": 401,
-    "stale": 401,
-    "denied": 403,
-    "unregistered": 403,
-    "no_permit": 403,
-    "low_stake": 403,
-    "too_large": 413,
-    "crowded": 503,
-    "slow_body": 408,
-    "bad_signature": 401,
-    "body_changed": 401,
-    "replayed": 401,
-    "rate": 429,
-    "bad_request": 400,
-    "not_ready": 503,
+# reason -> status, and what it means, for the operator. The reasons are the label values of the refusal counter: few, fixed,
+# never from a peer.
+REASONS = {
+    "stopping": (503, "this miner was shutting down"),
+    "malformed_headers": (401, "not a signed request"),
+    "wrong_receiver": (401, "signed for another miner"),
+    "stale": (401, "signed too long ago, or one of the two clocks is wrong"),
+    "denied": (403, "on your deny list"),
+    "unregistered": (403, "the caller is not registered on this subnet"),
+    "no_permit": (403, "the caller may not set weights, so it pays nobody"),
+    "low_stake": (403, "less stake than --min-stake"),
+    "too_large": (413, "longer than any honest request"),
+    "crowded": (503, "too many long requests at once"),
+    "slow_body": (408, "the request came too slowly"),
+    "bad_signature": (401, "not signed by the key that it names"),
+    "body_changed": (401, "changed after it was signed"),
+    "replayed": (401, "sent a second time"),
+    "rate": (429, "more than --rate a minute"),
+    "bad_request": (400, "well signed, but no task of this network"),
+    "not_ready": (503, "nothing is known of the chain yet"),
 }
 
 PUBLIC_TEXT = {
@@ -47,13 +48,13 @@ PUBLIC_TEXT = {
 
 
 class Refused(LiteError):
-    """Says why a request gets no answer. `reason` is a key of STATUS_BY_REASON; `detail` is for the operator."""
+    """Says why a request gets no answer. `reason` is a key of REASONS; `detail` is for the operator."""
 
     exit_code = BadInput.exit_code
 
     def __init__(self, reason: str, detail: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.status = STATUS_BY_REASON[reason]
+        self.status = REASONS[reason][0]
         self.reason = reason
         self.detail = detail
         self.retry_after_s = retry_after_s
