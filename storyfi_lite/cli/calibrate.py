@@ -1,4 +1,4 @@
-"""`storyfi-lite calibrate`: measures how far two computations of a file's scores stray, and judges honest answers by it."""
+"""`storyfi-lite calibrate` measures how far two computations of a file's scores stray, and judges honest answers by it."""
 
 from __future__ import annotations
 
@@ -57,10 +57,8 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
             if one.refuted:
                 raise BadInput(f"an honest answer does not replay: {one.refuted}; please report this file")
             pairs.append((one, other))
-            click.echo(
-                f"replayed {len(pairs)}/{answers}: mean margin {one.mean_margin:.4f}, {len(one.margins)} positions",
-                err=True,
-            )
+            seen = f"mean margin {one.mean_margin:.4f}, {len(one.margins)} positions"
+            click.echo(f"replayed {len(pairs)}/{answers}: {seen}", err=True)
         assert response.proof is not None  # a local loader's answer has one
         calibration = kept.calibrate(prover.sha256, pairs, response.proof.engine)
     bound = kept.rate_bound(calibration.refuted, calibration.answers)

@@ -1,4 +1,4 @@
-"""`storyfi-lite generate`: one story task on this machine. The story on stdout, everything else on stderr."""
+"""`storyfi-lite generate` writes the answer to one story task: the story on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

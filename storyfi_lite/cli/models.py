@@ -133,22 +133,19 @@ def _show_files(
 ) -> None:
     from storyfi_lite.cli.table import print_table, say, size
 
+    files, rows = [], []
+    for file, fit in zip(spec.files, fits, strict=True):
+        fact = {"quant": file.quant, "size_bytes": file.size_bytes, "parts": len(file.parts)}
+        files.append(fact | {"fits": fit["fits"], "here": fit["here"]})
+        path = fit["here"][0]["path"] if fit["here"] else ""
+        rows.append((file.quant, size(file.size_bytes), str(len(file.parts)), fit["fits"], path))
     if as_json:
-        files = [
-            {"quant": file.quant, "size_bytes": file.size_bytes, "parts": len(file.parts)}
-            | {"fits": fit["fits"], "here": fit["here"]}
-            for file, fit in zip(spec.files, fits, strict=True)
-        ]
         others = [{"path": path, "is": what} for path, what in found_beside]
         facts = _row(spec) | {"repository": spec.repository, "licence": spec.licence, "files": files, "others": others}
         click.echo(json.dumps(facts))
         return
     say(f"{spec.key}: {spec.repository}, licence {spec.licence}")
     say(pay_words(spec))
-    rows = []
-    for file, fit in zip(spec.files, fits, strict=True):
-        path = fit["here"][0]["path"] if fit["here"] else ""
-        rows.append((file.quant, size(file.size_bytes), str(len(file.parts)), fit["fits"], path))
     print_table(("file", "size", "parts", "on this machine", "here"), rows, right=("size",), wrapped="on this machine")
     for path, what in found_beside:
         say(f"{path}: {what}, never taken")

@@ -21,7 +21,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
-    """For the shell: the registry's names that begin so; repositories only once an owner is typed."""
+    """Tell the shell the registry's names that begin so; repositories only once an owner is typed."""
     from storyfi_lite.models.registry import load_registry
 
     registry = load_registry()
@@ -30,7 +30,7 @@ def complete_models(ctx: click.Context, param: click.Parameter, begun: str) -> l
 
 
 def complete_quants(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
-    """For the shell: the quantizations that begin so, of the model that the line names, else of all."""
+    """Tell the shell the quantizations that begin so, of the model that the line names, else of all."""
     from storyfi_lite.models.registry import load_registry
 
     named = ctx.params.get("model_name") or ctx.params.get("model")
@@ -59,7 +59,7 @@ class SentenceGroup(click.Group):
 
 
 class _Utf8(click.ParamType):
-    """Text for a story. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
+    """Takes text for a story. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
 
     name = "text"
 
@@ -144,7 +144,7 @@ models_dir_option = click.option("--models-dir", type=DIRECTORY, help="Where mod
 
 
 def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
-    """Options for a wallet, under dotted names and btcli's. `name`: what more the option for its name takes."""
+    """Make the options for a wallet, under dotted names and btcli's. `name`: what more the option for its name takes."""
     return (
         click.option("--wallet.name", "--wallet", "-w", f"{prefix}wallet", **name),
         click.option(

@@ -13,7 +13,6 @@ import click
 from storyfi_lite.cli.options import hardware_option, json_option, model_options, placement_options
 
 if TYPE_CHECKING:
-    from storyfi_lite.engine.settings import Demand
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import Placement
 
@@ -65,19 +64,10 @@ def _table(found: Placement, gpus: list[str]) -> str:
         f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; 95 % of the answers "
         f"{'late or not at all' if math.isinf(found.earnings.p95_s) else f'within {found.earnings.p95_s:.0f} s'}",
     ]
-    for name, need in zip([*gpus, "RAM"], found.demands, strict=True):
+    for device, need in zip([*gpus, "RAM"], found.demands, strict=True):
+        parts = {"weights": need.weights_bytes, "keys and values": need.kv_bytes, "working memory": need.compute_bytes,
+                 "logits": need.output_bytes, "process or driver": need.context_bytes}  # fmt: skip
+        words = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
         if need.total_bytes:
-            lines.append(f"  {name:<10} {_parts(need)}")
+            lines.append(f"  {device:<10} {need.total_bytes / 2**30:.2f} GiB: {words}")
     return reflow("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))
-
-
-def _parts(need: Demand) -> str:
-    parts = {
-        "weights": need.weights_bytes,
-        "keys and values": need.kv_bytes,
-        "working memory": need.compute_bytes,
-        "logits": need.output_bytes,
-        "process or driver": need.context_bytes,
-    }
-    words = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
-    return f"{need.total_bytes / 2**30:.2f} GiB: {words}"

@@ -74,14 +74,14 @@ def command(
     if as_json:
         click.echo(json.dumps(next(iter(facts.values())) if len(facts) == 1 else {"status": worst, "answers": facts}))
     else:
-        words = (_words(name if len(facts) > 1 else "", one) for name, one in facts.items())
-        say("\n".join(words))
+        for name, one in facts.items():
+            say(f"{f'{name}: ' if len(facts) > 1 else ''}{one['status'].upper()}: {one['reason']}")
+            if one["positions"]:
+                say(f"{one['positions']} free positions, {one['match_rate']:.1%} chosen alike")
+                say(f"this file's noise on this machine: {one['noise']:.3f} nats")
     if report:
-        by = (
-            f"signed by {signer.ss58_address}"
-            if signer
-            else "unsigned: anybody could have made it; --wallet NAME signs"
-        )
+        unsigned = "unsigned: anybody could have made it; --wallet NAME signs"
+        by = f"signed by {signer.ss58_address}" if signer else unsigned
         say(f"report kept in {report}, {by}", err=True)
     sys.exit(EXIT_CODES[worst])
 
@@ -89,7 +89,7 @@ def command(
 def _read(
     file: Path, text: str | None, task: str, request_file: Path | None
 ) -> dict[str, tuple[StoryRequest, StoryResponse]]:
-    """The file's answers by name, each with what was asked. Raises BadInput where that is not known."""
+    """Read the file's answers by name, each with what was asked. Raises BadInput where that is not known."""
     from storyfi_lite.errors import BadInput
     from storyfi_lite.protocol.messages import parse_request
     from storyfi_lite.story.saved import MAX_FILE_BYTES, read_answers
@@ -149,7 +149,7 @@ def _writers(
     refuted: dict[str, Verdict], answers: dict[str, tuple[StoryRequest, StoryResponse]], seed: int | None,
     vocab_size: int, sha256: str,
 ) -> dict[str, Verdict]:  # fmt: skip
-    """The verdicts, with the file that wrote the answer where it is among those that are here: of several the likeliest."""
+    """Return the verdicts, with the file that wrote the answer where it is among those that are here: of several the likeliest."""
     from storyfi_lite.cli.progress import DownloadProgress
     from storyfi_lite.opening.loader import open_other_provers
     from storyfi_lite.opening.local import Notices
@@ -174,11 +174,3 @@ def claimed_prover(model: ModelOptions, model_name: str, quantization: str) -> P
 
     with DownloadProgress() as progress:
         return open_claimed_prover(model, model_name, quantization, Notices(progress.update, progress.note))
-
-
-def _words(name: str, facts: dict[str, Any]) -> str:
-    lines = [f"{name + ': ' if name else ''}{facts['status'].upper()}: {facts['reason']}"]
-    if facts["positions"]:
-        lines.append(f"{facts['positions']} free positions, {facts['match_rate']:.1%} chosen alike")
-        lines.append(f"this file's noise on this machine: {facts['noise']:.3f} nats")
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from storyfi_lite.cli.options import complete_models, models_dir_option
 
 if TYPE_CHECKING:
     from storyfi_lite.models.inventory import Item
-    from storyfi_lite.models.registry import ModelSpec, Registry
+    from storyfi_lite.models.registry import Registry
 
 UNITS_S = {"h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
@@ -60,7 +60,11 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
     if unused_s is not None:
         before_s = time.time() - unused_s
         chosen = [item for item in chosen if max(item.used_at_s or 0.0, item.arrived_at_s) < before_s]
-    forgotten = _forgotten(names, [item for item in items if item not in chosen], chosen, registry)
+    # models of the hub, in the user's own registry, of which nothing is left then
+    left = {item.name for item in items if item not in chosen}
+    named = {key for key, quant in (_key_and_quant(name, registry) for name in names) if quant is None}
+    keys = (named | {item.name for item in chosen}) - left
+    forgotten = [spec for spec in registry.local if spec.key in keys and _is_own(registry, spec.key)]
     if not chosen and not forgotten:
         click.echo("nothing to delete")
         return
@@ -110,11 +114,3 @@ def _is_own(registry: Registry, key: str) -> bool:
 
     found = registry.get(key)
     return isinstance(found, ModelSpec) and found.tier == "own" and not any(file.directory for file in found.files)
-
-
-def _forgotten(names: tuple[str, ...], left: list[Item], chosen: list[Item], registry: Registry) -> list[ModelSpec]:
-    """Return the models of the hub, in the user's own registry, of which nothing is left then."""
-    named = {_key_and_quant(name, registry) for name in names}
-    keys = {item.name for item in chosen} | {key for key, quant in named if quant is None}
-    keys -= {item.name for item in left}
-    return [spec for spec in registry.local if spec.key in keys and _is_own(registry, spec.key)]

@@ -1,8 +1,7 @@
-"""`storyfi-lite story`: all four tasks in a row, each building on the ones before, into one file that is whole after each."""
+"""`storyfi-lite story` writes all four tasks, each building on the ones before, into one file that is whole after each."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +76,7 @@ def command(
 
 @dataclass
 class _Story:
-    """A story that is being written, and its file."""
+    """Holds a story that is being written, and its file."""
 
     text: str
     output: Path | None
@@ -121,18 +120,16 @@ class _Story:
         """Raise BadInput if another model wrote what the file has."""
         said = self.answers[-1].response if self.answers else None
         if said and said.model_info != model_info:
-            raise self._not_this_one(
-                f"{said.model_name} {said.model_info.version} wrote it, or another file of that name"
-            )
+            who = f"{said.model_name} {said.model_info.version}"
+            raise self._not_this_one(f"{who} wrote it, or another file of that name")
 
     def _not_this_one(self, why: str) -> BadInput:
-        return BadInput(
-            f"{self.output} is not this story, to go on with: {why}\n  remove it, or name another file: -o FILE"
-        )
+        said = f"{self.output} is not this story, to go on with: {why}"
+        return BadInput(f"{said}\n  remove it, or name another file: -o FILE")
 
     @property
     def _is_kept(self) -> bool:
-        """Whether there is a file to keep it in: a pipe gets the whole story alone."""
+        """Return whether there is a file to keep it in: a pipe gets the whole story alone."""
         return self.output is not None and (self.output.is_file() or not self.output.exists())
 
     def missing(self, names: list[str]) -> list[str]:
@@ -140,7 +137,7 @@ class _Story:
         return [name for name in names if name not in there]
 
     def write(self, loader: Loader, name: str) -> None:
-        """One chapter a request: that is how validators ask, and it fits any context."""
+        """Write one stage, or one chapter: that is how validators ask, and it fits any context."""
         from storyfi_lite.miner.service import to_response
         from storyfi_lite.story.saved import SavedAnswer
 
@@ -155,23 +152,22 @@ class _Story:
         from storyfi_lite.protocol.messages import parse_request
         from storyfi_lite.story.saved import STAGES, stages_of
 
-        task = (
-            {"task_type": name} if name in STAGES else {"task_type": "chapters", "chapter_ids": [int(name.split()[1])]}
-        )
-        return parse_request(
-            json.dumps({**task, "user_input": self.text, "seed": seed, **stages_of(self.answers)}).encode()
-        )
+        asked = {"task_type": name, "user_input": self.text, "seed": seed, **stages_of(self.answers)}
+        if name not in STAGES:
+            asked |= {"task_type": "chapters", "chapter_ids": [int(name.split()[1])]}
+        return parse_request(asked)
 
     def keep(self) -> None:
         """Put what there is into the file. Raises DoesNotFit or ConfigError."""
         from storyfi_lite import files
 
-        if self._is_kept and self.output is not None:
-            try:
-                files.write_text(self.output, self._spelled(), "--output FILE")
-            except LiteError:
-                put(self._spelled())  # minutes of work
-                raise
+        if self.output is None or not self._is_kept:
+            return
+        try:
+            files.write_text(self.output, self._spelled(), "--output FILE")
+        except LiteError:
+            put(self._spelled())  # minutes of work
+            raise
 
     def _spelled(self) -> str:
         from storyfi_lite.story.formats import spell

@@ -102,9 +102,8 @@ class _Screen:
             self._word = ""
 
     def _make_room(self, cells: int) -> None:
-        if self._column and self._column + len(self._space) + cells > min(
-            MAX_WIDTH, shutil.get_terminal_size().columns
-        ):
+        width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
+        if self._column and self._column + len(self._space) + cells > width:
             self._say("\n")
             self._column, self._space = 0, ""
         click.echo(self._space, nl=False, err=True)

@@ -36,7 +36,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured: the queue's seconds, and tokens a character of the model's own words in each language of the prompts."""
+    """Holds what was measured: the queue's seconds, and tokens a character of the model's own words in each language of the prompts."""
 
     queue: queue.Pace
     tokens_a_char: Mapping[Language, float]

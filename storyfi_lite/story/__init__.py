@@ -1,1 +1,1 @@
-"""Stories as files for people: kept between the stages of writing, read again by other commands, shown as Markdown or as a page."""
+"""Keeps stories as files for people, between the stages of writing; reads them again; shows them as Markdown or as a page."""
