@@ -22,12 +22,13 @@ from storyfi_lite.errors import BadInput, ConfigError, LiteError, Unavailable
 from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Answer, Job
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
-from storyfi_lite.loaders.fallback import FallbackLoader, api_choices, open_api
+from storyfi_lite.loaders.fallback import FallbackLoader
 from storyfi_lite.loaders.gemini import GenaiClient, GenerativeAiClient
 from storyfi_lite.loaders.keys import API_KEYS, Secret
 from storyfi_lite.loaders.meter import Caps, Meter
 from storyfi_lite.loaders.openai import OpenAIClient
 from storyfi_lite.models.registry import ApiModel
+from storyfi_lite.opening.api import api_choices, api_loader
 from storyfi_lite.protocol.messages import StoryRequest
 from tests import gemini_server, openai_server
 from tests.api_server import Script, Step, serve
@@ -335,7 +336,7 @@ def test_a_model_that_is_gone_and_a_bad_key_are_told_before_the_first_request(
 ) -> None:
     with looked_up(monkeypatch, model, answer) as (script, settings):
         with pytest.raises(ConfigError, match=words):
-            open_api(settings, meter)
+            api_loader(settings, meter)
         assert len(script.looked_up) == 1 and not script.requests
         assert script.looked_up[0].endswith(f"/models/{model.key}")
 
@@ -346,7 +347,7 @@ def test_a_look_up_that_says_nothing_stops_nobody(
     model: Any, answer: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with looked_up(monkeypatch, model, answer) as (script, settings):
-        open_api(settings, meter).close()
+        api_loader(settings, meter).close()
         assert len(script.looked_up) == 1
 
 
@@ -362,7 +363,7 @@ def test_what_proves_nothing_against_a_model_is_let_pass(
     answer: Any, own: Any, meter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with looked_up(monkeypatch, GPT, answer, own) as (_, settings):
-        open_api(settings, meter).close()
+        api_loader(settings, meter).close()
 
 
 def test_two_models_of_one_provider_keep_their_own_settings(meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,13 @@ from storyfi_lite.loaders.answers import read_answer, simple_schema
 from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth, ModelClaim, NotAgain
 from storyfi_lite.loaders.client import ApiClient, ApiSettings
-from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices, api_client, open_api
+from storyfi_lite.loaders.fallback import Choice, FallbackLoader
 from storyfi_lite.loaders.gemini import GenaiClient, GenerativeAiClient, gemini_schema
 from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
 from storyfi_lite.loaders.openai import OpenAIClient
 from storyfi_lite.models.registry import ApiModel, load_registry
+from storyfi_lite.opening.api import api_choices, api_client, api_loader
 from storyfi_lite.opening.loader import open_loader
 from storyfi_lite.opening.local import Notices
 from storyfi_lite.options import ApiOptions, ModelOptions
@@ -859,7 +860,7 @@ def test_with_nothing_left_the_error_names_every_reason(meter: Any, monkeypatch:
 def test_a_server_of_one_s_own_needs_no_key(serve: Any, meter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     script = serve(openai_server.text(CANONICAL))
-    loader = open_api(settings_for("openai", script.url), meter)
+    loader = api_loader(settings_for("openai", script.url), meter)
     assert outcome(loader).text == CANONICAL
     loader.close()
 

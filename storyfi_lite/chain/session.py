@@ -256,8 +256,12 @@ class ChainSession:
     def _accept(self, read: tuple[int, tuple[Neuron, ...], SubnetIdentity]) -> None:
         """Make what was read the new snapshot. Raises ImplausibleHeight, and then keeps the old one."""
         block, neurons, identity = read
-        now_s, old = time.monotonic(), self._snapshot
-        if old is not None and (problem := self._height_problem(old, block, now_s)):
+        now_s, old, problem = time.monotonic(), self._snapshot, ""
+        if old is not None:
+            most = old.block + 2 * (now_s - old.taken_at_s) / self._block_time_s + 10 * LAG_BLOCKS
+            if not old.block - LAG_BLOCKS <= block <= most:
+                problem = f"the height {'leapt' if block > most else 'went back'} from {old.block} to {block}"
+        if problem:
             if self._odd_since_s is None:
                 self._odd_since_s = now_s
             if now_s - self._odd_since_s < self._timing.believe_s:
@@ -273,14 +277,6 @@ class ChainSession:
             raise ImplausibleHeight(f"no new block since {old.block}, {now_s - old.taken_at_s:.0f} s ago")
         elif block == old.block:
             self._snapshot = MetagraphSnapshot(block, old.taken_at_s, neurons, identity)
-
-    def _height_problem(self, old: MetagraphSnapshot, block: int, now_s: float) -> str:
-        if block < old.block - LAG_BLOCKS:
-            return f"the height went back from {old.block} to {block}"
-        most = old.block + 2 * (now_s - old.taken_at_s) / self._block_time_s + 10 * LAG_BLOCKS
-        if block > most:
-            return f"the height leapt from {old.block} to {block}"
-        return ""
 
     async def clock_skew_s(self) -> float:
         """Measure how far this machine's clock is ahead of the chain's, in seconds; negative: behind.

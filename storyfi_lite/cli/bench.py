@@ -40,16 +40,9 @@ def command(model: ModelOptions, as_json: bool) -> None:
     with DownloadProgress() as progress:
         loader, facts = open_local(model, Notices(progress.update, progress.note))
     found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
-
-    def show() -> None:
-        if as_json:
-            click.echo(json.dumps(found))
-        else:
-            _print(found)
-
     with contextlib.closing(loader):
-        _measure(loader.engine, found, show)
-    show()
+        _measure(loader.engine, found, lambda: _show(found, as_json))
+    _show(found, as_json)
 
 
 def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) -> None:
@@ -80,9 +73,12 @@ def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) ->
             found["complete"] = True
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def _show(found: Mapping[str, Any], as_json: bool) -> None:
     from storyfi_lite.cli.table import print_table, say
 
+    if as_json:
+        click.echo(json.dumps(found))
+        return
     say(f"{found['model']} {found['quantization']}, {found['placed']}; predicted {found['predicted']}", 0)
     rows: list[tuple[str, ...]] = []
     if found["free_tokens_per_s"]:

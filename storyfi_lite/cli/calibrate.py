@@ -26,9 +26,7 @@ STORIES = (
 
 
 @click.command()
-@click.option(
-    "--answers", default=20, show_default=True, type=click.IntRange(6, 10_000), help="How many to write and replay."
-)
+@click.option("--answers", default=20, type=click.IntRange(6, 10_000), help="How many to write and replay.")
 @model_options()
 @json_option
 def command(answers: int, model: ModelOptions, as_json: bool) -> None:

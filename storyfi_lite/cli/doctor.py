@@ -14,7 +14,7 @@ MARKS = {"ok": ("✓", "green"), "mend": ("✗", "red"), "skip": ("-", "yellow")
 
 @click.command(name="doctor")
 @chain_options("miner")
-@click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091, show_default=True,
+@click.option("--axon.port", "port", type=click.IntRange(1, 65535), default=8091,
               help="The port that `mine` will listen on.")  # fmt: skip
 @click.option("--axon.external_ip", "external_ip", default=None, help="Address or DNS name that validators call.")
 @click.option("--model.name", "model", envvar="MODEL_NAME", default=None, shell_complete=complete_models,

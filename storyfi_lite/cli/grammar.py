@@ -16,7 +16,6 @@ from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
     "spelling",
     type=click.Choice(["gbnf", "json-schema", "lark"]),
     default="gbnf",
-    show_default=True,
     help="gbnf for llama.cpp, json-schema for other servers, lark for llguidance.",
 )
 @chapter_ids_option

@@ -21,13 +21,7 @@ from storyfi_lite.cli.options import (
 @click.command(name="mine")
 @chain_options("miner")
 @click.option(
-    "--axon.port",
-    "--port",
-    "port",
-    default=8091,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="The port to listen on.",
+    "--axon.port", "--port", "port", default=8091, type=click.IntRange(1, 65535), help="The port to listen on."
 )
 @click.option(
     "--axon.ip",
@@ -42,23 +36,9 @@ from storyfi_lite.cli.options import (
     help="The port that they call.  [default: --axon.port]",
 )
 @model_options(placement_options, think_option, api_options)
-@click.option(
-    "--min-stake",
-    "min_stake_tao",
-    type=Number(min=0),
-    default=0.0,
-    show_default=True,
-    help="Refuse callers with less stake.",
-)
+@click.option("--min-stake", "min_stake_tao", type=Number(min=0), default=0.0, help="Refuse callers with less stake.")
 @click.option("--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit.")
-@click.option(
-    "--rate",
-    "rate_per_minute",
-    default=30.0,
-    show_default=True,
-    type=Number(min=0.1),
-    help="Answers a minute for one hotkey.",
-)
+@click.option("--rate", "rate_per_minute", default=30.0, type=Number(min=0.1), help="Answers a minute for one hotkey.")
 @click.option("--allow", multiple=True, metavar="HOTKEY", help="Always answer this hotkey. May be repeated.")
 @click.option("--deny", multiple=True, metavar="HOTKEY", help="Never answer this hotkey. May be repeated.")
 @click.option(

@@ -90,7 +90,7 @@ chapter_ids_option = click.option(
     "--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]"
 )
 task_option = click.option(
-    "--task", type=click.Choice(TASK_NAMES), default="blueprint", show_default=True, help="Which of the four tasks."
+    "--task", type=click.Choice(TASK_NAMES), default="blueprint", help="Which of the four tasks."
 )
 
 
@@ -133,7 +133,6 @@ log_option = click.option(
     "log_format",
     type=click.Choice(["text", "json"]),
     default="text",
-    show_default=True,
     help="How each line of the log is written.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -153,7 +152,6 @@ def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
             "-H",
             f"{prefix}hotkey",
             default="default",
-            show_default=True,
             help="The wallet's key that signs.",
         ),
         click.option(
@@ -181,10 +179,9 @@ def chain_options(wallet: str) -> Callable[[Any], Any]:
             "chain_network",
             shell_complete=complete_networks,
             default="test",
-            show_default=True,
             help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
         ),
-        *_wallet("chain_", default=wallet, show_default=True, help="btcli's name of the wallet."),
+        *_wallet("chain_", default=wallet, help="btcli's name of the wallet."),
         click.option(
             "--i-know-this-subnet",
             "chain_known_subnet",
@@ -277,7 +274,6 @@ placement_options = _together(
         "model_policy",
         type=click.Choice(["reward", "fastest", "largest"]),
         default="reward",
-        show_default=True,
         help="What the best model is: the best paid, the fastest, or the largest, among those fast enough.",
     ),
     click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @click.command()
 @model_options(placement_options, path=False)
 @hardware_option
-@click.option("--hours", type=Number(min=0.1, max=1000), default=1.0, show_default=True, help="How much of it.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of requests that are made up.")
+@click.option("--hours", type=Number(min=0.1, max=1000), default=1.0, help="How much of it.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, help="Of requests that are made up.")
 @json_option
 def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int, as_json: bool) -> None:
     """Play the network's requests, or a log's, against what `place` would choose, and against the best file of each other model.
@@ -31,6 +31,7 @@ def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int,
     storyfi-lite simulate --hardware used-3090.json --model.name llama-3-8b --hours 24
     storyfi-lite simulate --traffic ~/.local/state/storyfi-lite/HOTKEY/requests.jsonl --json
     """
+    from storyfi_lite.cli.table import print_table
     from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.placement.plan import place_all, traffic_of
     from storyfi_lite.placement.simulate import simulate
@@ -48,14 +49,8 @@ def command(model: ModelOptions, hardware: Path | None, hours: float, seed: int,
     rows = [{**row, "against_best": round(row["reward"] / best, 4)} for row in rows]
     if as_json:
         click.echo(json.dumps({"requests": len(arrivals), "hours": hours, "seed": seed, "layouts": rows}))
-    else:
-        _print(rows, len(arrivals))
-
-
-def _print(rows: list[dict[str, Any]], requests: int) -> None:
-    from storyfi_lite.cli.table import print_table
-
-    click.echo(f"{requests} requests; first what would be loaded")
+        return
+    click.echo(f"{len(arrivals)} requests; first what would be loaded")
     figures = ("at once", "answered", "shortened", "late", "refused", "p95 s", "score", "reward", "of best")
     cells = []
     for row in rows:

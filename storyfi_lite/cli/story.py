@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 @click.argument("text", type=UTF8)
 @click.option("--output", "-o", type=NEW_FILE, help="[default: standard output]")
 @format_option
-@click.option(
-    "--chapters", "count", type=click.IntRange(1, 12), default=1, show_default=True, help="How many, from the first."
-)
+@click.option("--chapters", "count", type=click.IntRange(1, 12), default=1, help="How many, from the first.")
 @click.option(
     "--prove", "is_proven", is_flag=True, help="Replay every answer at the end; a page has the verdicts at its foot."
 )

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 @click.command(name="validate")
 @chain_options("validator")
 @click.option("--rounds", type=click.IntRange(min=1), help="Stop after so many rounds.  [default: never]")
-@click.option("--interval", "interval_s", default=300.0, show_default=True, type=Number(min=0),
+@click.option("--interval", "interval_s", default=300.0, type=Number(min=0),
               help="Seconds from the start of one round to the next.")  # fmt: skip
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=Number(min=1),
+@click.option("--timeout", "timeout_s", default=60.0, type=Number(min=1),
               help="Seconds that miners have.")  # fmt: skip
-@click.option(
-    "--proofs", default=8, show_default=True, type=click.IntRange(min=0), help="Answers replayed a round, at most."
-)
+@click.option("--proofs", default=8, type=click.IntRange(min=0), help="Answers replayed a round, at most.")
 @click.option("--model.path", "model_paths", multiple=True, type=FILE,
               help="A registry file to replay with, beside those that were pulled. May be repeated.")  # fmt: skip
 @threads_option

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.validator.report import Report
 
-EXIT_CODES = {"agrees": 0, "open": 3, "contradicts": 1}
+EXIT_CODES = {"agrees": 0, "open": 3, "contradicts": 1}  # the worst last
+WORDS = {"agrees": "AGREES", "open": "OPEN: one of the two cannot tell", "contradicts": "CONTRADICTS"}
 
 
 @click.command("verify-report")
@@ -41,7 +42,13 @@ def command(file: Path, model: ModelOptions, as_json: bool) -> None:
     rows = _replayed(report, model)
     worst = max((row["agreement"] for row in rows), key=list(EXIT_CODES).index)
     facts = {"verdicts": worst, "hotkey": report.hotkey, "model_sha256": report.model_sha256, "answers": rows}
-    click.echo(json.dumps(facts) if as_json else reflow(_words(report, rows, worst)))
+    by = f"signed by {report.hotkey}" if report.hotkey else "unsigned: anybody could have made it"
+    lines = [f"the report is whole, and {by}", f"made with {report.engine} on {report.device}"]
+    for row in rows:
+        here, there = row["here"], row["reported"]
+        margins = f"{here['mean_margin']:.4f} nats here, {there['mean_margin']:.4f} there"
+        lines.append(f"{row['name']}: {here['status']} here, {there['status']} there; {margins}")
+    click.echo(json.dumps(facts) if as_json else reflow("\n".join([*lines, WORDS[worst]])))
     sys.exit(EXIT_CODES[worst])
 
 
@@ -63,14 +70,3 @@ def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
         agrees = agreement(one.verdict, ours[at])
         rows.append({"name": one.name, "agreement": agrees, "reported": vars(one.verdict), "here": vars(ours[at])})
     return rows
-
-
-def _words(report: Report, rows: list[dict[str, Any]], worst: str) -> str:
-    by = f"signed by {report.hotkey}" if report.hotkey else "unsigned: anybody could have made it"
-    lines = [f"the report is whole, and {by}", f"made with {report.engine} on {report.device}"]
-    for row in rows:
-        here, there = row["here"], row["reported"]
-        margins = f"{here['mean_margin']:.4f} nats here, {there['mean_margin']:.4f} there"
-        lines.append(f"{row['name']}: {here['status']} here, {there['status']} there; {margins}")
-    words = {"agrees": "AGREES", "open": "OPEN: one of the two cannot tell", "contradicts": "CONTRADICTS"}
-    return "\n".join([*lines, words[worst]])

@@ -73,16 +73,6 @@ def signing_payload(call: dict[str, Any], address: str, nonce: int) -> bytes:
     return json.dumps(["storyfi-lite dev chain", call, address, nonce], sort_keys=True).encode()
 
 
-def _signature_holds(address: str, crypto_type: int, payload: bytes, signature_hex: str) -> bool:
-    from bittensor.sp_core import Keypair
-
-    try:
-        key = Keypair(ss58_address=address, crypto_type=crypto_type)
-        return bool(key.verify(payload, bytes.fromhex(signature_hex)))
-    except (ValueError, TypeError):
-        return False
-
-
 class DevChain:
     """Answers requests on the state, one at a time. `now_s` gives unix seconds."""
 
@@ -230,9 +220,15 @@ class DevChain:
 
     def _submit(self, extrinsic: dict[str, Any]) -> dict[str, Any]:
         """Check signature and nonce, then run the call. A refused call uses up its nonce, as on the chain."""
+        from bittensor.sp_core import Keypair
+
         call, address, nonce = extrinsic["call"], extrinsic["address"], extrinsic["nonce"]
-        payload = signing_payload(call, address, nonce)
-        if not _signature_holds(address, extrinsic["crypto_type"], payload, extrinsic["signature"]):
+        try:
+            key = Keypair(ss58_address=address, crypto_type=extrinsic["crypto_type"])
+            holds = key.verify(signing_payload(call, address, nonce), bytes.fromhex(extrinsic["signature"]))
+        except (ValueError, TypeError):
+            holds = False
+        if not holds:
             raise ChainRefused("Invalid Transaction: transaction has a bad signature")
         if nonce != self.state.nonces.get(address, 0):
             raise ChainRefused("Invalid Transaction: transaction is outdated")
@@ -282,10 +278,7 @@ class DevChain:
         block = self.block_number()
         if neuron.axon is not None and block - neuron.axon["block"] < self.state.serving_rate_limit:
             raise ChainRefused("An axon was served within the rate limit", "ServingRateLimitExceeded")
-        neuron.axon = {
-            **{key: params[key] for key in ("ip", "port", "ip_type", "protocol", "version")},
-            "block": block,
-        }
+        neuron.axon = {**{key: params[key] for key in ("ip", "port", "ip_type", "protocol", "version")}, "block": block}
 
     def _may_set_weights(self, hotkey: str, params: dict[str, Any]) -> int:
         uid = self._registered(hotkey, params)

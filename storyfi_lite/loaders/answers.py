@@ -84,12 +84,7 @@ def simple_schema(schema: dict[str, Any], unions: bool) -> dict[str, Any]:
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _merged(schemas: list[dict[str, Any]], unions: bool) -> dict[str, Any]:

@@ -14,15 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from storyfi_lite.errors import ConfigError, LiteError, Unavailable
 from storyfi_lite.futures import follow, settle
-from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Answer, Job, Loader, LoaderHealth, ModelClaim, NotAgain
-from storyfi_lite.loaders.client import ApiClient, ApiSettings
-from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
-from storyfi_lite.loaders.meter import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -33,50 +28,6 @@ class Choice:
 
     name: str
     open: Callable[[], Loader]
-
-
-def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
-    """Make the vendor's client for this model. Raises ConfigError if its package is missing."""
-    if settings.model.provider == "gemini":
-        from storyfi_lite.loaders.gemini import gemini_client
-
-        return gemini_client(key, settings)
-    from storyfi_lite.loaders.openai import OpenAIClient
-
-    return OpenAIClient(key, settings)
-
-
-def open_api(settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
-    """Open an API loader. Raises ConfigError if the key or package is missing, or the vendor says that key or model are bad."""
-    model = settings.model
-    variable = API_KEYS[model.provider]
-    key = load_key(variable, key_file)
-    if key is None and settings.base_url is not None:
-        key = Secret("no-key-is-needed")  # a server of one's own often has no keys
-    if key is None:
-        raise ConfigError(
-            f"no key for {model.key}: export {variable}=…, "
-            f"or write {variable}=… into a file of mode 600 and name it with --api.key-file"
-        )
-    loader = ApiLoader(api_client(key, settings), meter)
-    try:
-        loader.look_up()
-    except LiteError:
-        loader.close()
-        raise
-    if model.end and settings.base_url is None:
-        logger.warning("%s: %s", model.key, model.end)
-    return loader
-
-
-def api_choices(settings: Sequence[ApiSettings], meter: Meter, key_file: Path | None = None) -> list[Choice]:
-    """List the first API model, which was chosen, then each other one whose key is there."""
-
-    def choice(one: ApiSettings) -> Choice:
-        return Choice(f"{one.model.provider} API", lambda: open_api(one, meter, key_file))
-
-    others = [one for one in settings[1:] if load_key(API_KEYS[one.model.provider], key_file) is not None]
-    return [choice(one) for one in (settings[0], *others)]
 
 
 class FallbackLoader:

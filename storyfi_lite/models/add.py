@@ -12,15 +12,7 @@ from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import Header, architecture, read_local, split_parts
 from storyfi_lite.models.listing import UNKNOWN_QUANT, quant_of
 from storyfi_lite.models.names import parse
-from storyfi_lite.models.registry import (
-    SHIPPED,
-    GGUFFile,
-    ModelSpec,
-    Part,
-    Registry,
-    load_registry,
-    unlisted_model,
-)
+from storyfi_lite.models.registry import SHIPPED, GGUFFile, ModelSpec, Part, Registry, load_registry, unlisted_model
 from storyfi_lite.models.resolve import licence_of, pinned, spec_of
 
 

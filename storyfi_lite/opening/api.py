@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import platformdirs
 
-from storyfi_lite.errors import BadInput
+from storyfi_lite.errors import BadInput, ConfigError, LiteError
+from storyfi_lite.loaders.api import ApiLoader
 from storyfi_lite.loaders.base import Loader
-from storyfi_lite.loaders.client import ApiSettings
-from storyfi_lite.loaders.fallback import Choice, FallbackLoader, api_choices
-from storyfi_lite.loaders.keys import API_KEYS
+from storyfi_lite.loaders.client import ApiClient, ApiSettings
+from storyfi_lite.loaders.fallback import Choice, FallbackLoader
+from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
 from storyfi_lite.loaders.meter import Caps, Meter, Prices
 from storyfi_lite.models.registry import ApiModel, Registry
 from storyfi_lite.options import ApiOptions, Provider
 
+logger = logging.getLogger(__name__)
+
 Opened = tuple[Loader, Mapping[str, str]]
 
 
-def open_api(model: ApiModel, options: ApiOptions, registry: Registry) -> Opened:
-    """Open this API model, with the other provider's default behind it if there is a key for that. Raises ConfigError."""
-    loader = FallbackLoader(_choices(model, options, registry))
-    return loader, _facts(loader)
+def open_api(
+    model: ApiModel, options: ApiOptions, registry: Registry, local: Callable[[], Opened] | None = None
+) -> Opened:
+    """Open this API model, behind the local one, if there is one, in case that cannot run or dies; and behind it the other
+    provider's default if there is a key for that. Raises ConfigError if nothing opens."""
+    facts: dict[str, str] = {}
 
-
-def open_with_fallback(model: ApiModel, options: ApiOptions, registry: Registry, local: Callable[[], Opened]) -> Opened:
-    """Open the local model, with the API behind it in case it cannot run or dies. Raises ConfigError if nothing opens."""
-    local_facts: dict[str, str] = {}
-
-    def open_local() -> Loader:
-        loader, facts = local()
-        local_facts.update(facts)
+    def open_local(local: Callable[[], Opened]) -> Loader:
+        loader, found = local()
+        facts.update(found)
         return loader
 
-    loader = FallbackLoader([Choice("local model", open_local), *_choices(model, options, registry)])
-    return loader, local_facts or _facts(loader)
+    first = [Choice("local model", partial(open_local, local))] if local else []
+    loader = FallbackLoader([*first, *_choices(model, options, registry)])
+    claim = loader.claim
+    of_the_api = {"model": claim.model_name, "quantization": "API", "multiplier": f"{claim.multiplier:g}"}
+    return loader, facts or of_the_api
 
 
 def wanted_model(provider: Provider | None, options: ApiOptions, registry: Registry) -> ApiModel:
@@ -71,6 +76,45 @@ def _choices(model: ApiModel, options: ApiOptions, registry: Registry) -> list[C
     return api_choices(settings, Meter(usage, caps), options.key_file)
 
 
-def _facts(loader: Loader) -> Mapping[str, str]:
-    claim = loader.claim
-    return {"model": claim.model_name, "quantization": "API", "multiplier": f"{claim.multiplier:g}"}
+def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
+    """Make the vendor's client for this model. Raises ConfigError if its package is missing."""
+    if settings.model.provider == "gemini":
+        from storyfi_lite.loaders.gemini import gemini_client
+
+        return gemini_client(key, settings)
+    from storyfi_lite.loaders.openai import OpenAIClient
+
+    return OpenAIClient(key, settings)
+
+
+def api_loader(settings: ApiSettings, meter: Meter, key_file: Path | None = None) -> ApiLoader:
+    """Open an API loader. Raises ConfigError if the key or package is missing, or the vendor says that key or model are bad."""
+    model = settings.model
+    variable = API_KEYS[model.provider]
+    key = load_key(variable, key_file)
+    if key is None and settings.base_url is not None:
+        key = Secret("no-key-is-needed")  # a server of one's own often has no keys
+    if key is None:
+        raise ConfigError(
+            f"no key for {model.key}: export {variable}=…, "
+            f"or write {variable}=… into a file of mode 600 and name it with --api.key-file"
+        )
+    loader = ApiLoader(api_client(key, settings), meter)
+    try:
+        loader.look_up()
+    except LiteError:
+        loader.close()
+        raise
+    if model.end and settings.base_url is None:
+        logger.warning("%s: %s", model.key, model.end)
+    return loader
+
+
+def api_choices(settings: Sequence[ApiSettings], meter: Meter, key_file: Path | None = None) -> list[Choice]:
+    """List the first API model, which was chosen, then each other one whose key is there."""
+
+    def choice(one: ApiSettings) -> Choice:
+        return Choice(f"{one.model.provider} API", lambda: api_loader(one, meter, key_file))
+
+    others = [one for one in settings[1:] if load_key(API_KEYS[one.model.provider], key_file) is not None]
+    return [choice(one) for one in (settings[0], *others)]

@@ -45,7 +45,7 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
         return api.open_api(named, asked, registry)
     if asked.fallback:
         model = api.wanted_model(asked.fallback, asked, registry)
-        return api.open_with_fallback(model, asked, registry, lambda: opener.loader(options, warm_up))
+        return api.open_api(model, asked, registry, lambda: opener.loader(options, warm_up))
     if asked.model:
         if options.is_explicit:
             raise BadInput(

@@ -16,15 +16,7 @@ from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
 from storyfi_lite.machine.hardware import Hardware, from_json, probe
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import architecture, read_local
-from storyfi_lite.models.registry import (
-    ApiModel,
-    GGUFFile,
-    ModelSpec,
-    Part,
-    Registry,
-    load_registry,
-    unlisted_model,
-)
+from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry, unlisted_model
 from storyfi_lite.models.resolve import Resolved, resolve
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
