@@ -81,11 +81,8 @@ class LazyGroup(SentenceGroup):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.version_option(__version__, prog_name="storyfi-lite")
-@click.option(
-    "--registry",
-    type=click.Path(dir_okay=False),
-    help="Your own models.yaml, also $STORYFI_LITE_REGISTRY.  [default: in your configuration's directory]",
-)
+@click.option("--registry", type=click.Path(dir_okay=False),
+              help="Your own models.yaml, also $STORYFI_LITE_REGISTRY.  [default: in your configuration's directory]")  # fmt: skip
 def cli(registry: str | None) -> None:
     """The lean StoryFi miner: an open model on your own machine, valid JSON by construction.
 

@@ -27,14 +27,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("text", type=UTF8)
 @task_option
-@click.option(
-    "--context",
-    "context_files",
-    type=click.File("rb"),
-    multiple=True,
-    metavar="FILE",
-    help="Earlier stages for the later tasks: what `generate` or `story` wrote. May be repeated.",
-)
+@click.option("--context", "context_files", type=click.File("rb"), multiple=True, metavar="FILE",
+              help="Earlier stages for the later tasks: what `generate` or `story` wrote. May be repeated.")  # fmt: skip
 @chapter_ids_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same story.  [default: random]"

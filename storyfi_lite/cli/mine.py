@@ -23,18 +23,11 @@ from storyfi_lite.cli.options import (
 @click.option(
     "--axon.port", "--port", "port", default=8091, type=click.IntRange(1, 65535), help="The port to listen on."
 )
-@click.option(
-    "--axon.ip",
-    "host",
-    help="The address to listen on, :: for IPv4 and IPv6.  [default: 0.0.0.0; 127.0.0.1 with --network dev]",
-)
+@click.option("--axon.ip", "host",
+              help="The address to listen on, :: for IPv4 and IPv6.  [default: 0.0.0.0; 127.0.0.1 with --network dev]")  # fmt: skip
 @click.option("--axon.external_ip", "external_ip", help="What validators call, behind NAT: an address or a DNS name.")
-@click.option(
-    "--axon.external_port",
-    "external_port",
-    type=click.IntRange(1, 65535),
-    help="The port that they call.  [default: --axon.port]",
-)
+@click.option("--axon.external_port", "external_port", type=click.IntRange(1, 65535),
+              help="The port that they call.  [default: --axon.port]")  # fmt: skip
 @model_options(placement_options, think_option, api_options)
 @click.option("--min-stake", "min_stake_tao", type=Number(min=0), default=0.0, help="Refuse callers with less stake.")
 @click.option("--any-neuron", is_flag=True, help="Answer every registered hotkey, also without a validator permit.")

@@ -163,55 +163,34 @@ def _wallet(prefix: str, **name: Any) -> tuple[Callable[[Any], Any], ...]:
 def chain_options(wallet: str) -> Callable[[Any], Any]:
     """Add the options for subnet and wallet, under dotted names and btcli's, as `chain: ChainOptions`. `wallet`: the default
     wallet's name."""
+    # fmt: off
     return _as_object(
         "chain",
         _chain,
-        click.option(
-            "--netuid",
-            "chain_netuid",
-            type=click.IntRange(0, 65535),
-            help="The subnet's number: btcli subnets list shows them.  [default: 108 on test and dev, none elsewhere]",
-        ),
-        click.option(
-            "--subtensor.network",
-            "--network",
-            "-n",
-            "chain_network",
-            shell_complete=complete_networks,
-            default="test",
-            help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine).",
-        ),
+        click.option("--netuid", "chain_netuid", type=click.IntRange(0, 65535),
+                     help="The subnet's number: btcli subnets list shows them.  [default: 108 on test and dev, none elsewhere]"),
+        click.option("--subtensor.network", "--network", "-n", "chain_network", shell_complete=complete_networks, default="test",
+                     help="test, finney, local, ws://HOST:PORT, several with commas, or dev (a chain on this machine)."),
         *_wallet("chain_", default=wallet, help="btcli's name of the wallet."),
-        click.option(
-            "--i-know-this-subnet",
-            "chain_known_subnet",
-            metavar="NAME",
-            help="Go on although the subnet calls itself NAME, not StoryFi.",
-        ),
+        click.option("--i-know-this-subnet", "chain_known_subnet", metavar="NAME",
+                     help="Go on although the subnet calls itself NAME, not StoryFi."),
     )
+    # fmt: on
 
 
 def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[Any], Any]:
     """Add the options for the model, as `model: ModelOptions`; `more`: `placement_options`, `api_options`. `path` false: no file."""
-    named = click.option(
-        "--model.name",
-        "model_name",
-        envvar="MODEL_NAME",
-        shell_complete=complete_models,
-        metavar="NAME",
-        help="A model of the registry, OWNER/REPO[:QUANT][@REVISION] on the hub, or a file.  [default: the best that fits]",
-    )
+    # fmt: off
+    named = click.option("--model.name", "model_name", envvar="MODEL_NAME", shell_complete=complete_models, metavar="NAME",
+                         help="A model of the registry, OWNER/REPO[:QUANT][@REVISION] on the hub, or a file.  [default: the best that fits]")
     pointed_at = click.option("--model.path", "model_path", type=FILE, help="Any GGUF file.")
     loaded = (pointed_at, _threads("model_n_threads")) if path else ()
-    quant = click.option(
-        "--quant",
-        "model_quant",
-        shell_complete=complete_quants,
-        help="A quantization of --model.name, for example Q4_K_M.",
-    )
+    quant = click.option("--quant", "model_quant", shell_complete=complete_quants,
+                         help="A quantization of --model.name, for example Q4_K_M.")
     ctx = click.option(
         "--ctx", "model_n_ctx", type=click.IntRange(min=512), help="Tokens of context for each answer.  [default: 4096]"
     )
+    # fmt: on
     return _as_object("model", _model, named, *loaded, quant, ctx, *more)
 
 
@@ -260,75 +239,31 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-think_option = click.option(
-    "--think",
-    "model_think_tokens",
-    type=click.IntRange(1, MAX_THINK_TOKENS),
-    metavar="N",
-    help="Let a local reasoning model think N tokens before it writes.  [default: none]",
-)
+# fmt: off
+think_option = click.option("--think", "model_think_tokens", type=click.IntRange(1, MAX_THINK_TOKENS), metavar="N",
+                            help="Let a local reasoning model think N tokens before it writes.  [default: none]")
 signing_options = _together(*_wallet("", help="Sign with this wallet's hotkey.  [default: unsigned]"))
 placement_options = _together(
-    click.option(
-        "--policy",
-        "model_policy",
-        type=click.Choice(["reward", "fastest", "largest"]),
-        default="reward",
-        help="What the best model is: the best paid, the fastest, or the largest, among those fast enough.",
-    ),
-    click.option(
-        "--min-quant",
-        "model_min_quant",
-        shell_complete=complete_quants,
-        help="Take no coarser file than this.  [default: Q3_K_M]",
-    ),
-    click.option(
-        "--traffic",
-        "model_traffic",
-        type=FILE,
-        metavar="FILE",
-        help="What validators ask: a miner's requests.jsonl, or a file like placement/traffic.yaml.  [default: the network's figures]",
-    ),
+    click.option("--policy", "model_policy", type=click.Choice(["reward", "fastest", "largest"]), default="reward",
+                 help="What the best model is: the best paid, the fastest, or the largest, among those fast enough."),
+    click.option("--min-quant", "model_min_quant", shell_complete=complete_quants,
+                 help="Take no coarser file than this.  [default: Q3_K_M]"),
+    click.option("--traffic", "model_traffic", type=FILE, metavar="FILE",
+                 help="What validators ask: a miner's requests.jsonl, or a file like placement/traffic.yaml.  [default: the network's figures]"),
 )
 api_options = _together(
-    click.option(
-        "--model.fallback_api",
-        "model_api_fallback",
-        type=click.Choice(["gemini", "openai"]),
-        help="Answer through this API (half reward) when no local model can run.",
-    ),
-    click.option(
-        "--api.model",
-        "model_api_model",
-        metavar="NAME",
-        shell_complete=complete_api_models,
-        help="Any model of that API, or of an API alone: gpt-6-luna, gemini-3.5-flash-lite.  [default: see models]",
-    ),
+    click.option("--model.fallback_api", "model_api_fallback", type=click.Choice(["gemini", "openai"]),
+                 help="Answer through this API (half reward) when no local model can run."),
+    click.option("--api.model", "model_api_model", metavar="NAME", shell_complete=complete_api_models,
+                 help="Any model of that API, or of an API alone: gpt-6-luna, gemini-3.5-flash-lite.  [default: see models]"),
     click.option("--api.base-url", "model_api_base_url", help="An OpenAI-compatible server in place of OpenAI's own."),
-    click.option(
-        "--api.key-file",
-        "model_api_key_file",
-        type=FILE,
-        help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=….",
-    ),
-    click.option(
-        "--api.daily-tokens",
-        "model_api_daily_tokens",
-        type=click.IntRange(min=1),
-        help="Use no more API tokens than this a day.",
-    ),
-    click.option(
-        "--api.price",
-        "model_api_prices",
-        type=_Price(),
-        multiple=True,
-        metavar="MODEL=PROMPT,COMPLETION",
-        help="The vendor's price of an API model: US dollars for a million tokens. May be repeated.",
-    ),
-    click.option(
-        "--api.daily-usd",
-        "model_api_daily_usd",
-        type=Number(min=0, min_open=True),
-        help="Spend no more US dollars than this a day; needs --api.price.",
-    ),
+    click.option("--api.key-file", "model_api_key_file", type=FILE,
+                 help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=…."),
+    click.option("--api.daily-tokens", "model_api_daily_tokens", type=click.IntRange(min=1),
+                 help="Use no more API tokens than this a day."),
+    click.option("--api.price", "model_api_prices", type=_Price(), multiple=True, metavar="MODEL=PROMPT,COMPLETION",
+                 help="The vendor's price of an API model: US dollars for a million tokens. May be repeated."),
+    click.option("--api.daily-usd", "model_api_daily_usd", type=Number(min=0, min_open=True),
+                 help="Spend no more US dollars than this a day; needs --api.price."),
 )
+# fmt: on

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", required=False, shell_complete=complete_models)
-@click.option(
-    "--quant",
-    shell_complete=complete_quants,
-    help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]",
-)
+@click.option("--quant", shell_complete=complete_quants,
+              help="Quantization, such as Q4_K_M.  [default: the best that fits this machine]")  # fmt: skip
 @models_dir_option
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line instead of the path.")
