@@ -33,12 +33,11 @@ def command(model: ModelOptions, as_json: bool) -> None:
     storyfi-lite bench --model.path ./my-model.gguf --threads 4
     storyfi-lite bench --model.name mistral-7b --json > speed.json
     """
-    from storyfi_lite.cli.progress import DownloadProgress
-    from storyfi_lite.opening.loader import open_local
-    from storyfi_lite.opening.local import Notices
+    from storyfi_lite.cli.progress import shown_progress
+    from storyfi_lite.opening.local import LocalOpener
 
-    with DownloadProgress() as progress:
-        loader, facts = open_local(model, Notices(progress.update, progress.note))
+    with shown_progress() as notices:
+        loader, facts = LocalOpener(notices).loader(model, warm_up=True)
     found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
     with contextlib.closing(loader):
         _measure(loader.engine, found, lambda: _show(found, as_json))

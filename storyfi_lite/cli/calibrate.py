@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING
@@ -79,12 +80,10 @@ def _honest_answers(opener: LocalOpener, model: ModelOptions, answers: int) -> l
     loader, facts = opener.loader(model, warm_up=False)
     click.echo(f"{facts['model']} {facts['quantization']}, {facts['placed']}", err=True)
     written = []
-    try:
+    with contextlib.closing(loader):
         for number in range(answers):
             request = StoryRequest(task_type="blueprint", user_input=STORIES[number % len(STORIES)], max_tokens=900)
             answer = loader.submit(Job(request, number, time.monotonic() + TIMEOUT_S)).result()
             written.append((request, to_response(answer)))
             click.echo(f"written {len(written)}/{answers}: {answer.completion_tokens} tokens", err=True)
-    finally:
-        loader.close()
     return written

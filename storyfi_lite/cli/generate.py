@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,9 @@ def command(
     storyfi-lite generate "a heist" --task characters --context response.json
     """
     from storyfi_lite import tasks
-    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.miner.service import to_response
     from storyfi_lite.opening.loader import open_loader
-    from storyfi_lite.opening.local import Notices
     from storyfi_lite.protocol.messages import parse_request
     from storyfi_lite.story.formats import spell
     from storyfi_lite.story.saved import SavedAnswer, response_data
@@ -72,13 +72,11 @@ def command(
     asked = tasks.get(task)
     asked.script(request)  # a mistake is told before a model is chosen and fetched
     seed = secrets.randbits(64) if seed is None else seed
-    with DownloadProgress() as progress:
-        loader, facts = open_loader(model, Notices(progress.update, progress.note))
+    with shown_progress() as notices:
+        loader, facts = open_loader(model, notices)
     click.echo(f"{facts['model']} {facts['quantization']}, seed {seed}", err=True)
-    try:
+    with contextlib.closing(loader):
         answer = write(loader, request, seed, temperature, is_shown=not as_json)
-    finally:
-        loader.close()
     click.echo(speed(answer), err=True)
     response = to_response(answer)
     whole = response_data(request, response)

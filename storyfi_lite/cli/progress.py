@@ -2,68 +2,45 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from storyfi_lite import stopping
-from storyfi_lite.opening.local import every_tenth
+from storyfi_lite.opening.local import Notices, every_tenth
 
 
-class DownloadProgress:
-    """Shows progress. `update` and `note` are the callbacks that Store.pull wants."""
+@contextmanager
+def shown_progress() -> Iterator[Notices]:
+    """Show what the Notices are told while inside; a stop says how to go on with what was fetched."""
+    console = Console(stderr=True)
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, progress.TaskID] = {}
+    say_tenths = every_tenth(lambda line: click.echo(line, err=True))
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._lines = every_tenth(lambda line: click.echo(line, err=True))
-        self._has_begun = False
-        self._opened = ExitStack()
-
-    def __enter__(self) -> DownloadProgress:
-        self._opened.enter_context(stopping.at_stop(self._say_how_to_go_on))
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-        self._opened.close()
-
-    def update(self, name: str, done: int, total: int) -> None:
-        self._has_begun = True
-        if self._console.is_terminal:
-            if name not in self._tasks:
-                self._tasks[name] = self._bar.add_task(name, total=total)
-            self._bar.update(self._tasks[name], completed=done)
+    def update(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total)
+        if console.is_terminal:
+            bar.update(tasks[name], completed=done)
         else:
-            self._lines(name, done, total)
+            say_tenths(name, done, total)
 
-    def _say_how_to_go_on(self) -> None:
-        self._bar.stop()
-        if self._has_begun:
+    def say_how_to_go_on() -> None:
+        bar.stop()
+        if tasks:
             click.echo("the same command goes on from here", err=True)
 
-    def note(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+    with stopping.at_stop(say_how_to_go_on), bar:
+        yield Notices(update, lambda text: console.print(text, highlight=False))

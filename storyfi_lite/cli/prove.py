@@ -150,14 +150,13 @@ def _writers(
     vocab_size: int, sha256: str,
 ) -> dict[str, Verdict]:  # fmt: skip
     """Return the verdicts, with the file that wrote the answer where it is among those that are here: of several the likeliest."""
-    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.opening.loader import open_other_provers
-    from storyfi_lite.opening.local import Notices
     from storyfi_lite.validator.proof import claiming
 
     named, best = dict(refuted), dict.fromkeys(refuted, 0.0)
-    with DownloadProgress() as progress:
-        for file, other in open_other_provers(sha256, vocab_size, Notices(progress.update, progress.note)):
+    with shown_progress() as notices:
+        for file, other in open_other_provers(sha256, vocab_size, notices):
             asked = [(answers[name][0], claiming(answers[name][1], other.sha256), seed) for name in refuted]
             for at, verdict in other.prove_all(asked):
                 name = list(refuted)[at]
@@ -168,9 +167,8 @@ def _writers(
 
 def claimed_prover(model: ModelOptions, model_name: str, quantization: str) -> Prover:
     """Open the file to replay with, and show what is fetched for it."""
-    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.opening.loader import open_claimed_prover
-    from storyfi_lite.opening.local import Notices
 
-    with DownloadProgress() as progress:
-        return open_claimed_prover(model, model_name, quantization, Notices(progress.update, progress.note))
+    with shown_progress() as notices:
+        return open_claimed_prover(model, model_name, quantization, notices)

@@ -35,7 +35,7 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     storyfi-lite pull bartowski/Qwen2.5-7B-Instruct-GGUF:Q4_K_M
     storyfi-lite pull smollm2-135m          # 98 MB, runs on any CPU
     """
-    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.cli.table import say
     from storyfi_lite.models.registry import load_registry
     from storyfi_lite.models.resolve import resolve
@@ -55,8 +55,8 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
         say(f"{said}{store.free_bytes / 1e9:.2f} GB are free there", err=True)
     else:
         resolved.keep()
-        with DownloadProgress() as progress:
-            path = store.pull(spec, file, progress.update, progress.note)
+        with shown_progress() as notices:
+            path = store.pull(spec, file, notices.progress, notices.note)
     if as_json:
         facts = {"model": spec.key, "quant": file.quant, "path": str(path), "size_bytes": file.size_bytes}
         left = {"missing_bytes": store.missing_bytes(spec, file), "complete": store.is_complete(spec, file)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,9 +46,8 @@ def command(
     storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
     """
     from storyfi_lite import stopping
-    from storyfi_lite.cli.progress import DownloadProgress
+    from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.opening.loader import open_loader
-    from storyfi_lite.opening.local import Notices
     from storyfi_lite.story.formats import format_of
     from storyfi_lite.story.saved import STAGES
 
@@ -56,17 +56,14 @@ def command(
     story.go_on(seed)
     names = [*STAGES, *(f"chapter {id}" for id in range(1, count + 1))]
     if story.missing(names):
-        with DownloadProgress() as progress:
-            loader, facts = open_loader(model, Notices(progress.update, progress.note))
+        with shown_progress() as notices:
+            loader, facts = open_loader(model, notices)
         click.echo(f"{facts['model']} {facts['quantization']}, seed {story.seed}", err=True)
-        try:
+        with contextlib.closing(loader), stopping.at_stop(story.say_what_is_kept):
             story.check_writer(loader.claim.model_info)
-            with stopping.at_stop(story.say_what_is_kept):
-                for name in story.missing(names):
-                    click.echo(f"\n{name}, {names.index(name) + 1} of {len(names)}", err=True)
-                    story.write(loader, name)
-        finally:
-            loader.close()
+            for name in story.missing(names):
+                click.echo(f"\n{name}, {names.index(name) + 1} of {len(names)}", err=True)
+                story.write(loader, name)
     if is_proven:
         story.prove(model)
     story.hand_over()

@@ -21,7 +21,6 @@ from storyfi_lite.opening.local import LocalOpener, Notices
 from storyfi_lite.options import ModelOptions, Provider
 
 if TYPE_CHECKING:
-    from storyfi_lite.loaders.local import LocalModelLoader
     from storyfi_lite.validator.proof import Prover
 
 
@@ -62,11 +61,6 @@ def open_loader(options: ModelOptions, notices: Notices, warm_up: bool = False) 
             "  --api.model NAME, or --model.fallback_api openai"
         )
     return opener.loader(options, warm_up)
-
-
-def open_local(options: ModelOptions, notices: Notices) -> tuple[LocalModelLoader, Mapping[str, str]]:
-    """Open a loader of a local model, never of an API, and warm it up. Raises BadInput for an API model."""
-    return LocalOpener(notices).loader(options, warm_up=True)
 
 
 def open_claimed_prover(options: ModelOptions, model_name: str, quantization: str, notices: Notices) -> Prover:
