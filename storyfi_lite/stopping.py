@@ -113,16 +113,12 @@ def _stop(number: int) -> None:
 
 
 def _end(number: int) -> NoReturn:
+    """End the process, with the terminal as it was: what is typed shows again, as before a password's prompt."""
     _writing.acquire(timeout=0.2)
     with contextlib.suppress(OSError, ValueError, termios.error):
         if select.select([], [2], [], 0)[1]:  # a full pipe would keep us
-            os.write(2, _tidied_terminal() + b"stopped\n")
+            if _terminal is not None and os.tcgetpgrp(0) == os.getpgrp():
+                termios.tcsetattr(0, termios.TCSANOW, _terminal)
+            tidied = b"\r\x1b[K\x1b[?25h" if os.isatty(2) else b""  # no spinner's line, and the cursor is back
+            os.write(2, tidied + b"stopped\n")
     os._exit(128 + number)
-
-
-def _tidied_terminal() -> bytes:
-    """Make a terminal show what is typed again, as before a password's prompt. Returns what clears a spinner's line and brings the
-    cursor back; b"" without a terminal."""
-    if _terminal is not None and os.tcgetpgrp(0) == os.getpgrp():
-        termios.tcsetattr(0, termios.TCSANOW, _terminal)
-    return b"\r\x1b[K\x1b[?25h" if os.isatty(2) else b""

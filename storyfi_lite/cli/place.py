@@ -48,11 +48,14 @@ def command(model: ModelOptions, hardware: Path | None, as_json: bool) -> None:
         found = replace(found, reasons=(*found.reasons, *missed))
     for line in filter(None, (machine.fault, *machine.hints)):
         say(line, err=True)
-    click.echo(json.dumps(found.as_dict()) if as_json else _table(found, [gpu.name for gpu in machine.usable_gpus]))
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        _print(found, [gpu.name for gpu in machine.usable_gpus])
 
 
-def _table(found: Placement, gpus: list[str]) -> str:
-    from storyfi_lite.cli.table import reflow
+def _print(found: Placement, gpus: list[str]) -> None:
+    from storyfi_lite.cli.table import say
 
     settings = found.settings
     each = 1 / found.speed.pace.step_of(settings.n_slots)
@@ -70,4 +73,4 @@ def _table(found: Placement, gpus: list[str]) -> str:
         words = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
         if need.total_bytes:
             lines.append(f"  {device:<10} {need.total_bytes / 2**30:.2f} GiB: {words}")
-    return reflow("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))
+    say("\n".join([*lines, *(f"  - {reason}" for reason in found.reasons)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -44,7 +44,10 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
         results = _verify(stream.read(MAX_FILE_BYTES + 1), task, strict)  # a byte more, to be refused for its size
     valid = all(result.valid for result in results.values())
     if as_json:
-        facts = {name: _facts(result) for name, result in results.items()}
+        facts = {}
+        for name, one in results.items():
+            checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in one.checks]
+            facts[name] = {"valid": one.valid, "canonical": one.canonical, "task": one.task, "checks": checks}
         whole = next(iter(facts.values())) if len(facts) == 1 else {"valid": valid, "answers": facts}
         click.echo(json.dumps(whole, ensure_ascii=False))
     else:
@@ -68,11 +71,6 @@ def _verify(raw: bytes, task: str | None, strict: bool) -> dict[str, Verificatio
         else verify_text(raw, task, strict)
         for answer in answers
     }
-
-
-def _facts(result: Verification) -> dict[str, Any]:
-    checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks]
-    return {"valid": result.valid, "canonical": result.canonical, "task": result.task, "checks": checks}
 
 
 def _print(results: dict[str, Verification], valid: bool) -> None:

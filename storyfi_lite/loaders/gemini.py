@@ -58,7 +58,11 @@ class _GeminiClient(ApiClient):
     vendor_url = "https://generativelanguage.googleapis.com"
 
     def _by_google(self, status: int, message: object, headers: Any, details: list[Any], body: str) -> Failure:
-        wait_s = retry_after_s(headers) or _retry_delay_s(details)
+        wait_s = retry_after_s(headers)
+        for detail in details:  # RetryInfo: Google says there how long to wait, not in a header
+            delay = str(detail.get("retryDelay", "")) if isinstance(detail, dict) else ""
+            if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", delay):
+                wait_s = wait_s or float(delay[:-1])
         if status == 400 and "FAILED_PRECONDITION" in body:  # the country, or billing that is not set up
             said = f"the {self.vendor} API does not serve this account: {self.clean(message)}"
             return Failure(ConfigError(said), fatal=True)
@@ -221,12 +225,3 @@ def _reply(body: Any) -> Reply:
     if reason in _BLOCKED or (not text and reason not in _ENDS):
         return replace(reply, refusal=f"answer blocked ({reason or 'no reason given'})")
     return replace(reply, text=text, is_cut=reason == "MAX_TOKENS")
-
-
-def _retry_delay_s(details: list[Any]) -> float:
-    """Return how long Google asks us to wait; that stands in the error's details (RetryInfo), not in a header."""
-    for detail in details:
-        delay = detail.get("retryDelay", "") if isinstance(detail, dict) else ""
-        if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", str(delay)):
-            return float(delay[:-1])
-    return 0.0

@@ -43,16 +43,6 @@ class Driver:
     fault: str = ""
 
 
-def _bandwidth(nvml: Any, handle: Any, name: str, total_bytes: int) -> float | None:
-    """Compute the bandwidth in GB/s from the memory's clock and bus, as CUDA's deviceQuery does: two transfers a clock."""
-    try:
-        bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
-        mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-    except nvml.NVMLError:
-        bits = mhz = 0
-    return round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name, total_bytes)
-
-
 def visible_devices(setting: str | None, uuids: list[str]) -> list[int]:
     """Return the device numbers that CUDA_VISIBLE_DEVICES leaves, in its order. As for CUDA, the list ends at the first entry that
     is no device."""
@@ -119,7 +109,12 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
         capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
     except nvml.NVMLError:
         capability = ""
-    bandwidth = _bandwidth(nvml, handle, name, total_bytes)
+    try:  # from the memory's clock and bus, as CUDA's deviceQuery computes it: two transfers a clock
+        bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
+        mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    except nvml.NVMLError:
+        bits = mhz = 0
+    bandwidth = round(2 * mhz * bits / 8 / 1000, 1) or bandwidth_of(name, total_bytes)
     return Gpu(name, total_bytes, free_bytes, bandwidth, capability, index, _holders(nvml, handle), secret)
 
 

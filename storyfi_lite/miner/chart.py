@@ -24,9 +24,17 @@ def last_hour(minutes: Iterable[Minute], now_s: float) -> str:
         mean_s = sum(one.seconds for _, one in columns) / answered
         said += f", {mean_s:.1f} s on average, {max(one.slowest_s for _, one in columns):.1f} s the slowest"
     said += f"; {without:,} requests refused or not answered"
-    times = "".join(_times(at, one) for at, one in columns if one.answered)
     most = max((one.lost + one.refused for _, one in columns), default=0)
-    refusals = "".join(_refusals(at, one, most) for at, one in columns if one.lost + one.refused)
+    times = refusals = ""
+    for at, one in columns:
+        if one.answered:
+            mean_s = one.seconds / one.answered
+            colour = "good" if mean_s <= FULL_MARKS_S else "warn" if mean_s < NO_MARKS_S else "bad"
+            tip = f"{one.answered} answers, {mean_s:.1f} s on average, {one.slowest_s:.1f} s the slowest"
+            times += _bar(at, one.slowest_s, NO_MARKS_S, "slow", tip) + _bar(at, mean_s, NO_MARKS_S, colour, tip)
+        if one.lost + one.refused:
+            tip = f"{one.refused} refused, {one.lost} not answered"
+            refusals += _bar(at, (one.refused + one.lost) / most * 10, 10, "bad", tip)
     return f"""<p>{said}</p><div class="chart"><div class="scale"><span>{NO_MARKS_S:.0f} s</span>
 <span>{FULL_MARKS_S:.0f} s</span><span>0</span></div>
 <svg viewBox="0 0 {MINUTES} {NO_MARKS_S:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">
@@ -38,18 +46,7 @@ def last_hour(minutes: Iterable[Minute], now_s: float) -> str:
 not answered</p>"""
 
 
-def _times(at: int, one: Minute) -> str:
-    mean_s = one.seconds / one.answered
-    colour = "good" if mean_s <= FULL_MARKS_S else "warn" if mean_s < NO_MARKS_S else "bad"
-    tip = f"<title>{one.answered} answers, {mean_s:.1f} s on average, {one.slowest_s:.1f} s the slowest</title>"
-    return f"{_bar(at, one.slowest_s, NO_MARKS_S, 'slow', tip)}{_bar(at, mean_s, NO_MARKS_S, colour, tip)}"
-
-
-def _refusals(at: int, one: Minute, most: int) -> str:
-    tip = f"<title>{one.refused} refused, {one.lost} not answered</title>"
-    return _bar(at, (one.refused + one.lost) / most * 10, 10, "bad", tip)
-
-
 def _bar(at: int, height: float, of: float, colour: str, tip: str) -> str:
     height = min(of, max(of / 20, height))
-    return f'<rect class="{colour}" x="{at + 0.1:.1f}" width="0.8" y="{of - height:.1f}" height="{height:.1f}">{tip}</rect>'
+    box = f'x="{at + 0.1:.1f}" width="0.8" y="{of - height:.1f}" height="{height:.1f}"'
+    return f'<rect class="{colour}" {box}><title>{tip}</title></rect>'

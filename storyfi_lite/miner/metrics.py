@@ -173,17 +173,13 @@ class Metrics:
         log.warning("not answered: %s", error, extra={"facts": facts})
 
     def refused(self, refusal: Refused, wire: str, hotkey: str | None, address: str) -> None:
+        """Record a request that was not admitted. A flood of one reason is counted in the log, not told line by line."""
         reason = refusal.reason
         self._refusals.labels(reason).inc()
         self._this_minute().refused += 1
         self.refused_by_reason[reason] = self.refused_by_reason.get(reason, 0) + 1
         who = f"{address} {hotkey[:64]}" if hotkey else address
         self.refusals.appendleft(Event(time.time(), reason, who, refusal.detail))
-        if self._may_log(reason):
-            facts = {"reason": reason, "wire": wire, "address": address, "hotkey": hotkey and hotkey[:64]}
-            log.info("refused: %s", refusal.detail, extra={"facts": facts})
-
-    def _may_log(self, reason: str) -> bool:
         start_s, lines = self._logged.get(reason, (float("-inf"), 0))
         now_s = self._clock()
         if now_s - start_s >= LOG_PERIOD_S:
@@ -191,7 +187,9 @@ class Metrics:
                 log.info("refused: %d more like this", unsaid, extra={"facts": {"reason": reason}})
             start_s, lines = now_s, 0
         self._logged[reason] = (start_s, lines + 1)
-        return lines < LOG_LINES_PER_REASON
+        if lines < LOG_LINES_PER_REASON:
+            facts = {"reason": reason, "wire": wire, "address": address, "hotkey": hotkey and hotkey[:64]}
+            log.info("refused: %s", refusal.detail, extra={"facts": facts})
 
     def _count(self, task: str, wire: str, outcome: str) -> None:
         self._requests.labels(task, wire, outcome).inc()

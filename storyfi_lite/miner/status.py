@@ -128,16 +128,17 @@ def _answers(events: Iterable[Event], now_s: float) -> str:
         speed = "" if event.tokens_per_s is None else _one(f"{event.tokens} at {event.tokens_per_s:.0f}/s")
         called = [_one(f"{_span(now_s - event.at_s)} ago"), escape(event.what), escape(event.who)]
         score = f'<span class="{mark}">{escape(outcome)}</span>'
-        rows.append([*called, _window(event.seconds or 0.0), speed, score, _earnings(event)])
+        seconds, earned = event.seconds or 0.0, "0"
+        colour = "good" if seconds <= FULL_MARKS_S else "warn" if seconds < NO_MARKS_S else "bad"
+        percent = min(100, round(seconds / NO_MARKS_S * 100))
+        bar = f'<i class="window"><i class="{colour}" style="width:{percent}%"></i></i>'
+        if event.rewards is not None:
+            proven, unproven = event.rewards
+            earned = _one(f"{proven.final:.1f} = {proven.base:.1f} × {proven.multiplier:g}")
+            if proven.final != unproven.final:
+                earned += " " + _one(f"{unproven.final:.1f} until proven")
+        rows.append([*called, f'<span class="one">{bar}{seconds:.1f}</span>', speed, score, earned])
     return _table(heads, rows) + note
-
-
-def _window(seconds: float) -> str:
-    """Draw a time against the 60 s that validators wait, with a mark at 30."""
-    colour = "good" if seconds <= FULL_MARKS_S else "warn" if seconds < NO_MARKS_S else "bad"
-    percent = min(100, round(seconds / NO_MARKS_S * 100))
-    bar = f'<i class="window"><i class="{colour}" style="width:{percent}%"></i></i>'
-    return f'<span class="one">{bar}{seconds:.1f}</span>'
 
 
 def _outcome(event: Event) -> tuple[str, str]:
@@ -151,14 +152,6 @@ def _outcome(event: Event) -> tuple[str, str]:
     valid = all(part.points == part.of for part in score.parts if part.name in ("json", "schema"))
     words = f"{'valid' if valid else 'not valid'}, base score {score.total:.0f} of 100"
     return f"{words}; {', '.join(lost)}" if lost else words, "good" if valid else "bad"
-
-
-def _earnings(event: Event) -> str:
-    if event.rewards is None:
-        return "0"
-    proven, unproven = event.rewards
-    words = _one(f"{proven.final:.1f} = {proven.base:.1f} × {proven.multiplier:g}")
-    return words if proven.final == unproven.final else f"{words} {_one(f'{unproven.final:.1f} until proven')}"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -43,8 +43,14 @@ def inventory(store: Store, registry: Registry) -> list[Item]:
     files_of = [(spec, file) for spec in registry.local for file in spec.files]
     items = [item for spec, file in files_of if (item := _item(store, spec, file))]
     known = {path for item in items for path in item.owned}
-    directories = sorted(store.root.iterdir()) if store.root.is_dir() else []
-    return items + [item for directory in directories if (item := _left_over(directory, known))]
+    for directory in sorted(store.root.iterdir()) if store.root.is_dir() else ():
+        others = [path for path in directory.rglob("*") if path.is_file() and path not in known]
+        if found := [path for path in others if path.suffix not in (".lock", ".used")]:
+            where = found[0] if len(found) == 1 else directory
+            size_bytes = sum(path.stat().st_size for path in found)
+            newest_s = max(path.stat().st_mtime for path in found)
+            items.append(Item(directory.name, None, "left over", where, size_bytes, None, newest_s, tuple(found)))
+    return items
 
 
 def _item(store: Store, spec: ModelSpec, file: GGUFFile) -> Item | None:
@@ -63,19 +69,9 @@ def _item(store: Store, spec: ModelSpec, file: GGUFFile) -> Item | None:
     return Item(spec.key, file.quant, state, path, size_bytes, used_at_s, arrived_at_s, tuple(here))
 
 
-def _left_over(directory: Path, known: set[Path]) -> Item | None:
-    here = [path for path in directory.rglob("*") if path.is_file() and path not in known]
-    found = [path for path in here if path.suffix not in (".lock", ".used")]
-    if not found:
-        return None
-    where = found[0] if len(found) == 1 else directory
-    size_bytes, newest_s = sum(path.stat().st_size for path in found), max(path.stat().st_mtime for path in found)
-    return Item(directory.name, None, "left over", where, size_bytes, None, newest_s, tuple(found))
-
-
 def delete(store: Store, items: list[Item]) -> None:
-    """Delete the files of these items, and the directories that are empty then. Raises BadInput, before anything is gone, if one
-    of them is being fetched, or ConfigError for a place that cannot be written."""
+    """Delete the files of these items, and the directories in which only locks and notes of use are left then. Raises BadInput,
+    before anything is gone, if one of them is being fetched, or ConfigError for a place that cannot be written."""
     owned = [path for item in items for path in item.owned]
     with ExitStack() as held, files.writing(store.root, MOVED_BY):
         for path in (path for path in owned if path.suffix == ".lock" and path.is_file()):
@@ -86,15 +82,10 @@ def delete(store: Store, items: list[Item]) -> None:
         for path in owned:
             path.unlink(missing_ok=True)
         for directory in {store.root / path.relative_to(store.root).parts[0] for path in owned}:
-            _sweep(directory)
-
-
-def _sweep(directory: Path) -> None:
-    """Delete a model's directory if only locks and notes of use are left in it."""
-    left = [path for path in directory.rglob("*") if path.is_file()]
-    if all(path.suffix in (".lock", ".used") for path in left):
-        for path in left:
-            path.unlink(missing_ok=True)
-        for empty in (directory / PARTIAL, directory):
-            with suppress(OSError):
-                empty.rmdir()
+            left = [path for path in directory.rglob("*") if path.is_file()]
+            if all(path.suffix in (".lock", ".used") for path in left):
+                for path in left:
+                    path.unlink(missing_ok=True)
+                for empty in (directory / PARTIAL, directory):
+                    with suppress(OSError):
+                        empty.rmdir()

@@ -226,16 +226,14 @@ def own_registry() -> Path:
     return Path(named).expanduser() if named else Path(platformdirs.user_config_dir("storyfi-lite")) / "models.yaml"
 
 
-def load_registry(path: Path | None = None) -> Registry:
-    """Read `path`; by default the shipped models.yaml, with the user's own laid over it: a key that stands in both is the user's.
+def load_registry(given: Path | None = None) -> Registry:
+    """Read a file; by default the shipped models.yaml, with the user's own laid over it: a key that stands in both is the user's.
     Raises RegistryError with the line that is wrong."""
-    if path is not None:
-        return _read(path)
-    shipped, own = _read(SHIPPED), own_registry()
-    return _laid_over(shipped, own) if os.path.exists(own) else shipped
-
-
-def _laid_over(shipped: Registry, path: Path) -> Registry:
+    if given is not None:
+        return _read(given)
+    shipped, path = _read(SHIPPED), own_registry()
+    if not os.path.exists(path):
+        return shipped
     root, _ = read_yaml(path)
     own = _read(path, is_own=True)
     replaced = set(own.keys)
@@ -245,10 +243,8 @@ def _laid_over(shipped: Registry, path: Path) -> Registry:
     for number, spec in enumerate(own.local):
         for name in spec.names:
             if name.casefold() in taken:
-                line = line_of(root, ("local", number))
-                raise RegistryError(
-                    f"{path}, line {line}: the name {name} is a shipped model's; give {spec.key} another"
-                )
+                where = f"{path}, line {line_of(root, ('local', number))}"
+                raise RegistryError(f"{where}: the name {name} is a shipped model's; give {spec.key} another")
     try:
         return Registry(local=(*local, *own.local), api=(*api, *own.api))
     except ValidationError as error:

@@ -116,10 +116,14 @@ class Store:
         """Fetch what is missing or not the pinned bytes, part by part; return part 1's path. Makes no network call if all is
         here.
 
-        Raises Unavailable, DoesNotFit (disk), BadInput (bytes that are not the pinned ones), or
-        ConfigError (a place that cannot be written)."""
+        Raises Unavailable, DoesNotFit (disk), BadInput (bytes that are not the pinned ones; a file of the user's own that is gone
+        or was changed), or ConfigError (a place that cannot be written)."""
         if file.directory:
-            return self._own_path(spec, file)
+            for part in file.parts:
+                path = self._part_path(spec, file, part)
+                if not self._part_complete(spec, file, part) or part.sha256 not in (None, digest.file_sha256(path)):
+                    raise BadInput(f"{path} is gone, or not what it was\n  storyfi-lite models add {spec.key} NEW_PATH")
+            return self.path(spec, file)
         with self._disk_errors():
             for part in file.parts:
                 self._set_damaged_aside(spec, file, part, on_note)
@@ -130,14 +134,6 @@ class Store:
                 with self._lock(spec, file, part, on_note):
                     if not self._part_complete(spec, file, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
-        return self.path(spec, file)
-
-    def _own_path(self, spec: ModelSpec, file: GGUFFile) -> Path:
-        """Return the path of a file that the user keeps elsewhere. Raises BadInput if it is gone, or is not what was added."""
-        for part in file.parts:
-            path = self._part_path(spec, file, part)
-            if not self._part_complete(spec, file, part) or part.sha256 not in (None, digest.file_sha256(path)):
-                raise BadInput(f"{path} is gone, or not what it was\n  storyfi-lite models add {spec.key} NEW_PATH")
         return self.path(spec, file)
 
     def _set_damaged_aside(self, spec: ModelSpec, file: GGUFFile, part: Part, on_note: OnNote) -> None:

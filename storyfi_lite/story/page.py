@@ -5,7 +5,6 @@ What the writer wrote is escaped, always: a story may contain markup.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -17,6 +16,10 @@ _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 def page(document: Document, comment: str) -> str:
     """Write the page, with `comment` at its end, where saved.py finds it."""
     words, title = WORDS[document.language], escape(document.title)
+    head = claim_head(words)
+    claims = [
+        _facts(tuple((label, said) for label, said in zip(head, row, strict=True) if said)) for row in document.claims
+    ]
     sections = "\n".join(f"<section>\n{chr(10).join(map(_spelled, part))}\n</section>" for part in document.parts)
     return f"""<!doctype html>
 <html lang="{"zh-Hans" if document.language == "zh" else "en"}">
@@ -38,7 +41,7 @@ def page(document: Document, comment: str) -> str:
 </main>
 <footer>
 <h2>{words["made"]}</h2>
-{chr(10).join(_claims(document))}
+{chr(10).join(claims)}
 <p>{words["how"]}</p>
 </footer>
 {comment}
@@ -63,9 +66,3 @@ def _spelled(block: Block) -> str:
 
 def _facts(rows: tuple[tuple[str, str], ...]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{escape(said)}</dd>' for label, said in rows)}</dl>"
-
-
-def _claims(document: Document) -> Iterator[str]:
-    head = claim_head(WORDS[document.language])
-    for row in document.claims:
-        yield _facts(tuple((label, said) for label, said in zip(head, row, strict=True) if said))
