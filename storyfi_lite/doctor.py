@@ -182,9 +182,10 @@ def _leads_back(ip: str, port: int) -> bool:
 def _is_miner(ip: str, port: int) -> bool:
     import httpx
 
-    host = f"[{ip}]" if ":" in ip else ip
+    from storyfi_lite.chain.networks import url_host
+
     try:
-        answer = httpx.get(f"http://{host}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
+        answer = httpx.get(f"http://{url_host(ip)}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
         return answer.status_code in (200, 503)
     except httpx.HTTPError:
         return False

@@ -44,7 +44,7 @@ class ApiOptions:
             )
         if self.model is not None and not re.fullmatch(r"[!-~]{1,200}", self.model):
             raise BadInput("--api.model is no name of a model\n  storyfi-lite models")
-        if self.base_url is not None and not _is_http_url(self.base_url):
+        if self.base_url is not None and not is_url(self.base_url, ("http", "https")):
             raise BadInput("--api.base-url is no address of a server\n  --api.base-url http://127.0.0.1:8000/v1")
 
 
@@ -91,10 +91,10 @@ class ChainOptions:
     known_subnet: str | None = None
 
 
-def _is_http_url(url: str) -> bool:
+def is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    """Return whether a text is the address of a server, with one of these schemes."""
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", text)
+    except ValueError:  # malformed brackets or port
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not re.search(r"\s", url)

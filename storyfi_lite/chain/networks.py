@@ -17,12 +17,13 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from storyfi_lite.errors import BadInput
+from storyfi_lite.options import is_url
 
 if TYPE_CHECKING:
     from bittensor import Client
 
-
 DEFAULT_NETUID = 108
+_SCHEMES = ("ws", "wss")
 
 
 class Endpoint(Protocol):
@@ -98,15 +99,12 @@ def printable(network: str) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError:  # malformed brackets or port
         return f"{network.partition(':')[0]}://…"
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")
+    return f"{parts.scheme}://{url_host(host)}" + (f":{port}" if port else "")
 
 
-def _is_endpoint(name: str) -> bool:
-    try:
-        parts = urlsplit(name)
-        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+def url_host(host: str) -> str:
+    """Return the host as a URL writes it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def default_netuid(network: str) -> int:
@@ -126,7 +124,7 @@ def is_public(network: str) -> bool:
 
 
 def _is_local(name: str) -> bool:
-    host = urlsplit(name).hostname if _is_endpoint(name) else None
+    host = urlsplit(name).hostname if is_url(name, _SCHEMES) else None
     if name == "local" or host == "localhost" or dev_directory(name) is not None:
         return True
     try:
@@ -147,7 +145,7 @@ def endpoints(network: str) -> list[Endpoint]:
 
     found: dict[str, Endpoint] = {}
     for name in names:
-        if name not in NETWORKS and not _is_endpoint(name):
+        if name not in NETWORKS and not is_url(name, _SCHEMES):
             known = ", ".join(["dev (alone)", *sorted(NETWORKS), "ws://HOST:PORT"])
             raise BadInput(f"unknown network {printable(name)!r}; known: {known}")
         found[name] = RpcEndpoint(name)

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from storyfi_lite import stopping
+from storyfi_lite.chain.networks import url_host
 from storyfi_lite.errors import Unavailable
 from storyfi_lite.miner.app import Miner, build_app
 
@@ -141,11 +142,6 @@ def bind(host: str, port: int) -> socket.socket:
                 else "  --axon.ip ADDRESS   one of this machine's own, 0.0.0.0 for all of IPv4, :: for IPv6 too"
             )
         ) from error
-
-
-def url_host(host: str) -> str:
-    """Return the host as a URL writes it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 async def serve(miner: Miner, host: str, port: int, announce: Callable[[], Awaitable[None]] | None = None) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from storyfi_lite.chain.networks import url_host
 from storyfi_lite.errors import Busy, Unavailable
 from storyfi_lite.protocol.limits import TIMEOUT_S
 from storyfi_lite.protocol.messages import StoryRequest
@@ -39,7 +40,7 @@ class Target:
     @property
     def url(self) -> str:
         host, port = self.endpoint
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http://{url_host(host)}:{port}"
 
 
 @dataclass(frozen=True)
