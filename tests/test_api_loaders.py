@@ -602,7 +602,7 @@ def test_a_secret_is_masked_everywhere() -> None:
         import pickle
 
         pickle.dumps(secret)
-    assert secret.reveal() == KEY
+    assert secret.get_secret_value() == KEY
 
 
 def key_file(tmp_path: Path, text: str = f"# keys\nGEMINI_API_KEY={KEY}\n", mode: int = 0o600) -> Path:
@@ -616,7 +616,7 @@ def test_a_key_comes_from_the_environment_then_from_the_file(tmp_path: Path) -> 
     path = key_file(tmp_path)
     for environment, key in (({}, KEY), ({"GEMINI_API_KEY": "other"}, "other")):
         found = load_key("GEMINI_API_KEY", path, environment)
-        assert found is not None and found.reveal() == key
+        assert found is not None and found.get_secret_value() == key
     assert load_key("OPENAI_API_KEY", path, {}) is None
     assert load_key("GEMINI_API_KEY", None, {}) is None
 

@@ -82,7 +82,7 @@ class GenaiClient(_GeminiClient):
         self._schema = Forms("response_schema")
         # said outright: else the package reads the address from its environment, and takes v1, which lacks schemas
         where: Any = {"base_url": self.url, "api_version": "v1beta", "httpx_client": httpx_client(httpx.Client)}
-        self._client: Any = Client(vertexai=False, api_key=self.key.reveal(), http_options=where)
+        self._client: Any = Client(vertexai=False, api_key=self.key.get_secret_value(), http_options=where)
 
     def look_up(self, timeout_s: float) -> None:
         self._client.models.get(model=self.model_name, config={"http_options": {"timeout": int(timeout_s * 1000)}})
@@ -143,7 +143,7 @@ class GenerativeAiClient(_GeminiClient):
             raise ConfigError("Gemini needs a package that is missing\n  pip install '.[gemini]'") from None
         where = {"api_endpoint": self.settings.base_url} if self.settings.base_url else None
         with _connecting:
-            library.configure(api_key=self.key.reveal(), transport="rest", client_options=where)
+            library.configure(api_key=self.key.get_secret_value(), transport="rest", client_options=where)
             self._stories: Any = library.get_default_generative_client()
             self._models: Any = library.get_default_model_client()
             library.configure(api_key="none")  # nothing else in the process finds the key there

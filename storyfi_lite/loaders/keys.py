@@ -12,37 +12,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from pydantic import SecretStr
+
 from storyfi_lite.errors import ConfigError
 from storyfi_lite.options import Provider
 
 API_KEYS: dict[Provider, str] = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}  # the environment's names
-MASK = "********"
 MAX_KEY_FILE_BYTES = 65_536
 
 
-class Secret:
-    """Holds a key and masks it in `str`, `repr` and format. Only the line that hands it to a client library calls `reveal`."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
+class Secret(SecretStr):
+    """Holds a key, and masks it wherever it is shown. Only the line that hands it to a client library calls `get_secret_value`."""
 
     def scrub(self, text: str) -> str:
         """Mask the key in a text that a vendor or a client library wrote."""
-        return text.replace(self._value, MASK)
-
-    def __repr__(self) -> str:
-        return f"Secret({MASK})"
-
-    def __str__(self) -> str:
-        return MASK
+        return text.replace(self.get_secret_value(), str(self))
 
     def __format__(self, spec: str) -> str:
-        return format(MASK, spec)
+        return format(str(self), spec)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not written anywhere")

@@ -43,7 +43,10 @@ class OpenAIClient(ApiClient):
         }
         # the address is said outright: else the package reads OPENAI_BASE_URL by itself
         self._client = OpenAI(
-            api_key=self.key.reveal(), base_url=self.url, max_retries=0, http_client=httpx_client(DefaultHttpxClient)
+            api_key=self.key.get_secret_value(),
+            base_url=self.url,
+            max_retries=0,
+            http_client=httpx_client(DefaultHttpxClient),
         )
 
     def look_up(self, timeout_s: float) -> None:

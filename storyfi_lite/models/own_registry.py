@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -86,11 +87,11 @@ def _edit(text: str, root: yaml.Node | None, key: str, block: str) -> str:
         lines[-1] += "\n"
     local = next(((name, node) for name, node in pairs(root) if name.value == "local"), None) if root else None
     if local is None:
-        return "".join([*lines, "local:\n", _indented(block, 2)])
+        return "".join([*lines, "local:\n", indent(block, "  ")])
     name, node = local
     models = pairs(node)
     at = _last_line(models[-1][1]) if models else name.start_mark.line
-    lines.insert(at + 1, _indented(block, models[0][0].start_mark.column if models else 2))
+    lines.insert(at + 1, indent(block, " " * (models[0][0].start_mark.column if models else 2)))
     for one, value in models:
         if one.value == key:
             del lines[one.start_mark.line : _last_line(value) + 1]
@@ -103,10 +104,6 @@ def _last_line(node: yaml.Node) -> int:
         last = node.value[-1]
         return _last_line(last[1] if isinstance(last, tuple) else last)
     return node.end_mark.line
-
-
-def _indented(block: str, columns: int) -> str:
-    return "".join(" " * columns + line for line in block.splitlines(keepends=True))
 
 
 @contextmanager
