@@ -15,6 +15,7 @@ from rich.console import Console
 
 from scripts.check_docs import wrong_use
 from storyfi_lite.cli import cli, table
+from storyfi_lite.cli.progress import shown_progress
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.check import parse_json
 from storyfi_lite.models.registry import load_registry
@@ -162,6 +163,13 @@ def test_a_pipe_gets_every_name_whole(machine: Path) -> None:
 def test_a_pipe_gets_one_line_a_row_however_long(capsys: pytest.CaptureFixture[str]) -> None:
     table.print_table(("model", "path"), [("灯塔", "/models/" * 60), ("b", "")])
     assert "/models/" * 60 in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_pipe_gets_a_note_whole_and_with_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    said = f"{'the hub cannot be reached; ' * 8}pip install '.[local]'"
+    with shown_progress() as notices:
+        notices.note(said)
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 @pytest.mark.parametrize("broken", ['{"a": "b', '{"a": "b\n"}'])

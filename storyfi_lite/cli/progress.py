@@ -10,6 +10,7 @@ from rich import progress
 from rich.console import Console
 
 from storyfi_lite import stopping
+from storyfi_lite.cli.table import reflow
 from storyfi_lite.opening.local import Notices, every_tenth
 
 
@@ -18,7 +19,7 @@ def shown_progress() -> Iterator[Notices]:
     """Show what the Notices are told while inside; a stop says how to go on with what was fetched."""
     console = Console(stderr=True)
     bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
@@ -42,5 +43,8 @@ def shown_progress() -> Iterator[Notices]:
         if tasks:
             click.echo("the same command goes on from here", err=True)
 
+    def note(text: str) -> None:
+        console.print(reflow(text, err=True), markup=False, highlight=False, soft_wrap=True)
+
     with stopping.at_stop(say_how_to_go_on), bar:
-        yield Notices(update, lambda text: console.print(text, highlight=False))
+        yield Notices(update, note)
