@@ -40,13 +40,13 @@ from storyfi_lite.placement.queue import Pace
 from storyfi_lite.placement.reward import earnings
 from storyfi_lite.placement.simulate import Outcome, simulate
 from storyfi_lite.placement.tokenizer import tokens_a_char
-from storyfi_lite.placement.traffic import Arrival, Traffic
+from storyfi_lite.placement.traffic import Arrival
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
-from storyfi_lite.tasks.base import language_of
+from storyfi_lite.tasks.base import Language, language_of
 from tests.mine_process import MineProcess, start
 
 SEEDS = range(20)  # of the lengths that the simulator gives its answers
-INPUTS = {language_of(text): text for text in EXAMPLES.values()}
+INPUTS: dict[Language, str] = {language_of(text): text for text in EXAMPLES.values()}
 _LAYOUT = re.compile(r"(\d+) tokens, (\d+) slot\(s\)")
 _PACE = re.compile(
     r"a step takes ([\d.]+) ms, ([\d.]+) ms more for each further answer, a token of a prompt ([\d.]+) ms"
@@ -54,7 +54,7 @@ _PACE = re.compile(
 _REFUSED = 503
 
 
-def stages_of(path: Path, language: str) -> dict[str, Any]:
+def stages_of(path: Path, language: Language) -> dict[str, Any]:
     """A story of this model, task after task: what a request of a later stage carries."""
     loader = LocalModelLoader(
         LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0), EngineSettings(n_ctx=8192)
@@ -68,7 +68,7 @@ def stages_of(path: Path, language: str) -> dict[str, Any]:
     return stages
 
 
-def requests_of(arrivals: Sequence[Arrival], stages: dict[str, dict[str, Any]]) -> list[StoryRequest]:
+def requests_of(arrivals: Sequence[Arrival], stages: dict[Language, dict[str, Any]]) -> list[StoryRequest]:
     """Those of one block ask for the same, and each block for something else."""
     found = []
     for arrival in arrivals:
@@ -134,8 +134,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the miner")
     parser.add_argument("--seed", type=int, default=1, help="of the requests")
     given = parser.parse_args()
-    languages = {language: share for language, share in (("en", 1 - given.chinese), ("zh", given.chinese)) if share}
-    asked: Traffic = replace(traffic.network(), gap_s=given.gap, languages=languages)  # type: ignore[arg-type]
+    shares: dict[Language, float] = {"en": 1 - given.chinese, "zh": given.chinese}
+    languages = {language: share for language, share in shares.items() if share}
+    asked = replace(traffic.network(), gap_s=given.gap, languages=languages)
     arrivals = asked.arrivals(given.minutes * 60, given.seed)
     requests = requests_of(arrivals, {language: stages_of(given.file, language) for language in languages})
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:

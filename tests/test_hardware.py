@@ -92,14 +92,17 @@ def test_what_the_driver_says_and_who_else_is_there() -> None:
     ("name", "gb_s"),
     [
         ("NVIDIA GeForce RTX 3090", 936), ("NVIDIA GeForce RTX 3090 Ti", 1008), ("NVIDIA RTX A4000", 448), ("NVIDIA A40", 696),
-        ("NVIDIA RTX A1000", 192), ("Quadro P1000", None), ("NVIDIA T400", None), ("Tesla T4", 320), ("NVIDIA L40S", 864),
+        ("NVIDIA RTX A1000", 192), ("Quadro P1000", None), ("NVIDIA T400 4GB", 80), ("Tesla T4", 320), ("NVIDIA L40S", 864),
         ("NVIDIA A100-SXM4-80GB", 2039), ("NVIDIA A100 80GB PCIe", 1935), ("NVIDIA A100-PCIE-40GB", 1555),
-        ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3350), ("GPU", None),
+        ("NVIDIA GH200 480GB", 4000), ("NVIDIA H100 80GB HBM3", 3361), ("GPU", None),
         ("NVIDIA GeForce RTX 4060", 272), ("NVIDIA GeForce RTX 4060 Ti", 288), ("NVIDIA GeForce RTX 4060 Laptop GPU", 256),
         ("NVIDIA GeForce RTX 2080 SUPER", 496), ("RTX 3080 12GB", 912), ("NVIDIA GeForce RTX 4090 Laptop GPU", 576),
-        ("NVIDIA GeForce RTX 2080 with Max-Q Design", 384), ("NVIDIA RTX A4000 Laptop GPU", None),
-        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 1792), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1597),
-        ("NVIDIA RTX 4000 SFF Ada Generation", 280), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 960), ("AMD Radeon RX 6800S", None),
+        ("NVIDIA GeForce RTX 2080 with Max-Q Design", 384), ("NVIDIA RTX A4000 Laptop GPU", 384),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 1792), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1792),
+        ("RTX 2060 SUPER", 448), ("GTX 1660 SUPER", 336), ("GTX 1660 Ti", 288), ("RTX 5050", 320), ("RTX PRO 4000", 672),
+        ("RTX PRO 5000", 1344), ("H20", 4000), ("B300", 8000), ("NVIDIA GeForce RTX 3050 Ti Laptop GPU", 192),
+        ("NVIDIA RTX 2000 Ada Generation Laptop GPU", 256), ("AMD Radeon RX 7800M", 432), ("RTX 5070 SUPER", None), ("Apple M5 Pro", None),
+        ("NVIDIA RTX 4000 SFF Ada Generation", 280), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 960), ("AMD Radeon RX 6800S", 256),
         ("Intel(R) Arc(TM) A770M Graphics", 512), ("Intel(R) Arc(TM) Pro A40 Graphics", 192), ("Apple M2", 100), ("Apple M2 Max", 400),
     ],
 )  # fmt: skip
@@ -117,6 +120,11 @@ def test_a_card_is_known_by_whole_words_of_its_name(name: str, gb_s: float | Non
 )  # fmt: skip
 def test_its_memory_tells_cards_of_one_name_apart(name: str, gib: float, gb_s: float) -> None:
     assert cards.bandwidth_of(name, int(gib * GIB)) == gb_s
+
+
+def test_every_row_of_the_table_has_its_page() -> None:
+    rows = [line.split("\t") for line in cards.TABLE.read_text().splitlines()[1:]]
+    assert len(rows) > 300 and all(page.startswith("https://") and float(gb_s) > 60 for *_, gb_s, page in rows)
 
 
 def test_where_the_driver_does_not_say_the_table_does() -> None:
