@@ -9,6 +9,7 @@ OTHERS are rows that it lacks, and those where another page has the maker's figu
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,7 @@ def of_techpowerup() -> Iterator[tuple[str, int, int, str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows: dict[tuple[str, int], tuple[int, str]] = {}
     by_others = {name for name, *_ in OTHERS}
     for name, gib, gb_s, page in [*OTHERS, *(row for row in of_techpowerup() if row[0] not in by_others)]:
