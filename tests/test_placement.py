@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import pytest
+from click.testing import CliRunner
 
+from storyfi_lite.cli import cli
 from storyfi_lite.engine.model import Model
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
@@ -298,6 +301,22 @@ def test_the_vocabulary_counts() -> None:
     assert placed(card, name="llama-3-8b").earnings.reward > placed(card, name="mistral-7b").earnings.reward
     best = placed(card)
     assert best.spec.key == "llama-3-8b" and any(why.startswith("not mistral-7b: ") for why in best.reasons)
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "says"),
+    [
+        (17.2, "256 MiB more of GPU memory: yi-34b Q3_K_M, all layers on the GPU, 2 at once: +17%"),
+        (17.0, "512 MiB more of GPU memory: yi-34b"),
+        (19.0, ""),
+    ],
+)
+def test_a_near_miss_is_said_with_what_would_mend_it(tmp_path: Path, free_gb: float, says: str) -> None:
+    card = {"name": "RTX 3090", "total_gb": 24, "free_gb": free_gb}
+    (tmp_path / "card.json").write_text(json.dumps({"gpus": [card], "ram_gb": 64}))
+    done = CliRunner().invoke(cli, ["place", "--json", "--hardware", str(tmp_path / "card.json")])
+    reasons = "\n".join(json.loads(done.stdout)["reasons"])
+    assert (says or "not ") in reasons and ("more of GPU memory" in reasons) == bool(says)
 
 
 def test_the_fastest_is_none_that_earns_half() -> None:

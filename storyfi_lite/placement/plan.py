@@ -32,6 +32,7 @@ GOOD_SCORE = 0.98  # of all points: nothing is cut that costs any
 LEAST_SCORE = 0.25  # of all points: a machine that has fewer answers hardly anybody in time
 POLICY_SHARE = 0.8  # of the best reward, that the fastest and the largest must earn too
 WORTH_SAYING = 0.02  # of the reward
+MORE_BYTES = (1 << 30, 1 << 29, 1 << 28)  # of GPU memory, to see what is missing: the least that earns more is said
 SHORT_CONTEXT = 3072  # tokens a slot, that all but the longest prompts leave room in
 GIB = 2**30
 
@@ -306,25 +307,32 @@ def near_misses(
     registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog, best: Placement
 ) -> tuple[str, ...]:
     """Say what would earn more than `best` if one thing were otherwise: a coarser file, a shorter context, some more memory."""
-    said = []
-    if not options.quant:
-        coarser = max((name for name in QUANT_BITS if QUANT_BITS[name] < QUANT_BITS[(options.min_quant or MIN_QUANT).upper()]),
-                      key=lambda name: QUANT_BITS[name])  # fmt: skip
-        said.append((f"--min-quant {coarser}", hardware, replace(options, min_quant=coarser)))
-    if best.settings.n_ctx > SHORT_CONTEXT:
-        said.append((f"--ctx {SHORT_CONTEXT}", hardware, replace(options, n_ctx=SHORT_CONTEXT)))
-    if hardware.usable_gpus:
-        more = tuple(replace(gpu, free_bytes=gpu.free_bytes + GIB) for gpu in hardware.gpus)
-        said.append(("1 GiB more of GPU memory", replace(hardware, gpus=more), options))
-    found = []
-    for words, machine, wanted in said:
+
+    def earns_more(words: str, machine: Hardware, wanted: ModelOptions) -> str:
         with suppress(DoesNotFit):
             one = place(registry, machine, wanted, catalog)
             gain = one.earnings.reward / max(best.earnings.reward, 1e-9) - 1
             if gain >= WORTH_SAYING:
                 at_once = f"{one.settings.n_slots} at once"
-                found.append(f"{words}: {one.spec.key} {one.file.quant}, {one.where}, {at_once}: {gain:+.0%}")
-    return tuple(found)
+                return f"{words}: {one.spec.key} {one.file.quant}, {one.where}, {at_once}: {gain:+.0%}"
+        return ""
+
+    found = []
+    if not options.quant:
+        coarser = max((name for name in QUANT_BITS if QUANT_BITS[name] < QUANT_BITS[(options.min_quant or MIN_QUANT).upper()]),
+                      key=lambda name: QUANT_BITS[name])  # fmt: skip
+        found.append(earns_more(f"--min-quant {coarser}", hardware, replace(options, min_quant=coarser)))
+    if best.settings.n_ctx > SHORT_CONTEXT:
+        found.append(earns_more(f"--ctx {SHORT_CONTEXT}", hardware, replace(options, n_ctx=SHORT_CONTEXT)))
+    enough = ""
+    for more_bytes in MORE_BYTES if hardware.usable_gpus else ():
+        more = tuple(replace(gpu, free_bytes=gpu.free_bytes + more_bytes) for gpu in hardware.gpus)
+        words = f"{more_bytes >> 20} MiB more of GPU memory"
+        said = earns_more(words, replace(hardware, gpus=more), options)
+        if not said:
+            break
+        enough = said
+    return tuple(filter(None, (*found, enough)))
 
 
 def _place_each(
