@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks that README and docs speak of what exists: commands and their options, files, links, generated tables.
+"""Checks that README and docs speak of what exists (commands and their options, files, links, generated tables), and that a page
+in Chinese has the headings, tables, commands and figures of its English one.
 
     scripts/check_docs.py            says what is wrong; exit code 1 if anything is
     scripts/check_docs.py --write    writes the generated tables anew
@@ -14,6 +15,7 @@ import argparse
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +35,7 @@ TABLE = re.compile(r"(<!-- (\w+): made by scripts/check_docs\.py --write -->\n)(
 SCRIPT = re.compile(r"(scripts/\w+(?:\.\w+)?) ([^`#;&|,\n]+)")
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`storyfi-lite ([^`\n]+)`")
+FIGURE = re.compile(r"\d[\d.,]*\d|\d")
 MARK = re.compile(r"(?:needs|需要) ([a-z, ]+)$")
 NEEDS = {"network", "gpu", "wallet", "key"}
 
@@ -99,6 +102,33 @@ def problems(page: Path) -> Iterator[str]:
     for match in TABLE.finditer(text):
         if match[3] != TABLES[match[2]]():
             yield f"{page.relative_to(ROOT)}: the table {match[2]} is not what the code says now; --write mends it"
+
+
+def untranslated(page: Path) -> Iterator[str]:
+    """Say what a page in Chinese has otherwise than its English one, and which English pages it links that exist in Chinese."""
+    english = page.with_name(page.name.replace(".zh.md", ".md"))
+    name, texts = page.relative_to(ROOT), [one.read_text(encoding="utf-8") for one in (english, page)]
+    for what, pattern in (("headings", r"^#+(?= )"), ("tables", r"^\|(?=.*\|$)"), ("blocks", r"^```.*")):
+        ours, theirs = (re.findall(pattern, text, re.MULTILINE) for text in texts)
+        if ours != theirs:
+            yield f"{name}: its {what} are not those of {english.name}: {len(theirs)} lines, not {len(ours)}, or in another order"
+    commands = [[(re.sub('".*?"', "…", it.text), it.needs) for it in documented(one)] for one in (english, page)]
+    for command, _ in (one for one in commands[0] if one not in commands[1]):
+        yield f"{name}: it lacks {command!r} of {english.name}, or marks it otherwise"
+    for command, _ in (one for one in commands[1] if one not in commands[0]):
+        yield f"{name}: {command!r} is not in {english.name}"
+    said = [Counter(FIGURE.findall(in_thousands(text))) for text in texts]
+    for figure in (said[0] - said[1]) + Counter(set(said[1]) - set(said[0])):
+        yield f"{name}: {figure} stands {said[1][figure]} times, {said[0][figure]} times in {english.name}"
+    for link in LINK.findall(texts[1]):
+        chinese = page.parent / link.replace(".md", ".zh.md")
+        if link.endswith(".md") and link != english.name and not link.endswith(".zh.md") and chinese.exists():
+            yield f"{name}: the link to {link} could lead to {chinese.name}"
+
+
+def in_thousands(text: str) -> str:
+    """Write 4.9 万 as 49k."""
+    return re.sub(r"(\d+(?:\.\d+)?) 万", lambda match: f"{float(match[1]) * 10:g}k", text)
 
 
 def resolved(words: str) -> tuple[click.Command, list[str]]:
@@ -195,6 +225,7 @@ def main() -> None:
             page.write_text(TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text), encoding="utf-8")
         return
     found = [problem for page in PAGES for problem in problems(page)]
+    found += [problem for page in PAGES if page.name.endswith(".zh.md") for problem in untranslated(page)]
     print("\n".join(found), file=sys.stderr)
     sys.exit(bool(found))
 
