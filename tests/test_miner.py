@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +35,8 @@ from storyfi_lite.miner import admission, lifecycle
 from storyfi_lite.miner.admission import RateLimit
 from storyfi_lite.miner.metrics import GpuCollector, Minute
 from storyfi_lite.miner.nonces import SqliteNonceStore
+from storyfi_lite.miner.status import MEANING
+from storyfi_lite.miner.words import CHINESE
 from storyfi_lite.protocol.messages import parse_response
 from storyfi_lite.protocol.seed import challenge_seed
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused
@@ -488,9 +490,62 @@ def test_the_status_page_draws_an_hour_and_says_why_requests_got_no_answer(serve
     server.ask(key=STRANGER)
     server.miner.metrics.minutes.appendleft(Minute(0, answered=1))  # long ago
     page = server.get("/").text
-    assert re.search("1 answer in the last hour, 0.. s on average.*; 2 requests refused or not answered", page)
+    assert re.search("1 answer in the last hour; 0.. s on average.*; 2 requests refused or not answered", page)
     assert page.count("<rect") == 3  # mean and slowest of this minute; what got no answer
     assert "not registered on this subnet" in page and "it would have been late" in page
+
+
+@pytest.mark.parametrize(
+    ("accepted", "tag"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh-Hans"),
+        ("fr, zh-TW;q=0.5, en;q=0.4", "zh-Hans"),
+        ("en-US,en;q=0.9,zh;q=0.8", "en"),
+        ("zh;q=0, de", "en"),
+        ("zh;q=many,,;", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_status_page_speaks_the_browsers_language(server: Running, accepted: str, tag: str) -> None:
+    page = server.get("/", **{"accept-language": accepted})
+    assert f'<html lang="{tag}">' in page.text and page.headers["vary"] == "accept-language"
+
+
+def test_the_status_page_in_chinese_leaves_names_and_reasons_alone_in_english(server: Running) -> None:
+    model = {"model": "smollm2-135m", "file": "a.gguf", "quantization": "Q4_1", "multiplier": "0.5"}
+    model |= {"context": "4096 tokens, 4 slot(s), f16 keys and values", "placed": "20 of 30 layers on the GPU"}
+    model |= {"predicted": "9 tokens/s; blueprint 10 s, story_arc 39 s; expected reward 0.45"}
+    chain = {"state": "connected", "subnet": "'StoryFi dev'", "height": "7", "snapshot's age": "3 s"}
+    server.miner.facts = lambda: {"Model": model, "Chain": chain, "Miner": {"uid": "not registered", "network": "dev"}}
+    server.ask()
+    server.ask("busy")
+    server.ask(key=STRANGER)
+    server.ask(key=DENIED)
+    page = server.get("/", **{"accept-language": "zh"}).text
+    shown = unescape(re.sub("<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL))
+    names = ["storyfi-lite", MINER.ss58_address, VALIDATOR.ss58_address[:8], STRANGER.ss58_address, DENIED.ss58_address]
+    names += [
+        "smollm2-135m",
+        "local_model",
+        "scripted",
+        "a.gguf",
+        "StoryFi dev",
+        "Busy",
+        "unregistered",
+        "denied",
+        "on the deny list",
+    ]
+    for name in [*names, "not registered on this subnet", "--deny", "token", "uid", "incentive", "GPU"]:
+        shown = shown.replace(name, "")
+    assert not re.findall("[A-Za-z]{4,}", shown)
+
+
+def test_the_chinese_texts_are_those_of_the_page() -> None:
+    modules = ("miner/status.py", "miner/chart.py", "miner/run.py", "opening/local.py", "wire/http_status.py")
+    sources = "".join((ROOT / "storyfi_lite" / name).read_text(encoding="utf-8") for name in modules)
+    whole = re.sub(r'"\n\s*"', "", sources)  # strings over several lines
+    assert not [text for text in CHINESE.texts if text not in whole]
+    assert {*MEANING.values()} <= {*CHINESE.texts}
 
 
 def test_a_page_for_strangers_has_no_addresses_and_no_errors_words(server: Running) -> None:

@@ -25,6 +25,7 @@ from storyfi_lite.miner.admission import Gate
 from storyfi_lite.miner.metrics import Metrics
 from storyfi_lite.miner.service import CallerGone, StoryService
 from storyfi_lite.miner.status import Facts, render
+from storyfi_lite.miner.words import words_for
 from storyfi_lite.wire.http_status import PUBLIC_TEXT, Refused, public_body, retry_after_header, status_of
 from storyfi_lite.wire.transport import Transport
 
@@ -104,9 +105,13 @@ class Miner:
         self._operator_only(request)
         # in a thread: scoring the last answers takes longer than a request should wait
         now_s, public = time.time(), self.open_operator_pages
-        page = await asyncio.to_thread(render, self.facts(), self.metrics, self.loader, now_s, self.stopping, public)
+        say = words_for(request.headers.get("accept-language", ""))
+        page = await asyncio.to_thread(
+            render, self.facts(), self.metrics, self.loader, now_s, self.stopping, public, say
+        )
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})
+        headers = {"content-security-policy": policy, "cache-control": "no-store", "vary": "accept-language"}
+        return HTMLResponse(page, headers=headers)
 
     def _operator_only(self, request: Request) -> None:
         """Raise 404 unless the caller is on this machine, used a loopback name (or a web page could rebind its own name to this

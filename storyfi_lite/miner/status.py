@@ -1,6 +1,6 @@
-"""Writes the status page: one self-contained HTML document with no script and no outside asset.
+"""Writes the status page: one self-contained HTML document with no script and no outside asset, in its reader's language.
 
-Everything that is not a literal in this module goes through `html.escape`.
+Everything that is not a literal in this module goes through `html.escape`; every word of English goes through `say` (words.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from storyfi_lite import __version__
 from storyfi_lite.loaders.base import Loader, LoaderHealth
 from storyfi_lite.miner.chart import last_hour
+from storyfi_lite.miner.words import ENGLISH, Words
 from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
 from storyfi_lite.wire.http_status import REASONS
 
@@ -23,10 +24,11 @@ Facts = Callable[[], Mapping[str, Mapping[str, str]]]  # card -> label -> value,
 
 REFRESH_S = 5
 DETAIL = "detail"  # the label of what only the operator reads: an error's own words may name a path or a provider
+AS_IT_IS = (DETAIL, "model", "file", "hotkey", "subnet")  # names, and what the logs say: in no reader's language
 
 _STYLE = Path(__file__).with_name("status.css").read_text(encoding="utf-8")
 # what each reason means: of refusals, and of errors (errors.py)
-_MEANING = {
+MEANING = {
     **{reason: meaning for reason, (_, meaning) in REASONS.items()},
     "Busy": "all slots taken, or it would have been late",
     "DeadlineExceeded": "not whole in time",
@@ -38,7 +40,7 @@ _MEANING = {
 
 def render(
     facts: Mapping[str, Mapping[str, str]], metrics: Metrics, loader: Loader, now_s: float, stopping: bool,
-    public: bool = False,
+    public: bool = False, say: Words = ENGLISH,
 ) -> str:  # fmt: skip
     """Return the page as of `now_s` (time.time()). `public`: strangers may read it, so callers' addresses and errors' own
     words are left out."""
@@ -46,23 +48,23 @@ def render(
     live = ("live", "good") if health.alive else ("down", "bad")
     state, colour = ("stopping", "warn") if stopping else live
     answers = list(metrics.answers)
-    cards = {**facts, "Model": _model(facts.get("Model", {}), answers, loader)}
+    cards = {**facts, "Model": _model(facts.get("Model", {}), answers, loader, say)}
     hidden = (DETAIL,) if public else ()
     counts = {**metrics.refused_by_reason, **metrics.outcomes}
     counts.pop("answered", None)
-    refusals = "" if public else _section("Last refusals", _refusals(list(metrics.refusals), now_s))
+    refusals = "" if public else _section(say("Last refusals"), _refusals(list(metrics.refusals), now_s, say))
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="{say.tag}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="refresh" content="{REFRESH_S}">
-<title>storyfi-lite: {escape(state)}</title><style>{_STYLE}</style></head><body><main>
-<header><h1>storyfi-lite miner</h1><span class="state {colour}">{escape(state)}</span>
-<span>version {escape(__version__)}, up {_span(now_s - metrics.started_s)}</span></header>
-<div class="tiles">{_tiles(metrics, health)}</div>
-{_section("The last hour", last_hour(list(metrics.minutes), now_s))}
-{_section("Last answers", _answers(answers, now_s))}
-<div class="cards">{"".join(_card(name, rows, hidden) for name, rows in cards.items())}</div>
-{_section("Refused and not answered, by reason", _reasons(counts))}
+<title>storyfi-lite: {escape(say(state))}</title><style>{_STYLE}</style></head><body><main>
+<header><h1>{escape(say("storyfi-lite miner"))}</h1><span class="state {colour}">{escape(say(state))}</span>
+<span>{escape(say("version {}, up {}", __version__, _span(now_s - metrics.started_s, say)))}</span></header>
+<div class="tiles">{_tiles(metrics, health, say)}</div>
+{_section(say("The last hour"), last_hour(list(metrics.minutes), now_s, say))}
+{_section(say("Last answers"), _answers(answers, now_s, say))}
+<div class="cards">{"".join(_card(name, rows, hidden, say) for name, rows in cards.items())}</div>
+{_section(say("Refused and not answered, by reason"), _reasons(counts, say))}
 {refusals}</main></body></html>
 """
 
@@ -71,7 +73,7 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _tiles(metrics: Metrics, health: LoaderHealth) -> str:
+def _tiles(metrics: Metrics, health: LoaderHealth, say: Words) -> str:
     answered = metrics.outcomes.get("answered", 0)
     tiles = {
         "answered": answered,
@@ -80,16 +82,21 @@ def _tiles(metrics: Metrics, health: LoaderHealth) -> str:
         "being written": health.running,
         "waiting": health.queued,
     }
-    return "".join(f"<section><b>{count:,}</b><span>{name}</span></section>" for name, count in tiles.items())
+    return "".join(
+        f"<section><b>{count:,}</b><span>{escape(say(name))}</span></section>" for name, count in tiles.items()
+    )
 
 
-def _card(name: str, rows: Mapping[str, str], hidden: Container[str]) -> str:
-    shown = ((escape(label), escape(value)) for label, value in rows.items() if label not in hidden)
-    body = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in shown)
-    return _section(name, f"<dl>{body}</dl>")
+def _card(name: str, rows: Mapping[str, str], hidden: Container[str], say: Words) -> str:
+    body = "".join(
+        f"<dt>{escape(say(label))}</dt><dd>{escape(value if label in AS_IT_IS else say.inside(value))}</dd>"
+        for label, value in rows.items()
+        if label not in hidden
+    )
+    return _section(say(name), f"<dl>{body}</dl>")
 
 
-def _model(facts: Mapping[str, str], answers: list[Event], loader: Loader) -> dict[str, str]:
+def _model(facts: Mapping[str, str], answers: list[Event], loader: Loader, say: Words) -> dict[str, str]:
     """Say what writes and how fast, predicted beside measured. `facts` are of the model that was opened first; after a
     fallback another one answers."""
     claim = loader.claim
@@ -97,10 +104,10 @@ def _model(facts: Mapping[str, str], answers: list[Event], loader: Loader) -> di
     if claim.gpu_memory_gb:
         told["GPU memory"] = f"{claim.gpu_memory_gb:g} GB"
     told |= facts if facts.get("model") == claim.model_name else {"version": claim.model_info.version}
-    return told | {"measured": _measured(answers), DETAIL: loader.health().detail}
+    return told | {"measured": _measured(answers, say), DETAIL: loader.health().detail}
 
 
-def _measured(answers: list[Event]) -> str:
+def _measured(answers: list[Event], say: Words) -> str:
     """Say how fast the last answers were, from the first header to the last byte."""
     seconds: dict[str, list[float]] = {}
     tokens = 0
@@ -109,24 +116,32 @@ def _measured(answers: list[Event]) -> str:
             seconds.setdefault(one.what, []).append(one.seconds)
             tokens += one.tokens or 0
     if not seconds:
-        return "nothing answered yet"
-    means = (f"{task} {sum(of_task) / len(of_task):.0f} s" for task, of_task in sorted(seconds.items()))
+        return say("nothing answered yet")
+    means = ", ".join(f"{task} {sum(of_task) / len(of_task):.0f} s" for task, of_task in sorted(seconds.items()))
     all_s, count = sum(map(sum, seconds.values())), sum(map(len, seconds.values()))
-    return f"{tokens / max(all_s, 1e-6):.0f} tokens/s; {', '.join(means)}; mean of the last {count}, waiting included"
+    return say(
+        "{} tokens/s; {}; mean of the last {}, waiting included", f"{tokens / max(all_s, 1e-6):.0f}", means, str(count)
+    )
 
 
-def _answers(events: Iterable[Event], now_s: float) -> str:
+def _answers(events: Iterable[Event], now_s: float, say: Words) -> str:
     heads = ("when", "task", "caller", "seconds", "tokens", "score", "would earn")
-    note = (
-        f'<p class="note">Full points for time up to {FULL_MARKS_S:.0f} s (the mark in each bar), none from '
-        f"{NO_MARKS_S:.0f} s. The score is our own validator's, without a look for copies; “would earn” is that × the "
-        "multiplier of the shipped reward policy.</p>"
+    note = say(
+        "Full points for time up to {} s (the mark in each bar), none from {} s. The score is our own validator's, without a "
+        "look for copies; “would earn” is that × the multiplier of the shipped reward policy.",
+        f"{FULL_MARKS_S:.0f}",
+        f"{NO_MARKS_S:.0f}",
     )
     rows = []
     for event in events:
-        outcome, mark = _outcome(event)
-        speed = "" if event.tokens_per_s is None else _one(f"{event.tokens} at {event.tokens_per_s:.0f}/s")
-        called = [_one(f"{_span(now_s - event.at_s)} ago"), escape(event.what), escape(event.who)]
+        outcome, mark = _outcome(event, say)
+        speed = event.tokens_per_s
+        written = "" if speed is None else _one(say("{} at {}/s", str(event.tokens), f"{speed:.0f}"))
+        called = [
+            _one(say("{} ago", _span(now_s - event.at_s, say))),
+            escape(say.inside(event.what)),
+            escape(event.who),
+        ]
         score = f'<span class="{mark}">{escape(outcome)}</span>'
         seconds, earned = event.seconds or 0.0, "0"
         colour = "good" if seconds <= FULL_MARKS_S else "warn" if seconds < NO_MARKS_S else "bad"
@@ -136,50 +151,58 @@ def _answers(events: Iterable[Event], now_s: float) -> str:
             proven, unproven = event.rewards
             earned = _one(f"{proven.final:.1f} = {proven.base:.1f} × {proven.multiplier:g}")
             if proven.final != unproven.final:
-                earned += " " + _one(f"{unproven.final:.1f} until proven")
-        rows.append([*called, f'<span class="one">{bar}{seconds:.1f}</span>', speed, score, earned])
-    return _table(heads, rows) + note
+                earned += " " + _one(say("{} until proven", f"{unproven.final:.1f}"))
+        rows.append([*called, f'<span class="one">{bar}{seconds:.1f}</span>', written, score, earned])
+    return f'{_table(heads, rows, say)}<p class="note">{escape(note)}</p>'
 
 
-def _outcome(event: Event) -> tuple[str, str]:
+def _outcome(event: Event, say: Words) -> tuple[str, str]:
     """Return the answer's validity and base score, with the parts that cost points, and a CSS class."""
     score = event.score
     if score is None:
-        return _MEANING.get(event.outcome, event.outcome), "bad"
+        return say(MEANING.get(event.outcome, event.outcome)), "bad"
     if score.zeroed:
-        return f"not valid: {score.zeroed}", "bad"
-    lost = [f"{part.name} {part.points:.1f} of {part.of:g}" for part in score.parts if part.points < part.of - 0.05]
+        return say("not valid: {}", say.inside(score.zeroed)), "bad"
+    lost = [
+        say("{} {} of {}", say.inside(part.name), f"{part.points:.1f}", f"{part.of:g}")
+        for part in score.parts
+        if part.points < part.of - 0.05
+    ]
     valid = all(part.points == part.of for part in score.parts if part.name in ("json", "schema"))
-    words = f"{'valid' if valid else 'not valid'}, base score {score.total:.0f} of 100"
-    return f"{words}; {', '.join(lost)}" if lost else words, "good" if valid else "bad"
+    said = "valid, base score {} of 100" if valid else "not valid, base score {} of 100"
+    words = say(said, f"{score.total:.0f}")
+    return say("; ").join([words, *lost]) if lost else words, "good" if valid else "bad"
 
 
-def _reasons(counts: Mapping[str, int]) -> str:
+def _reasons(counts: Mapping[str, int], say: Words) -> str:
     top = max(counts.values(), default=1)
     rows = []
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         bar = f'<i class="bar" style="width:{round(count / top * 100)}px"></i>{count:,}'
-        rows.append([escape(reason), bar, escape(_MEANING.get(reason, "a fault of this miner; the log says why"))])
-    return _table(("reason", "requests", "what it means"), rows)
+        meaning = say(MEANING.get(reason, "a fault of this miner; the log says why"))
+        rows.append([escape(reason), bar, escape(meaning)])
+    return _table(("reason", "requests", "what it means"), rows, say)
 
 
-def _refusals(events: Iterable[Event], now_s: float) -> str:
+def _refusals(events: Iterable[Event], now_s: float, say: Words) -> str:
     rows = []
     for event in events:
         who = f'<span class="who">{escape(event.who)}</span>'
-        rows.append([_one(f"{_span(now_s - event.at_s)} ago"), escape(event.what), who, escape(event.outcome)])
-    return _table(("when", "reason", "from", "detail"), rows)
+        when = _one(say("{} ago", _span(now_s - event.at_s, say)))
+        rows.append([when, escape(event.what), who, escape(event.outcome)])
+    return _table(("when", "reason", "from", "detail"), rows, say)
 
 
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+def _table(heads: tuple[str, ...], rows: list[list[str]], say: Words) -> str:
     """Lay out cells of HTML; on a narrow screen each row becomes a card, with the heads as labels (status.css)."""
     if not rows:
-        return '<p class="note">none yet</p>'
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+        return f'<p class="note">{escape(say("none yet"))}</p>'
+    said = [escape(say(name)) for name in heads]
+    head = "".join(f"<th>{name}</th>" for name in said)
     body = ""
     for cells in rows:
-        named = zip(heads, cells, strict=True)
-        row = "".join(f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in named)
+        named = zip(said, cells, strict=True)
+        row = "".join(f'<td data-label="{name}"><div>{cell}</div></td>' for name, cell in named)
         body += f"<tr>{row}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -189,12 +212,12 @@ def _one(words: str) -> str:
     return f'<span class="one">{escape(words)}</span>'
 
 
-def _span(seconds: float) -> str:
+def _span(seconds: float, say: Words) -> str:
     """Write a duration for people."""
     if seconds < 60:
-        return f"{max(0, seconds):.0f} s"
+        return say("{} s", f"{max(0, seconds):.0f}")
     if seconds < 3_600:
-        return f"{seconds / 60:.0f} min"
+        return say("{} min", f"{seconds / 60:.0f}")
     if seconds < 86_400:
-        return f"{seconds // 3_600:.0f} h {seconds % 3_600 / 60:.0f} min"
-    return f"{seconds / 86_400:.0f} days"
+        return say("{} h {} min", f"{seconds // 3_600:.0f}", f"{seconds % 3_600 / 60:.0f}")
+    return say("{} days", f"{seconds / 86_400:.0f}")
