@@ -33,7 +33,7 @@ from rich.text import Text
 
 from storyfi_lite.chain import connect
 from storyfi_lite.devchain.substrate import DevNetwork, dev_network
-from storyfi_lite.errors import LiteError
+from storyfi_lite.errors import Busy, LiteError
 from storyfi_lite.models.registry import ModelSpec, load_registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse, parse_response
@@ -267,6 +267,11 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 if __name__ == "__main__":
     try:
         main()
+    except Busy:
+        sys.exit(
+            "error: the miner refused: by its measured speed the answer would have been late on this machine\n"
+            "  scripts/demo   again, when other programs leave the CPU alone"
+        )
     except LiteError as error:
         sys.exit(f"error: {error}")
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import logging
 import os
 import sys
 import traceback
@@ -32,6 +33,15 @@ COMMANDS = (
     "prove", "verify-report", "calibrate", "validate", "completion",
 )  # fmt: skip
 TAKE_A_TEXT = ("generate", "story")
+
+
+class Notices(logging.Handler):
+    """Prints what a command's modules warn of, for the commands that keep no log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from storyfi_lite.cli.table import say
+
+        say(record.getMessage(), err=True)
 
 
 class LazyGroup(SentenceGroup):
@@ -99,6 +109,7 @@ def main() -> None:
     """Run a command and exit with its code: storyfi_lite/errors.py lists them; 130 after Ctrl-C and 143 after SIGTERM
     (storyfi_lite/stopping.py), 141 if the reader of stdout went away. 1 and 3 are commands' answers, so a bug exits with 70."""
     stopping.install()
+    logging.lastResort = Notices(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
@@ -110,38 +121,39 @@ def _run() -> int:
     try:
         return cli.main(standalone_mode=False) or 0
     except click.exceptions.Abort:
-        return _failed("the input ended where an answer was needed", BadInput.exit_code)
+        return _failed("error: the input ended where an answer was needed", BadInput.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        shown = io.StringIO()
+        error.show(shown)
+        return _failed(shown.getvalue(), error.exit_code)
     except LiteError as error:
-        return _failed(str(error), error.exit_code)
+        return _failed(f"error: {error}", error.exit_code)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return _failed_unforeseen()
-        message = f"this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
+        message = f"error: this needs {error.name}, which is not installed:\n  pip install '.[{extra}]'"
         return _failed(message, ConfigError.exit_code)
     except OSError as error:
         if error.errno not in files.NO_PLACE:
             return _failed_unforeseen()
         refusal = files.unwritable(error.filename or "the output", error, "another file or HOME")
-        return _failed(str(refusal), refusal.exit_code)
+        return _failed(f"error: {refusal}", refusal.exit_code)
     except Exception as error:
         if str(error).startswith("Failed to load shared library"):  # llama_cpp's; its build lacks a library
-            return _failed(f"{error}; build it again:\n  {rebuild_command()}", ConfigError.exit_code)
+            return _failed(f"error: {error}; build it again:\n  {rebuild_command()}", ConfigError.exit_code)
         return _failed_unforeseen()
 
 
 def _failed_unforeseen() -> int:
     traceback.print_exc()
-    return _failed("this is a fault of storyfi-lite's; please report the lines above", LiteError.exit_code)
+    return _failed("error: this is a fault of storyfi-lite's; please report the lines above", LiteError.exit_code)
 
 
 def _failed(message: str, exit_code: int) -> int:
     """Print the message for a person: sentences in the terminal's width; commands, which are indented, as they are."""
     from storyfi_lite.cli.table import reflow
 
-    for line in f"error: {message}".splitlines():
+    for line in message.splitlines():
         click.echo(printable(line) if line.startswith(" ") else reflow(line, err=True), err=True)
     return exit_code

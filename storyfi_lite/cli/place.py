@@ -59,13 +59,16 @@ def _print(found: Placement, gpus: list[str]) -> None:
 
     settings = found.settings
     each = 1 / found.speed.pace.step_of(settings.n_slots)
+    p95_s = found.earnings.p95_s
+    in_time = (
+        f"95 % of the answers within {p95_s:.0f} s" if math.isfinite(p95_s) else "more than 5 % of the answers too late"
+    )
     lines = [
         f"{found.spec.key} {found.file.quant}: {found.where}, multiplier {found.spec.multiplier:g}",
         f"  context    {settings.n_ctx} tokens for each of {settings.n_slots} at once, {settings.kv_type} keys and values",
         f"  predicted  {found.speed.tokens_per_s:.0f} tokens/s alone, {each:.0f} each of {settings.n_slots} at once; "
         f"{found.earnings.seconds_in_words}",
-        f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; 95 % of the answers "
-        f"{'late or not at all' if math.isinf(found.earnings.p95_s) else f'within {found.earnings.p95_s:.0f} s'}",
+        f"  earns      {found.earnings.reward:.2f} expected: {found.earnings.score:.1%} of the points; {in_time}",
     ]
     for device, need in zip([*gpus, "RAM"], found.demands, strict=True):
         parts = {"weights": need.weights_bytes, "keys and values": need.kv_bytes, "working memory": need.compute_bytes,
