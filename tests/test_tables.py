@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from scripts.check_docs import wrong_use
-from storyfi_lite.cli import cli, table
+from storyfi_lite.cli import Notices, cli, main, table
 from storyfi_lite.cli.progress import shown_progress
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar.check import parse_json
@@ -139,6 +140,33 @@ def test_a_plan_breaks_no_word(terminal: int, command: str, machine: Path, capsy
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(cell_len, printed.splitlines())) <= terminal
     assert {"mixtral-8x7b", "layers", "experts", "Q4_K_M"} <= set(re.split(r"[\s,;:]+", printed)) and "…" not in printed
+
+
+@pytest.mark.parametrize("terminal", [60, 80], indirect=True)
+@pytest.mark.parametrize(
+    ("typed", "whole"),
+    [
+        ("place --hardware a-machine-file-that-nobody-has-written.json", "a-machine-file-that-nobody-has-written.json"),
+        ("generate a lighthouse keeper", '  put the text in quotes: storyfi-lite generate "a lighthouse keeper"'),
+    ],
+)
+def test_wrong_use_breaks_no_word(
+    terminal: int, typed: str, whole: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["storyfi-lite", *typed.split()])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert whole in said
+    assert all(cell_len(line) <= terminal or line == whole for line in said.splitlines())
+
+
+@pytest.mark.parametrize("terminal", [60], indirect=True)
+def test_a_warning_breaks_no_word(terminal: int, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a page says that this machine has a word of its own for what other machines do not call by any name"
+    Notices().emit(logging.LogRecord("storyfi_lite", logging.WARNING, "", 0, text, None, None))
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(cell_len, lines)) <= terminal and " ".join(lines).split() == text.split()
 
 
 @pytest.mark.parametrize("terminal", [60, 80], indirect=True)
