@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite import files
-from storyfi_lite.machine import build, selftest
+from storyfi_lite.machine import build, devices, selftest
 
 BAD = {
     "crash": "int ggml_backend_sched_graph_compute_async() { __builtin_trap(); }",
@@ -43,6 +45,35 @@ def test_this_build_is_sound_and_is_asked_once(tmp_path: Path, monkeypatch: pyte
     selftest.SOUND.clear()  # another process
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
     assert selftest.fault("cpu") == ""
+
+
+def test_another_build_driver_or_choice_of_gpus_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "VULKAN_DRIVERS", (tmp_path,))
+    known = {build.fingerprint()}
+    for change in (
+        lambda: monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0"),
+        lambda: (tmp_path / "lvp_icd.json").write_text("{}"),
+        lambda: monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path)),
+    ):
+        change()
+        assert build.fingerprint() not in known
+        known.add(build.fingerprint())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", sorted(devices.LIBRARIES.glob("libggml-cpu-*.so")), ids=lambda path: path.stem)
+def test_kernels_for_every_cpu_compute_right(kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module with the others taken away."""
+    if not ctypes.CDLL(str(kernels)).ggml_backend_score():
+        pytest.skip("this CPU cannot run them")
+    for library in devices.LIBRARIES.glob("lib*.so*"):
+        if library == kernels or "-cpu-" not in library.name:
+            shutil.copy(library, tmp_path)
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    assert selftest.fault("cpu") == ""
+    load = "from storyfi_lite.machine import devices; devices.ggml(); print(open('/proc/self/maps').read())"
+    mapped = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert str(tmp_path / kernels.name) in mapped and str(devices.LIBRARIES) not in mapped
 
 
 @pytest.mark.parametrize(

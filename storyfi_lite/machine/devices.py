@@ -36,7 +36,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buft_get_device": (_HANDLE, [_HANDLE]),
     "ggml_get_name": (_TEXT, [_HANDLE]),
 }
-LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
+LIBRARIES: Path = llama_cpp.llama_cpp._base_path  # the package's, or what LLAMA_CPP_LIB_PATH names
 
 
 @llama_cpp.llama_log_callback
@@ -51,7 +51,7 @@ def _forward(level: int, text: bytes, _: object) -> None:
 def ggml() -> Any:
     """Start llama.cpp, once a process, with its log in Python's. Returns ggml's library, with typed functions for devices.
 
-    Back ends that are modules (GGML_BACKEND_DL) are loaded from the package; left alone, llama.cpp would look for them beside the
+    Back ends that are modules (GGML_BACKEND_DL) are loaded from beside libllama; left alone, llama.cpp would look for them beside the
     interpreter and in the working folder. The library is reached through libllama, because `llama_cpp._ggml` is a second copy with
     a list of devices of its own."""
     library = llama_cpp.llama_cpp._lib
