@@ -19,6 +19,7 @@ BAD = {
     "crash": "int ggml_backend_sched_graph_compute_async() { __builtin_trap(); }",
     "wrong": "#include <string.h>\n"
     "void ggml_backend_tensor_get_async(void *b, void *t, void *to, size_t at, size_t size) { memset(to, 1, size); }",
+    "refused": "void *gguf_init_from_file() { return 0; }",
 }
 
 
@@ -77,7 +78,12 @@ def test_kernels_for_every_cpu_compute_right(kernels: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("crash", "crashed (SIGILL)"), ("wrong", "computed wrong (numbers 100% off)")]
+    ("how", "said"),
+    [
+        ("crash", "crashed (SIGILL)"),
+        ("wrong", "computed wrong (numbers 100% off)"),
+        ("refused", "failed (llama_model_load: error loading model: "),
+    ],
 )
 def test_a_bad_build_is_named_with_what_mends_it(
     how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,8 +19,8 @@ from gguf.quants import dequantize
 from storyfi_lite.engine.model import Context, Feed, Model
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import EngineSettings
-from storyfi_lite.errors import DoesNotFit
-from storyfi_lite.machine import selftest
+from storyfi_lite.errors import LiteError
+from storyfi_lite.machine import devices, selftest
 
 # Where in a block a quantized type keeps its scale (byte offset); if it has a minimum too, where, and how many scales it is.
 _SCALES: dict[str, tuple[int, tuple[int, float] | None]] = {
@@ -208,8 +208,8 @@ def main() -> None:
         path = Path(directory) / "every-type.gguf"
         try:
             print(worst_error(path, make_model(path), 99 if sys.argv[1:] == ["gpu"] else 0))
-        except DoesNotFit as error:
-            print(error, file=sys.stderr)
+        except LiteError as error:
+            print("; ".join(devices.complaints) or error, file=sys.stderr)
             sys.exit(error.exit_code)
 
 

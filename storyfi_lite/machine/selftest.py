@@ -57,10 +57,11 @@ def _ask_child(where: Where) -> str:
         return f"gave no answer in {TIMEOUT_S} s"
     if child.returncode == DoesNotFit.exit_code or "out of memory" in child.stderr:
         return ""
+    said = child.stderr.strip().splitlines()[-1:]
     if child.returncode < 0:
-        return f"crashed ({signal.Signals(-child.returncode).name})"
+        return f"crashed ({': '.join([signal.Signals(-child.returncode).name, *said])})"
     if child.returncode:
-        return f"failed ({(child.stderr.strip().splitlines() or ['no reason given'])[-1]})"
+        return f"failed ({(said or ['no reason given'])[0]})"
     error = float(child.stdout)
     return "" if error <= MAX_ERROR else f"computed wrong (numbers {error:.0%} off)"
 
