@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,6 +76,12 @@ def test_kernels_for_every_cpu_compute_right(kernels: Path, tmp_path: Path, monk
     load = "from storyfi_lite.machine import devices; devices.ggml(); print(open('/proc/self/maps').read())"
     mapped = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True, timeout=60).stdout
     assert str(tmp_path / kernels.name) in mapped and str(devices.LIBRARIES) not in mapped
+
+
+def test_a_gpu_that_had_no_memory_for_the_test_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = subprocess.CompletedProcess([], -signal.SIGABRT, "", "CUDA error: out of memory")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: full)
+    assert selftest.fault("gpu") == "" and not files.read_cache("selftest.json")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A build may crash or compute nonsense (another compiler, another CPU, another driver), and a crash takes the whole program
 along. So before a process loads its first model, a child loads a small made-up one (engine/reference.py). A success is noted
-in the cache folder for this build, CPU and driver; a failure is not, so a mended build is tested anew.
+in the cache folder for this build, CPU and driver; a failure is not, so a mended build is tested anew; nor is a test that found
+no memory.
 """
 
 from __future__ import annotations
@@ -40,23 +41,25 @@ def fault(where: Where) -> str:
         return ""
     build = f"{where} {fingerprint()}"
     if build not in files.read_cache("selftest.json"):
-        if wrong := _ask_child(where):
+        wrong = _ask_child(where)
+        if wrong:
             what = f"llama.cpp {wrong} in its self-test on this machine's {where.upper()}; build it another way:"
             return f"{what}\n  {MEND[where]}"
-        files.keep("selftest.json", build, "passed")
+        if wrong is not None:
+            files.keep("selftest.json", build, "passed")
     SOUND.add(where)
     return ""
 
 
-def _ask_child(where: Where) -> str:
-    """Return what went wrong, in a few words; "" if nothing did, or if a GPU had no memory left for a test."""
+def _ask_child(where: Where) -> str | None:
+    """Return what went wrong, in a few words; "" if nothing did; None if a GPU had no memory left for a test."""
     command = [sys.executable, "-m", "storyfi_lite.engine.reference", where]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         return f"gave no answer in {TIMEOUT_S} s"
     if child.returncode == DoesNotFit.exit_code or "out of memory" in child.stderr:
-        return ""
+        return None
     said = child.stderr.strip().splitlines()[-1:]
     if child.returncode < 0:
         return f"crashed ({': '.join([signal.Signals(-child.returncode).name, *said])})"
