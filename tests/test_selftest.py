@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,17 @@ def test_a_gpu_that_had_no_memory_for_the_test_is_asked_again(monkeypatch: pytes
     full = subprocess.CompletedProcess([], -signal.SIGABRT, "", "CUDA error: out of memory")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: full)
     assert selftest.fault("gpu") == "" and not files.read_cache("selftest.json")
+
+
+def test_a_full_disk_is_not_blamed_on_the_build() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        found = selftest.fault("cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.startswith("llama.cpp could not be tested: cannot write") and "TMPDIR=DIRECTORY" in found
+    assert "CMAKE_ARGS" not in found and not files.read_cache("selftest.json")
 
 
 @pytest.mark.parametrize(

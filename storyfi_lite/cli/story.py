@@ -191,10 +191,12 @@ class _Story:
         click.echo(f"\n{said}", err=True)
 
     def hand_over(self) -> None:
+        from storyfi_lite import files
+
         if self.output is None:
             put(self._spelled())
         elif self._is_kept:
             self.keep()  # perhaps in another format, or with verdicts
             click.echo(f"{self.output}: {', '.join(answer.name for answer in self.answers)}", err=True)
         else:
-            self.output.write_text(self._spelled(), encoding="utf-8")
+            files.write_text(self.output, self._spelled(), "--output FILE")

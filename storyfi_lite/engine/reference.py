@@ -7,6 +7,7 @@ machine/selftest.py starts it and judges. It prints the worst relative error of 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
+from storyfi_lite import files
 from storyfi_lite.engine.model import Context, Feed, Model
 from storyfi_lite.engine.sampler import Floats
 from storyfi_lite.engine.settings import EngineSettings
@@ -204,13 +206,16 @@ def worst_error(path: Path, weights: Weights, n_gpu_layers: int) -> float:
 
 def main() -> None:
     selftest.SOUND.update(("cpu", "gpu"))  # what this process is for: it must load the model unasked
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "every-type.gguf"
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "every-type.gguf"
             print(worst_error(path, make_model(path), 99 if sys.argv[1:] == ["gpu"] else 0))
-        except LiteError as error:
-            print("; ".join(devices.complaints) or error, file=sys.stderr)
-            sys.exit(error.exit_code)
+    except LiteError as error:
+        print("; ".join(devices.complaints) or error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:  # what is written or read here is that file alone
+        print(files.unwritable("the test's model", error, "TMPDIR=DIRECTORY"), file=sys.stderr)
+        sys.exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ no memory.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -41,7 +42,10 @@ def fault(where: Where) -> str:
         return ""
     build = f"{where} {fingerprint()}"
     if build not in files.read_cache("selftest.json"):
-        wrong = _ask_child(where)
+        try:
+            wrong = _ask_child(where)
+        except ConfigError as no_place:
+            return f"llama.cpp could not be tested: {no_place}"
         if wrong:
             what = f"llama.cpp {wrong} in its self-test on this machine's {where.upper()}; build it another way:"
             return f"{what}\n  {MEND[where]}"
@@ -52,7 +56,8 @@ def fault(where: Where) -> str:
 
 
 def _ask_child(where: Where) -> str | None:
-    """Return what went wrong, in a few words; "" if nothing did; None if a GPU had no memory left for a test."""
+    """Return what went wrong, in a few words; "" if nothing did; None if a GPU had no memory left for a test. Raises
+    ConfigError if there is no place for the test's file."""
     command = [sys.executable, "-m", "storyfi_lite.engine.reference", where]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
@@ -64,7 +69,10 @@ def _ask_child(where: Where) -> str | None:
     if child.returncode < 0:
         return f"crashed ({': '.join([signal.Signals(-child.returncode).name, *said])})"
     if child.returncode:
-        return f"failed ({(said or ['no reason given'])[0]})"
+        reason = (said or ["no reason given"])[0]
+        if child.returncode == os.EX_IOERR:
+            raise ConfigError(reason)
+        return f"failed ({reason})"
     error = float(child.stdout)
     return "" if error <= MAX_ERROR else f"computed wrong (numbers {error:.0%} off)"
 
