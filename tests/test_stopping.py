@@ -26,6 +26,10 @@ PROGRAM = [sys.executable, "-m", "storyfi_lite"]
 SOON_S = 1.0 if (os.cpu_count() or 1) > 4 else 3.0
 MOMENTS_S = (0.1, 0.3, 0.6, 1.0, 1.5, 2.2, 3.0, 4.0, 6.0, 9.0)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+COMMANDS = (  # those that run longer than a second
+    "generate", "story", "bench", "calibrate", "prove", "verify-report", "mine", "validate", "pull", "place", "simulate",
+    "doctor", "demo",
+)  # fmt: skip
 LEFTOVERS = (".part", ".new", ".tmp")
 
 
@@ -54,10 +58,12 @@ class Home:
             "bench": ["bench", *model],
             "calibrate": ["calibrate", *model],
             "prove": ["prove", str(self._answer), "--text", "a heist", *model],
+            "verify-report": ["verify-report", str(self._answer.with_name("report.json")), *model],
             "mine": ["mine", *dev, *model, "--axon.port", self.port],
             "validate": ["validate", *dev, "--threads", "1"],
             "pull": ["pull", "smollm2-135m", "--quant", "Q4_1", "--models-dir", str(self.path / "models")],
             "place": ["place"],
+            "simulate": ["simulate", "--hours", "1000"],
             "doctor": ["doctor", *dev, "--axon.port", self.port],
         }
         if name == "demo":
@@ -127,14 +133,14 @@ def answer(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     arguments = ["generate", "a heist", "--json", "--seed", "4", "--model.path", str(small_model_path)]
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, cwd=ROOT, timeout=300, check=True)
     path.write_bytes(done.stdout)
+    report = ["prove", str(path), "--text", "a heist", "--report", str(path.with_name("report.json"))]
+    subprocess.run([*PROGRAM, *report, "--model.path", str(small_model_path)], cwd=ROOT, timeout=300, check=True)
     return path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize(
-    "name", ["generate", "story", "bench", "calibrate", "prove", "mine", "validate", "pull", "place", "doctor", "demo"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_stops_every_command_at_any_moment(
     tmp_path: Path, small_model_path: Path, answer: Path, name: str, number: signal.Signals
 ) -> None:
