@@ -50,11 +50,11 @@ def writing(path: Path, moved_by: str) -> Iterator[None]:
 def write_text(path: Path, text: str, moved_by: str) -> None:
     """Put a new file in the place of an old one, in one step; make its directory. Raises as `unwritable` says."""
     with writing(path, moved_by):
-        path = path.resolve()  # a link stays a link
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # a pipe or a terminal
+        if path.exists() and not path.is_file():  # a pipe or a terminal, /dev/stdout too, which leads to no path
             path.write_text(text, encoding="utf-8")
             return
+        path = path.resolve()  # a link stays a link
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         with stopping.held():
             try:

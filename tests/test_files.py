@@ -37,6 +37,13 @@ def test_a_place_that_cannot_be_written(
 def test_a_pipe_is_written_to_and_a_link_stays_a_link(tmp_path: Path) -> None:
     files.write_text(Path("/dev/null"), "x", "")
     assert Path("/dev/null").is_char_device()
+    reader, writer = os.pipe()
+    files.write_text(Path(f"/dev/fd/{writer}"), "x", "")
+    assert os.read(reader, 9) == b"x"
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(DoesNotFit, match="/dev/full.*--output FILE"):
+        files.write_text(Path("/dev/full"), "x", "--output FILE")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     files.write_text(tmp_path / "link", "x", "")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "x"
