@@ -42,7 +42,7 @@ def test_a_pipe_is_written_to_and_a_link_stays_a_link(tmp_path: Path) -> None:
     assert os.read(reader, 9) == b"x"
     os.close(reader)
     os.close(writer)
-    with pytest.raises(DoesNotFit, match="/dev/full.*--output FILE"):
+    with pytest.raises(DoesNotFit, match=r"/dev/full.*--output FILE"):
         files.write_text(Path("/dev/full"), "x", "--output FILE")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     files.write_text(tmp_path / "link", "x", "")
