@@ -174,7 +174,8 @@ def described(size: str, names: tuple[str, ...]) -> Hardware:
 
 def cards() -> str:
     """What `place` says of well-known cards. Beside it what Ollama serves of llama-3-8b by its published defaults: one answer at a
-    time, 1 GiB of the card kept free; it leaves the choice of model and file to the user."""
+    time, 4,096 tokens of context on a card below 24 GiB (more is no use to this model's 8,192), 1 GiB of the card kept free; it leaves the
+    choice of model and file to the user."""
     from storyfi_lite.models.registry import SHIPPED, load_registry
     from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.catalog import EmptyCatalog
