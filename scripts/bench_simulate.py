@@ -48,9 +48,7 @@ from tests.mine_process import MineProcess, start
 SEEDS = range(20)  # of the lengths that the simulator gives its answers
 INPUTS: dict[Language, str] = {language_of(text): text for text in EXAMPLES.values()}
 _LAYOUT = re.compile(r"(\d+) tokens, (\d+) slot\(s\)")
-_PACE = re.compile(
-    r"a step takes ([\d.]+) ms, ([\d.]+) ms more for each further answer, a token of a prompt ([\d.]+) ms"
-)
+_PACE = re.compile(r"measured pace: ({.*})")
 _REFUSED = 503
 
 
@@ -153,7 +151,7 @@ def main() -> None:
                 real = figures([play(miner, arrivals, requests)])
             finally:
                 miner.kill()
-    pace = Pace(*(float(ms) / 1000 for ms in told.groups()))
+    pace = Pace(**json.loads(told[1]))
     n_ctx, n_slots = map(int, layout.groups())
     a_char = tokens_a_char(given.file)
     assert a_char

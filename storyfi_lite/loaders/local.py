@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storyfi_lite import tasks
@@ -87,8 +87,9 @@ class LocalModelLoader:
         self.promises.pace = forecast.Pace(steps, a_char)
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
-        pace_ms = (1000 * seconds for seconds in (steps.step_s, steps.more_s, steps.prompt_token_s))
-        log.info("a step takes %.2f ms, %.2f ms more for each further answer, a token of a prompt %.3f ms", *pace_ms)
+        log.info(
+            "measured pace: %s", json.dumps({name: float(f"{value:.4g}") for name, value in asdict(steps).items()})
+        )
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
