@@ -43,8 +43,9 @@ _SPEED_MEMORY = 0.7  # weight of the past in the running means of tokens a secon
 class EngineJob:
     """`max_tokens` None: the longest that the grammar allows and the context holds. `deadline_s` on time.monotonic()'s
     clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the budget is what the engine writes
-    in so many seconds at the speed it has measured. `on_tokens` is told of the answer's tokens as they are chosen, on the
-    engine's thread, which waits for it meanwhile."""
+    in so many seconds at the speed it has measured. `planned`: the caller has reckoned that it will be in time, so the engine's own,
+    coarser estimate refuses nothing. `on_tokens` is told of the answer's tokens as they are chosen, on the engine's thread, which waits
+    for it meanwhile."""
 
     script: Script
     sampling: SamplingParams
@@ -52,6 +53,7 @@ class EngineJob:
     max_tokens: int | None = None
     priority: float = 0.0
     aim_s: float | None = None
+    planned: bool = False
     on_tokens: Callable[[Sequence[int]], None] | None = None
 
 
@@ -169,7 +171,9 @@ class Engine:
         wait_s = self._expected_wait_s(request.job.priority)
         if len(self._queue) >= MAX_QUEUED:
             raise Busy("the queue is full", wait_s)
-        if wait_s is not None and time.monotonic() + wait_s + self._expected_s(request) > request.job.deadline_s:
+        if request.job.planned or wait_s is None:
+            return
+        if time.monotonic() + wait_s + self._expected_s(request) > request.job.deadline_s:
             raise Busy(f"the answer would be late: {wait_s:.0f} s to wait", wait_s)
 
     def _expected_wait_s(self, priority: float) -> float | None:

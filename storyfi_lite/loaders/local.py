@@ -154,8 +154,10 @@ class LocalModelLoader:
         if job.temperature is not None:
             sampling = SamplingParams(job.seed, temperature=job.temperature)
         teller = self._teller(script, job.on_text) if job.on_text else None
+        planned = decided is not None
+        aim_s = None if planned else job.aim_s
         inner = self.engine.submit(
-            EngineJob(script, sampling, job.deadline_s, budget, job.priority, job.aim_s, on_tokens=teller)
+            EngineJob(script, sampling, job.deadline_s, budget, job.priority, aim_s, planned, on_tokens=teller)
         )
         self.promises.keep(inner, decided)
 

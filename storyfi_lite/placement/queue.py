@@ -53,9 +53,12 @@ def plan(
     """Decide on a request: whole if that is there within `aim_s`, else as long as is there by then, but never shorter than can be; None
     if even that is later than `left_s`.
 
-    `in_hand_s`: in how many seconds each request that was taken before should be done."""
+    `in_hand_s`: in how many seconds each request that was taken before should be done; one that should be done already holds up
+    those that wait by as much."""
     at_once = min(n_slots, len(in_hand_s) + 1)
-    starts_s = max(0.0, sorted(in_hand_s)[-n_slots]) if len(in_hand_s) >= n_slots else 0.0
+    starts_s = 0.0
+    if len(in_hand_s) >= n_slots:
+        starts_s = max(0.0, sorted(in_hand_s)[-n_slots]) + max(0.0, -min(in_hand_s))
     starts_s += (work.opening + at_once * work.bridges) * pace.prompt_token_s
     step_s = pace.step_of(at_once)
     in_time = max(0, int(min((min(aim_s, left_s) - starts_s) / step_s, 1e9)))
@@ -134,7 +137,7 @@ def _take(
     deadline_s: float,
     aim_s: float,
 ) -> None:
-    in_hand_s = [max(0.0, other.promised_s - now_s) for other in (*running, *waiting)]
+    in_hand_s = [other.promised_s - now_s for other in (*running, *waiting)]
     decided = plan(in_hand_s, job.work, pace, n_slots, deadline_s, aim_s)
     if decided is None:
         job.refused = True
