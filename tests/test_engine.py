@@ -228,6 +228,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Eng
     own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
     with pytest.raises(Busy, match="0 s to wait"):
         own_engine.submit(job(script=LONG, within_s=100))
+    own_engine.submit(job(script=LONG, within_s=100, planned=True)).cancel()  # its caller knows better
     own_engine.submit(job(within_s=100)).result()  # the long ones of before are no reason to refuse a short one
     own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
     running = own_engine.submit(job(script=LONG, within_s=600))

@@ -123,6 +123,8 @@ def test_what_would_be_late_is_shortened_before_it_is_refused() -> None:
     least = plan((40.0,), WORK, FAST, 1)
     assert least is not None and least.tokens == WORK.least and least.ends_in_s > AIM_S
     assert plan((50.0,), WORK, FAST, 1) is None and plan((50.0,), WORK, FAST, 2) is not None
+    in_time, overdue = plan((0.0, 12.0), WORK, FAST, 1), plan((-5.0, 12.0), WORK, FAST, 1)
+    assert in_time is not None and overdue is not None and overdue.most == in_time.most - 500  # 5 s later
 
 
 def test_answers_at_once_share_steps_and_others_wait() -> None:
