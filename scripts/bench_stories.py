@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""How well the stories read, in figures: twenty fixed inputs, seeds 1 to 20, blueprints of one model.
+"""How well the stories read, in figures: fixed inputs, one seed each, all four tasks of one model.
 
-    bench_stories.py MODEL.gguf [--language zh] [--before OLD.jsonl] [--keep NEW.jsonl] [--pairs]
+    bench_stories.py MODEL.gguf [--language zh] [--held-out] [--stories N] [--before OLD.jsonl] [--keep NEW.jsonl] [--pairs]
 
-Prints a table and one JSON line: the share of answers with four words in a row from our own instructions, texts that end inside
-a sentence, digits among the characters, repeated word trigrams, distinct words (Chinese: characters), and our own score.
-`--before` reads answers that were kept by an earlier version, for the same table; `--pairs` prints both, as docs/stories.md has
-them. Such figures see noise, not quality.
+Twenty blueprints, seeds 1 to 20; from the first N of them the other tasks too, each from the stages before it. `--held-out`: ten other
+inputs, by which no rule was chosen. Prints a table and one JSON line: the share of answers with four words in a row from our own
+instructions, prose that ends inside a sentence, digits among its characters, repeated word trigrams, distinct words (Chinese:
+characters) of all words and in each hundred, and our own score. `--before` reads answers that were kept by an earlier version,
+for the same table; `--pairs` prints the blueprints, as docs/stories.md has them. Such figures see noise, not quality.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import json
 import re
 import statistics
 import time
+from collections import defaultdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from rich.table import Table
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
-from storyfi_lite.grammar.prose import ends_a_sentence
+from storyfi_lite.grammar.prose import Prose, ends_a_sentence
 from storyfi_lite.models.gguf import read_local
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language
@@ -79,69 +83,121 @@ INPUTS: dict[Language, tuple[str, ...]] = {
         "江边的渡口和不肯过河的人",
     ),
 }
-TASK = tasks.get("blueprint")
+HELD_OUT: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "a widow keeps bees on the roof of a bank",
+        "the last speaker of a language teaches it to a parrot",
+        "a ferryman refuses to carry one passenger",
+        "a baker's apprentice finds a letter in the flour",
+        "two brothers dig for water and find a staircase",
+        "a weather station at the pole stops reporting snow",
+        "a thief breaks into a house and decides to clean it",
+        "an astronomer's daughter sells stars at the market",
+        "the orchestra plays on while the theatre is being torn down",
+        "a dragon opens a school for knights",
+    ),
+    "zh": (
+        "一位寡妇在银行楼顶养蜂",
+        "最后一个会说某种语言的人教鹦鹉说话",
+        "渡口的船夫不肯载一位客人",
+        "面包店学徒在面粉里发现一封信",
+        "两兄弟挖井挖出一段楼梯",
+        "极地气象站再也没有报告过下雪",
+        "小偷闯进一户人家，决定替他们打扫",
+        "天文学家的女儿在集市上卖星星",
+        "剧院拆除时乐队还在演奏",
+        "一条龙给骑士们办了一所学校",
+    ),
+}
+HUNDRED = 100
+
+Answers = dict[str, list[dict[str, Any]]]  # by task
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model", type=Path)
     options.add_argument("--language", choices=list(INPUTS), default="en")
+    options.add_argument("--held-out", action="store_true")
+    options.add_argument("--stories", type=int, default=5, metavar="N", help="of so many inputs all four tasks")
     options.add_argument("--before", type=Path, help="answers that an earlier version kept")
     options.add_argument(
         "--keep", type=Path, help="keep the answers, a line of JSON each; what is there is not written again"
     )
-    options.add_argument("--pairs", action="store_true", help="print the texts, too")
+    options.add_argument("--pairs", action="store_true", help="print the blueprints, too")
     options.add_argument("--slots", type=int, default=2)
     options.add_argument("--threads", type=int, default=0)
     given = options.parse_args()
     after = read(given.keep) if given.keep and given.keep.exists() else write(given)
-    rows = {"before": read(given.before)} if given.before else {}
-    rows["now"] = after
-    found = {name: measure(answers, given.language) for name, answers in rows.items()}
+    both = {"before": read(given.before), "now": after} if given.before else {"now": after}
+    found = {
+        when: {task: measure(task, answers, given.language) for task, answers in by_task.items()}
+        for when, by_task in both.items()
+    }
     if given.pairs:
-        print_pairs(rows)
-    table = Table("", *found)
-    for name in found["now"]:
-        table.add_row(name, *(f"{figures[name]:.3f}" for figures in found.values()))
-    Console().print(table)
+        print_pairs({when: by_task["blueprint"] for when, by_task in both.items()})
+    columns = [(task, when) for task in after for when in both if task in both[when]]
+    table = Table("", *(f"{task}, {when}" for task, when in columns))
+    for name in found["now"]["blueprint"]:
+        table.add_row(name, *(f"{found[when][task][name]:.3f}" for task, when in columns))
+    Console(width=220).print(table)
     print(json.dumps({"model": given.model.name, "language": given.language, **found}))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read(path: Path) -> Answers:
+    by_task: Answers = defaultdict(list)
+    for line in path.read_text().splitlines():
+        one = json.loads(line)
+        by_task[one["request"]["task_type"]].append(one)
+    return by_task
 
 
-def write(given: argparse.Namespace) -> list[dict[str, Any]]:
+def write(given: argparse.Namespace) -> Answers:
+    """Each task from the answers to the tasks before it."""
     template = None if "tokenizer.chat_template" in read_local(given.model).metadata else PLAIN
-    settings = EngineSettings(n_ctx=2048, n_slots=given.slots, n_threads=given.threads)
-    answers = []
+    settings = EngineSettings(n_ctx=4096, n_slots=given.slots, n_threads=given.threads)
+    inputs = (HELD_OUT if given.held_out else INPUTS)[given.language]
+    stages: list[dict[str, Any]] = [{} for _ in inputs]
+    by_task: Answers = {}
     with Engine(given.model, settings, template) as engine:
-        futures = [
-            engine.submit(EngineJob(TASK.script(request_of(text)), SamplingParams(seed), time.monotonic() + 36_000))
-            for seed, text in enumerate(INPUTS[given.language], 1)
-        ]
-        for (seed, text), future in zip(enumerate(INPUTS[given.language], 1), futures, strict=True):
-            done = future.result()
-            answers.append({"seed": seed, "input": text, "text": done.text, "tokens": len(done.tokens)})
+        for task in tasks.TASKS.values():
+            count = len(inputs) if task.name == "blueprint" else given.stories
+            by_task[task.name] = []
+            futures = []
+            for seed in range(1, count + 1):
+                fields = {"task_type": task.name, "user_input": inputs[seed - 1], "chapter_ids": [1]}
+                asked = StoryRequest.model_validate(fields | stages[seed - 1])
+                job = EngineJob(task.script(asked), SamplingParams(seed), time.monotonic() + 36_000)
+                futures.append((seed, asked, engine.submit(job)))
+            for seed, asked, future in futures:
+                done = future.result()
+                stages[seed - 1][task.name] = json.loads(done.text)
+                row = {"seed": seed, "request": asked.model_dump(exclude_none=True), "text": done.text}
+                by_task[task.name].append({**row, "tokens": len(done.tokens)})
+    by_task = {task: answers for task, answers in by_task.items() if answers}
     if given.keep:
-        given.keep.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
-    return answers
+        rows = [json.dumps(one, ensure_ascii=False) for answers in by_task.values() for one in answers]
+        given.keep.write_text("".join(f"{row}\n" for row in rows))
+    return by_task
 
 
-def request_of(text: str) -> StoryRequest:
-    return StoryRequest(task_type="blueprint", user_input=text)
-
-
-def measure(answers: list[dict[str, Any]], language: Language) -> dict[str, float]:
-    instructions = grams(our_words(language), 4)
+def measure(task: str, answers: list[dict[str, Any]], language: Language) -> dict[str, float]:
     found = []
     for one in answers:
+        request = StoryRequest.model_validate(one["request"])
+        script = tasks.get(task).script(request)
         data = json.loads(one["text"])
         envelope = json.dumps({"output_data": data, "output_text": one["text"]}).encode()
-        prose = [data["setting"], data["core_conflict"]]
+        prose = [
+            reduce(getitem, path, data)
+            for piece in script.pieces
+            for path, row in zip(piece.paths, piece.rows, strict=True)
+            if isinstance(row.form, Prose)
+        ]
         whole = " ".join(prose)
         said = words(whole)
         triples = grams(said, 3)
+        instructions = grams(words("\n".join(our_words(task, request, language))), 4)
         found.append(
             {
                 "copies our instructions": bool(set(grams(words(one["text"]), 4)) & set(instructions)),
@@ -149,7 +205,8 @@ def measure(answers: list[dict[str, Any]], language: Language) -> dict[str, floa
                 "digits": sum(char.isdigit() for char in whole) / len(whole),
                 "repeated trigrams": 1 - len(set(triples)) / len(triples),
                 "distinct words": len(set(said)) / len(said),
-                "our score, of 100": score(envelope, Context(request_of(one["input"]), 10.0)).total,
+                "distinct words in a hundred": statistics.mean(len(set(some)) / len(some) for some in hundreds(said)),
+                "our score, of 100": score(envelope, Context(request, 10.0)).total,
                 "characters": len(whole),
                 "tokens": one["tokens"],
             }
@@ -157,12 +214,15 @@ def measure(answers: list[dict[str, Any]], language: Language) -> dict[str, floa
     return {name: round(statistics.mean(float(one[name]) for one in found), 4) for name in found[0]}
 
 
-def our_words(language: Language) -> list[str]:
-    """All that we ask with, the APIs' prompt included; the inputs apart."""
-    request = request_of(INPUTS[language][0])
-    script = TASK.script(request)
-    asked = [TASK.instructions(language), script.system, *(piece.ask for piece in script.pieces)]
-    return words("\n".join(asked))
+def our_words(task: str, request: StoryRequest, language: Language) -> list[str]:
+    """All that we ask with, the APIs' prompt included; what the request brings apart."""
+    script = tasks.get(task).script(request)
+    return [tasks.get(task).instructions(language), script.system, *(piece.ask for piece in script.pieces)]
+
+
+def hundreds(said: list[str]) -> list[list[str]]:
+    """Every run of a hundred words; all of them, if they are fewer."""
+    return [said[at : at + HUNDRED] for at in range(max(1, len(said) - HUNDRED + 1))]
 
 
 def words(text: str) -> list[str]:
@@ -176,7 +236,7 @@ def grams(said: list[str], count: int) -> list[tuple[str, ...]]:
 
 def print_pairs(rows: dict[str, list[dict[str, Any]]]) -> None:
     for together in zip(*rows.values(), strict=True):
-        print(f"\n### {together[0]['seed']}. {together[0]['input']}\n")
+        print(f"\n### {together[0]['seed']}. {together[0]['request']['user_input']}\n")
         for name, one in zip(rows, together, strict=True):
             data = json.loads(one["text"])
             print(f"**{name}: {data['title']}.** {data['setting']} / {data['core_conflict']}\n")

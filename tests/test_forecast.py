@@ -71,7 +71,7 @@ def test_a_brief_answer_is_one_that_the_whole_grammar_writes_too(task: str) -> N
     for longest in (False, True):
         assert whole.check_data(example(brief.schema, longest=longest)).canonical
     assert len(dump(example(brief.schema, longest=True))) < len(dump(example(whole.schema, longest=True)))
-    assert len(dump(example(brief.schema))) == len(dump(example(whole.schema)))
+    assert len(dump(example(brief.schema))) <= len(dump(example(whole.schema)))
     assert as_brief(brief.schema) == brief.schema and brief.sha256 != whole.sha256
     assert tasks.get(task).constraint_named(request, brief.sha256) is brief
     assert tasks.get(task).constraint_named(request, "0" * 64) is None

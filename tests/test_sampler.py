@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storyfi_lite.engine.sampler import Repetition, gumbel_noise, lowest_logit, scores
+from storyfi_lite.engine.sampler import WORD_NATS, WORD_TOKENS, Repetition, gumbel_noise, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "sampler.json").read_text())
@@ -89,11 +89,11 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
         assert int(kept[np.argmax(scores(logits, kept, 2.0, 5, params))]) == 1
 
 
-def penalties(history: list[int], **params: Any) -> dict[int, float]:
+def penalties(history: list[int], words: frozenset[int] = frozenset(), **params: Any) -> dict[int, float]:
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.append(token)
+        repetition.append(token, token in words)
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits)
     return {token: -float(value) for token, value in enumerate(logits) if value}
@@ -105,6 +105,23 @@ def test_dry_penalises_what_would_go_on_with_a_repeat_and_grows_with_its_length(
     assert penalties([1, 2, 1, 3, 2, 1]) == {3: 1.0}
     assert penalties([1, 3, 2, 3]) == {}  # one token alone is no repeat
     assert penalties([1, 2, 3, 1, 2], dry_multiplier=0.0) == {}
+
+
+def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
+    words = frozenset((1, 2))
+    assert penalties([1, 3, 2, 3, 4, 1], words) == pytest.approx({1: 2 * WORD_NATS, 2: WORD_NATS})
+    assert penalties([1, *[3, 4, 5, 6] * (WORD_TOKENS // 4)], words, dry_multiplier=0.0) == {}
+
+
+@pytest.mark.parametrize("vector", VECTORS["repetition"])
+def test_published_penalties(vector: dict[str, Any]) -> None:
+    """By the published parameters."""
+    repetition = Repetition(SamplingParams(0))
+    for token in vector["tokens"]:
+        repetition.append(token, token in vector["words"])
+    logits = np.zeros(10, dtype=np.float32)
+    repetition.apply(logits)
+    assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)
 
 
 def test_a_long_loop_stays_finite() -> None:

@@ -140,3 +140,21 @@ def test_the_vocabularies_of_real_models() -> None:
             assert "cannot spell every text" in str(error)
             refused.append(path.stem.removeprefix("ggml-vocab-"))
     assert refused == ["bert-bge", "nomic-bert-moe"]
+
+
+def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path) -> None:
+    pieces = {
+        " sea": True,
+        "sea": False,
+        "灯塔": True,
+        "灯": False,
+        "塔。": False,
+        " 1932": False,
+        " 바다": True,
+        ".": False,
+    }
+    more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+        found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
+        assert {piece: vocabulary.begins_word(found[piece]) for piece in pieces} == pieces

@@ -139,7 +139,7 @@ class ChoiceRule:
 
     def _take(self, token: int) -> None:
         self._step(self._cursor, token)
-        self._repetition.append(token)
+        self._repetition.append(token, isinstance(self._cursor, Cursor) and self._vocabulary.begins_word(token))
         self.tokens.append(token)
         if not self._cursor.done:
             self.fed.append(token)

@@ -9,7 +9,7 @@ top-p, top-k and a hard cut flip on rounding noise. Knows token ids only: no tex
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ _ONE = np.uint64(1)
 SLOPE = 2.0
 REACH = 4.0  # nats below the cut
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
+WORD_NATS = 0.3  # that a word loses for each time it was begun
+WORD_TOKENS = 128  # so far back
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -89,22 +91,30 @@ def _cut(best_allowed: float, params: SamplingParams) -> float:
 
 
 class Repetition:
-    """DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
+    """Lowers what was said before, by a function of the answer's own tokens alone, so that it can be replayed. In logits, before
+    temperature.
 
-    A function of the answer's own tokens alone, so it can be replayed. Penalties are in logits, before temperature.
+    DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
+    Words: a token that begins a word loses WORD_NATS for each time that it stands among the last WORD_TOKENS tokens. What goes on
+    inside a word loses nothing by that, so a name that is begun is spelled as before.
     """
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
         self._tokens: list[int] = []
         self._places: defaultdict[int, list[int]] = defaultdict(list)
+        self._words: deque[int | None] = deque(maxlen=WORD_TOKENS)
 
-    def append(self, token: int) -> None:
+    def append(self, token: int, begins_word: bool) -> None:
         self._places[token].append(len(self._tokens))
         self._tokens.append(token)
+        self._words.append(token if begins_word else None)
 
     def apply(self, logits: Floats) -> None:
         """Lowers the logits in place."""
+        for token, times in Counter(self._words).items():
+            if token is not None:
+                logits[token] -= WORD_NATS * times
         if self._params.dry_multiplier and self._tokens:
             for token, length in self._repeats().items():
                 over = min(length, _DRY_MAX_MATCH) - self._params.dry_allowed_length

@@ -16,7 +16,7 @@ import numpy as np
 
 from storyfi_lite.engine.sampler import Ids
 from storyfi_lite.errors import BadInput, EngineError, GrammarError
-from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS
+from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, is_wide
 
 _LINE_END = re.compile(rb" *\n[ \n]*")
 # What a vocabulary needs so that every text can be begun and ended: ASCII, and the bytes of Chinese in UTF-8.
@@ -150,6 +150,13 @@ class Vocabulary:
         return self._ids(
             [*self.line_ends, *(token for token, piece in enumerate(self.writes) if piece.rstrip(b"\n") in stops)]
         )
+
+    def begins_word(self, token: int) -> bool:
+        """Return whether the token is a space and letters, or letters of a script without spaces, two or more: alone, one of
+        those is as often a particle."""
+        text = self.writes[token].decode(errors="replace")
+        letters = text.removeprefix(" ")
+        return letters.isalpha() and (letters != text or (len(text) > 1 and all(map(is_wide, text))))
 
     @cached_property
     def before_line_feed(self) -> tuple[Ids, Ids]:

@@ -7,10 +7,10 @@ any budget. All of it follows from the text so far, so a replay comes to the sam
 The rules of a text, beside its length in characters (Unicode code points):
 
   whole sentences  end only where a sentence ends: after . ! ? … 。 ！ ？, and the quotes and brackets that close after it;
-                   quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last
-  a few words      end on a letter, a digit or ! ?; near the maximum no new word is begun (`WORD_CHARS`)
-  both             begin with a letter, a digit or an opening quote; no two spaces in a row; at most four digits in a row;
-                   no sign of a markup language
+                   quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last;
+                   begin with a letter, a digit or an opening quote; at most two numbers stand in a sentence (`NUMBERS`)
+  a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
+  both             no two spaces in a row; at most four digits in a row; no sign of a markup language
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.schema import FORBIDDEN
 
 # Distances in Latin letters; a character of Chinese, Japanese or Korean counts as three.
-SENTENCE_CHARS = 80  # room for one more sentence
+SENTENCE_CHARS = 150  # room for one more sentence
 SHORT_CHARS = 45  # a sentence of so few that it can still be asked for
 WORD_CHARS = 12  # room for the rest of a word
 WIDE = 3
-PRESSURE_NATS = 7.0  # what ending gains in the last character of the room
+PRESSURE_CHARS = 80  # so near the maximum a sentence is pressed to end
+PRESSURE_NATS = 7.0  # what that is worth in the last character of the room
+NUMBERS = 2  # in a sentence
 
 TERMINATORS = ".!?…。！？"
 _PAIRS = {'"': '"', "“": "”", "「": "」", "『": "』", "（": "）", "(": ")", "《": "》", "«": "»"}
@@ -151,7 +153,7 @@ class Cursor:
     """Follows one turn. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_chars", "_count", "_ended", "_form", "_items", "_open", "_partial", "_row", "_rows", "_seen", "_tail", "_text",
+        "_chars", "_count", "_ended", "_form", "_items", "_numbers", "_open", "_partial", "_row", "_rows", "_seen", "_tail", "_text",
         "_wide", "done", "literal",
     )  # fmt: skip
 
@@ -182,6 +184,7 @@ class Cursor:
         self._tail = ""  # the last characters, the space before the text included
         self._text = ""  # of an item, to tell it from the others
         self._ended = False  # a terminator, then nothing but closing quotes and brackets
+        self._numbers = 0  # in this sentence
         self._open = ""  # what must be closed, innermost last
         self._wide = False
 
@@ -250,7 +253,7 @@ class Cursor:
         if self._dangles:
             return 0.0
         if self.is_prose:
-            window = min(SENTENCE_CHARS, (form.max_chars - form.min_chars) * (WIDE if self._wide else 1))
+            window = min(PRESSURE_CHARS, (form.max_chars - form.min_chars) * (WIDE if self._wide else 1))
         else:
             window = (form.max_chars * 2 // 3) * (WIDE if self._wide else 1)
         room = min(self.room, slack_tokens) if self._chars >= form.min_chars else self.room
@@ -368,7 +371,7 @@ class Cursor:
 
     def _write(self, char: str) -> None:
         if not self._chars:
-            self._expect(char.isalnum() or (self.is_prose and char in _PAIRS))
+            self._expect(_may_begin(char, self.is_prose) or (self.is_prose and char in _PAIRS))
         if self.is_prose:
             self._write_prose(char)
         else:
@@ -384,6 +387,7 @@ class Cursor:
         self._expect(not _NO_PROSE.match(char))
         ended = False
         last = self._tail[-1:]
+        self._count_number(char, last)
         if char == " ":
             self._space()
         elif char in TERMINATORS:
@@ -404,6 +408,13 @@ class Cursor:
         self._ended = ended
         self._wide = is_wide(char) or (self._wide and not char.isalnum())
         self._append(char)
+
+    def _count_number(self, char: str, last: str) -> None:
+        if self._ended and (char == " " or is_wide(last)):
+            self._numbers = 0
+        if char.isdigit() and not last.isdigit():
+            self._expect(self._numbers < NUMBERS)
+            self._numbers += 1
 
     def _terminates(self, char: str) -> bool:
         """Take the end of a sentence, which may stand where the text may end or another sentence has room."""
@@ -441,11 +452,14 @@ def _more_bytes(closers: str) -> int:
     return len(closers.encode()) - len(closers)
 
 
+def _may_begin(char: str, of_prose: bool) -> bool:
+    return char.isalnum() if of_prose else char.isalpha()
+
+
 @cache
 def _beginnings(of_prose: bool) -> frozenset[bytes]:
-    """Return the first bytes, but not all, of the UTF-8 of every letter and, in prose, every digit."""
-    chars = [char for char in map(chr, range(0x80, 0x110000)) if char.isalnum()]
-    spelled = [char.encode() for char in chars if of_prose or not _NO_LABEL.match(char)]
+    """Return the first bytes, but not all, of the UTF-8 of every character that may begin a text, quotes and brackets apart."""
+    spelled = [char.encode() for char in map(chr, range(0x80, 0x110000)) if _may_begin(char, of_prose)]
     return frozenset(character[:length] for character in spelled for length in range(1, len(character)))
 
 

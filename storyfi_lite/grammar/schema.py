@@ -26,14 +26,19 @@ MAX_ACCEPTED_ITEMS = 20
 class Text:
     """Describes a string of `min_chars` to `max_chars` Unicode code points, the first of which is not a space.
     With `newlines` it may hold the escape for a line feed. With `sentences` it is prose: a script writes it to the end of a
-    sentence (prose.py), which the exported grammars cannot say. The check accepts any text that is not blank and has from the
-    first to the second number of characters in `accept`."""
+    sentence (prose.py), which the exported grammars cannot say. A machine short of time may write as few as `brief_min_chars`.
+    The check accepts any text that is not blank and has from the first to the second number of characters in `accept`."""
 
     min_chars: int
     max_chars: int
     newlines: bool = False
     accept: tuple[int, int] = (1, MAX_ACCEPTED_CHARS)
     sentences: bool = False
+    brief_min_chars: int | None = None
+
+    @property
+    def least_chars(self) -> int:
+        return self.brief_min_chars or self.min_chars
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,9 @@ Node: TypeAlias = "Text | Const | Array | Tuple | Object | Open"
 
 
 def as_written(node: Node) -> Node:
-    """Return the node with a check that accepts only what the grammar writes, in any key order and white space."""
+    """Return the node with a check that accepts only what the grammar writes, brief or not, in any key order and white space."""
     if isinstance(node, Text):
-        return replace(node, accept=(node.min_chars, node.max_chars))
+        return replace(node, accept=(node.least_chars, node.max_chars))
     if isinstance(node, Const):
         return Const(node.value)
     if isinstance(node, Array):
@@ -111,10 +116,11 @@ BRIEF_CHARS = 40  # room above a text's minimum, enough to end a sentence in mos
 
 
 def as_brief(node: Node) -> Node:
-    """Return the node with each text near its shortest and each list at its shortest: a part of what `node` writes."""
+    """Return the node with each text near its shortest and each list at its shortest."""
     if isinstance(node, Text):
-        room = max(BRIEF_CHARS, node.min_chars // 8)
-        return replace(node, max_chars=min(node.max_chars, node.min_chars + room))
+        least = node.least_chars
+        room = max(BRIEF_CHARS, least // 8)
+        return replace(node, min_chars=least, max_chars=min(node.max_chars, least + room))
     if isinstance(node, Array):
         return replace(node, item=as_brief(node.item), max_items=node.min_items)
     if isinstance(node, Tuple):

@@ -21,7 +21,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 Language = Literal["zh", "en"]
 
 
-RULES_VERSION = 1  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
+RULES_VERSION = 2  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Task:
     turns: Callable[[StoryRequest, Language], tuple[Turn, ...]]
 
     def constraint(self, request: StoryRequest, brief: bool = False) -> Constraint:
-        """The answer's grammar; with `brief`, the one that a machine short of time writes with: a part of it. Raises BadInput
+        """The answer's grammar; with `brief`, the one that a machine short of time writes with. Raises BadInput
         if the request lacks what the task needs."""
         for stage in self.needs:
             if getattr(request, stage) is None:

@@ -16,7 +16,7 @@ SCHEMA = Object(
         ("title", Text(2, 60)),
         ("genre", Text(2, 40)),
         ("setting", Text(300, 520, accept=(300, MAX_ACCEPTED_CHARS), sentences=True)),
-        ("core_conflict", Text(150, 200, accept=(150, MAX_ACCEPTED_CHARS), sentences=True)),
+        ("core_conflict", Text(150, 300, accept=(150, MAX_ACCEPTED_CHARS), sentences=True)),
         ("themes", Array(Text(2, 30), 3, 5, accept=(3, MAX_ACCEPTED_ITEMS))),
         ("tone", Text(2, 60)),
         ("target_audience", Text(2, 80)),

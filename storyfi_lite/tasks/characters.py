@@ -1,4 +1,7 @@
-"""Five characters for a blueprint. Ids, and who relates to whom, are fixed by the grammar: the model spends no token on them."""
+"""Five characters for a blueprint. Ids, and who relates to whom, are fixed by the grammar: the model spends no token on them.
+
+A background is written with 120 characters or more, where the network's scorer pays most (docs/network.md); with 40, if time is short.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def _character(id: str) -> Object:
             ("id", Const(id)),
             ("name", Text(2, 40)),
             ("archetype", Text(2, 40)),
-            ("background", Text(40, 240, sentences=True)),
+            ("background", Text(120, 280, sentences=True, brief_min_chars=40)),
             ("motivation", Text(20, 160, sentences=True)),
             ("skills", Array(Text(2, 40), 3, 5)),
             ("personality_traits", Array(Text(2, 30), 3, 5)),
