@@ -96,7 +96,7 @@ def figures(structure: float, content: float, flow: float, chars: int) -> dict[s
 ROWS: list[tuple[str, Callable[..., dict[str, float]], tuple[Any, ...]]] = [
     *((f"blueprint {lang}: setting {s}, conflict {c}, themes {t}", blueprint, (lang, s, c, t))
       for lang in ("en", "zh")
-      for s, c, t in ((300, 150, 3), (330, 150, 3), (400, 150, 3), (400, 200, 3), (500, 200, 3), (501, 201, 3), (300, 150, 6))),
+      for s, c, t in ((300, 150, 3), (330, 150, 3), (400, 150, 3), (400, 200, 3), (400, 250, 3), (500, 200, 3), (501, 201, 3), (300, 150, 6))),
     *((f"characters {lang}: background {b}", characters, (lang, b)) for lang in ("en", "zh") for b in (40, 80, 120, 160, 240)),
 ]  # fmt: skip
 

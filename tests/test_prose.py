@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from storyfi_lite import tasks
 from storyfi_lite.errors import GrammarError
-from storyfi_lite.grammar.prose import Cursor, Items, Prose, Row, Rows, Words, ends_a_sentence, need_tokens, values
+from storyfi_lite.grammar.prose import (
+    Cursor,
+    Items,
+    Prose,
+    Row,
+    Rows,
+    Words,
+    alphabets_of,
+    ends_a_sentence,
+    need_tokens,
+    values,
+)
 from storyfi_lite.grammar.script import one_turn
 from storyfi_lite.tasks.base import told
 from tests.stories import example, request_for
@@ -81,6 +92,24 @@ def test_no_character_is_begun_that_a_label_cannot_have(before: str, begun: byte
 
 
 @pytest.mark.parametrize(
+    ("asked", "written", "refused"),
+    [
+        ("a café by the sea", "The café closes.", ["Она", "海", "ℳ"]),
+        ("a ship called Ελένη", "The Ελένη sails.", ["Она"]),
+        ("一个守灯塔的人", "灯塔很高。He said OK.", ["Она", "바다", "うみ"]),
+        ("灯台を守るひと", "海が話す。「カモメ」", ["바다"]),
+        ("등대를 지키는 사람", "바다가 말한다.", ["海"]),
+    ],
+)
+def test_a_text_has_the_letters_of_what_was_asked_and_latin_ones(asked: str, written: str, refused: list[str]) -> None:
+    cursor = Cursor((Row("", Prose(5, 200)),), alphabets_of(asked))
+    assert advanced(cursor, written.encode())
+    for text in refused:
+        assert advanced(cursor, text.encode()) is None, text
+    assert advanced(cursor, "Она".encode()[:1]) is None  # no byte of what could not be finished
+
+
+@pytest.mark.parametrize(
     ("text", "whole"),
     [
         ("It rains.", True), ("Is it raining?", True), ("It rains…", True), ("She said: “It rains.”", True), ("下雨了。", True),
@@ -99,6 +128,9 @@ def test_where_a_sentence_ends(text: str, whole: bool) -> None:
         "* The ship sails away.",
         "The **ship** sails away.",
         "It was 19322 in all there.",
+        "It was 1932, 1989, 1990 in all there.",
+        "The sea, the ship, the storm, the night, the rocks, the waves, the wind, the sand, the salt, the cold.",
+        "She was ½ a year old.",
     ],
 )
 def test_what_prose_refuses(text: str) -> None:

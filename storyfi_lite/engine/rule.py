@@ -6,7 +6,8 @@ that. Both run this code, so they agree. Knows logits and token ids; nothing of 
 An answer is the tokens of all turns; each turn ends with the vocabulary's end token, which is not decoded: what comes next
 is the end of the turn as the chat template spells it, and the next turn's words. At each position, in this order:
   1. labels, and an end where nothing else may come, are taken as they are;
-  2. the logits are lowered by the repetition penalty; all ways to end a line count as one; an end gains `pressure`;
+  2. the logits are lowered by the repetition penalty, to which our instructions count as said; all ways to end a line count as
+     one; an end gains `pressure`;
   3. a token is allowed if the turn's rules have it (grammar/prose.py) and, after it, the rest can surely be closed within the
      turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
@@ -77,13 +78,21 @@ class ChoiceRule:
 
     def _begin_turn(self) -> None:
         if not self.piece:
-            self._repetition = Repetition(self._params)
+            self._repetition = self._of_instructions()
         pieces = self._script.pieces[self.piece :]
-        self._cursor = Cursor(pieces[0].rows)
+        self._cursor = Cursor(pieces[0].rows, self._script.alphabets)
         needs = [need_tokens(piece.rows) for piece in pieces]
         longest = [bound_tokens(piece.rows) for piece in pieces]
         spare = self._max_tokens - len(self.tokens) - sum(needs)
         self._turn_ends_at = len(self.tokens) + needs[0] + spare * longest[0] // sum(longest)
+
+    def _of_instructions(self) -> Repetition:
+        """Begins with our own words, so that what copies them is a repeat."""
+        repetition = Repetition(self._params)
+        for text in (self._script.system, *(piece.ask for piece in self._script.pieces)):
+            for token in (*self._vocabulary.tokenize(text, special=False), self.end):
+                repetition.append(token, begins_word=False)
+        return repetition
 
     @property
     def end(self) -> int:

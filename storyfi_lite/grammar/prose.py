@@ -8,9 +8,11 @@ The rules of a text, beside its length in characters (Unicode code points):
 
   whole sentences  end only where a sentence ends: after . ! ? … 。 ！ ？, and the quotes and brackets that close after it;
                    quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last;
-                   begin with a letter, a digit or an opening quote; at most two numbers stand in a sentence (`NUMBERS`)
+                   begin with a letter, a digit or an opening quote; at most two numbers in a hundred characters, and eight
+                   commas and the like in a sentence
   a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
-  both             no two spaces in a row; at most four digits in a row; no sign of a markup language
+  both             letters of the scripts that the request is written in, and Latin; of other signs punctuation alone, and none of
+                   a markup language; no two spaces in a row; at most four digits in a row
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import codecs
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.schema import FORBIDDEN
@@ -31,7 +33,9 @@ WORD_CHARS = 12  # room for the rest of a word
 WIDE = 3
 PRESSURE_CHARS = 80  # so near the maximum a sentence is pressed to end
 PRESSURE_NATS = 7.0  # what that is worth in the last character of the room
-NUMBERS = 2  # in a sentence
+NUMBERS_CHARS = 100  # in so many at most two numbers begin
+MAX_PAUSES = 8  # in a sentence
+PAUSES = ",;:，、；：–—-"  # a hyphen, if a space stands before it
 
 TERMINATORS = ".!?…。！？"
 _PAIRS = {'"': '"', "“": "”", "「": "」", "『": "』", "（": "）", "(": ")", "《": "》", "«": "»"}
@@ -149,16 +153,45 @@ def is_wide(char: str) -> bool:
     )
 
 
+Alphabets = frozenset[str]
+_JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK"})
+
+
+@lru_cache(maxsize=65536)
+def _alphabet(letter: str) -> str:
+    """Return the first word of the letter's name in Unicode, which names its script."""
+    return unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+
+
+def alphabets_of(text: str) -> Alphabets:
+    """Return the scripts of a text's letters, and Latin, in which every language may write a name."""
+    found = frozenset(_alphabet(char) for char in text if char.isalpha()) | {"LATIN"}
+    return found | _JAPANESE if found & {"HIRAGANA", "KATAKANA"} else found
+
+
+def is_of(text: str, alphabets: Alphabets) -> bool:
+    """Return whether a text holds nothing but letters of these scripts (of any, if none is named), digits, punctuation and signs of
+    currencies."""
+    return all(not alphabets or _alphabet(char) in alphabets if char.isalpha() else _is_plain(char) for char in text)
+
+
+@lru_cache(maxsize=65536)
+def _is_plain(sign: str) -> bool:
+    kind = unicodedata.category(sign)
+    return kind[0] in "MPZ" or kind in ("Nd", "Sc") or sign == "〇"
+
+
 class Cursor:
-    """Follows one turn. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
+    """Follows one turn, in letters of `alphabets`. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_chars", "_count", "_ended", "_form", "_items", "_numbers", "_open", "_partial", "_row", "_rows", "_seen", "_tail", "_text",
+        "_alphabets", "_chars", "_count", "_ended", "_form", "_items", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_seen", "_tail", "_text",
         "_wide", "done", "literal",
     )  # fmt: skip
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, alphabets: Alphabets = frozenset()) -> None:
         self._rows = rows
+        self._alphabets = alphabets
         self._row = 0
         self.done = False
         self._begin_row()
@@ -184,7 +217,8 @@ class Cursor:
         self._tail = ""  # the last characters, the space before the text included
         self._text = ""  # of an item, to tell it from the others
         self._ended = False  # a terminator, then nothing but closing quotes and brackets
-        self._numbers = 0  # in this sentence
+        self._pauses = 0  # in this sentence
+        self._numbers = (-NUMBERS_CHARS, -NUMBERS_CHARS)  # where the last two began
         self._open = ""  # what must be closed, innermost last
         self._wide = False
 
@@ -283,7 +317,7 @@ class Cursor:
         """Return what the character that begins with these bytes may lead to, each way as the number of characters that then end
         the text, and what is open. The character may be any; what closes the innermost quote; or a …."""
         if not self.is_prose:
-            return [(0 if partial in _beginnings(False) else 1, "")]
+            return [(0 if _may_become(partial, self._alphabets, begins_text=True) else 1, "")]
         opened = self._open
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
@@ -327,13 +361,14 @@ class Cursor:
         if self.literal:
             self._expect(self.literal.encode().startswith(pending))
             return
-        self._expect(self._chars > 0 or pending in _beginnings(self.is_prose))
+        self._expect(_may_become(pending, self._alphabets, not self._chars, self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
 
     def _run(self, text: str) -> None:
         """Take letters, behind a space or not, at once: most tokens are such."""
+        self._expect(text.isascii() or is_of(text, self._alphabets))
         if text[0] == " ":
             self._space()
         self._ended = False
@@ -370,6 +405,7 @@ class Cursor:
         self._begin_row()
 
     def _write(self, char: str) -> None:
+        self._expect(is_of(char, self._alphabets))
         if not self._chars:
             self._expect(_may_begin(char, self.is_prose) or (self.is_prose and char in _PAIRS))
         if self.is_prose:
@@ -387,7 +423,7 @@ class Cursor:
         self._expect(not _NO_PROSE.match(char))
         ended = False
         last = self._tail[-1:]
-        self._count_number(char, last)
+        self._pace(char, last)
         if char == " ":
             self._space()
         elif char in TERMINATORS:
@@ -406,15 +442,20 @@ class Cursor:
             self._expect(char not in "-–—," or self.room > WORD_CHARS)
         self._signs(char)
         self._ended = ended
+        if ended:
+            self._pauses = 0
         self._wide = is_wide(char) or (self._wide and not char.isalnum())
         self._append(char)
 
-    def _count_number(self, char: str, last: str) -> None:
-        if self._ended and (char == " " or is_wide(last)):
-            self._numbers = 0
+    def _pace(self, char: str, last: str) -> None:
+        """Bound pauses in a sentence, and numbers."""
+        if char in PAUSES and (char != "-" or last == " "):
+            self._expect(self._pauses < MAX_PAUSES)
+            self._pauses += 1
         if char.isdigit() and not last.isdigit():
-            self._expect(self._numbers < NUMBERS)
-            self._numbers += 1
+            width = WIDE if self._wide else 1
+            self._expect((self._chars - self._numbers[0]) * width >= NUMBERS_CHARS)
+            self._numbers = (self._numbers[1], self._chars)
 
     def _terminates(self, char: str) -> bool:
         """Take the end of a sentence, which may stand where the text may end or another sentence has room."""
@@ -456,11 +497,17 @@ def _may_begin(char: str, of_prose: bool) -> bool:
     return char.isalnum() if of_prose else char.isalpha()
 
 
-@cache
-def _beginnings(of_prose: bool) -> frozenset[bytes]:
-    """Return the first bytes, but not all, of the UTF-8 of every character that may begin a text, quotes and brackets apart."""
-    spelled = [char.encode() for char in map(chr, range(0x80, 0x110000)) if _may_begin(char, of_prose)]
-    return frozenset(character[:length] for character in spelled for length in range(1, len(character)))
+@lru_cache(maxsize=4096)
+def _may_become(beginning: bytes, alphabets: Alphabets, begins_text: bool = False, of_prose: bool = False) -> bool:
+    """Return whether a character with these first bytes is of the alphabets, and may begin such a text if it has to."""
+    size = _character_bytes(beginning)
+    code = beginning[0] & (0x7F >> size)
+    for byte in beginning[1:]:
+        code = code << 6 | byte & 0x3F
+    missing = 6 * (size - len(beginning))
+    codes = range(max(code << missing, (0x80, 0x800, 0x10000)[size - 2]), min((code + 1) << missing, 0x110000))
+    chars = (chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+    return any(is_of(char, alphabets) and (not begins_text or _may_begin(char, of_prose)) for char in chars)
 
 
 def _character_bytes(beginning: bytes) -> int:

@@ -13,7 +13,18 @@ from operator import getitem
 from typing import Any
 
 from storyfi_lite.errors import GrammarError
-from storyfi_lite.grammar.prose import LIST_COMMA, Form, Items, Prose, Row, Rows, bound_tokens, need_tokens, values
+from storyfi_lite.grammar.prose import (
+    LIST_COMMA,
+    Alphabets,
+    Form,
+    Items,
+    Prose,
+    Row,
+    Rows,
+    bound_tokens,
+    need_tokens,
+    values,
+)
 from storyfi_lite.grammar.schema import Array, Const, Node, Object, Open, Text, Tuple, dump
 
 Path = tuple[str | int, ...]
@@ -38,13 +49,14 @@ class Piece:
 class Script:
     """Holds all turns of one answer. `system` opens every conversation of a task and language; `material` is what the request
     brings, and stands before the first turn's words. `version` names the script, and ends with a hash of its words
-    (tasks/base.py)."""
+    (tasks/base.py). `alphabets`: the scripts of its letters (prose.py)."""
 
     version: str
     system: str
     material: str
     pieces: tuple[Piece, ...]
     schema: Object
+    alphabets: Alphabets = frozenset()
     think_tokens: int = 0
 
     def thinking(self, tokens: int | None) -> Script:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.prose import Form, Items, Prose, Row, Words
+from storyfi_lite.grammar.prose import Form, Items, Prose, Row, Words, alphabets_of
 from storyfi_lite.grammar.schema import Array, Node, Object, Text, as_brief, dump
 from storyfi_lite.grammar.script import Path, Piece, Script, text_at
 from storyfi_lite.protocol.messages import StoryRequest
@@ -83,7 +83,8 @@ class Task:
             )
             for turn in turns
         )
-        return Script(version, SYSTEM[language], self.told(request, language), pieces, schema)
+        told = self.told(request, language)
+        return Script(version, SYSTEM[language], told, pieces, schema, alphabets_of(request.user_input))
 
     def messages(self, request: StoryRequest) -> Messages:
         """The prompt for an API. Raises BadInput if the input cannot be put into one."""
