@@ -62,11 +62,16 @@ def finished(cursor: Cursor) -> Cursor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from(list(ROWS)), st.integers(0, 200))
+@given(
+    st.randoms(use_true_random=False),
+    st.sampled_from(list(ROWS)),
+    st.sampled_from(["", "sea", "海"]),
+    st.integers(0, 200),
+)
 def test_from_any_point_a_text_closes_within_what_is_said_to_suffice(
-    rng: random.Random, which: str, steps: int
+    rng: random.Random, which: str, asked: str, steps: int
 ) -> None:
-    cursor = Cursor(ROWS[which])
+    cursor = Cursor(ROWS[which], alphabets_of(asked) if asked else frozenset())
     assert cursor.need_tokens == need_tokens(ROWS[which])
     for _ in range(steps):
         data = rng.choice(PARTS).encode()

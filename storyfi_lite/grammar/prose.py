@@ -154,7 +154,7 @@ def is_wide(char: str) -> bool:
 
 
 Alphabets = frozenset[str]
-_JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK"})
+_JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 
 
 @lru_cache(maxsize=65536)
@@ -178,7 +178,7 @@ def is_of(text: str, alphabets: Alphabets) -> bool:
 @lru_cache(maxsize=65536)
 def _is_plain(sign: str) -> bool:
     kind = unicodedata.category(sign)
-    return kind[0] in "MPZ" or kind in ("Nd", "Sc") or sign == "〇"
+    return kind[0] in "MPZ" or kind == "Sc" or sign in "0123456789〇"
 
 
 class Cursor:
