@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -115,6 +116,7 @@ def replay(path: Path, answers: Path, count: int, threads: int) -> dict[str, Any
         ModelOptions(path=path, n_threads=threads)
     )
     loaded_s, read_loading = time.perf_counter(), bytes_read()
+    most = MostOwnBytes()
     found = [one for _, one in prover.replay_all([(REQUEST, response) for response in responses])]
     done_s, read_replaying = time.perf_counter(), bytes_read()
     assert len(found) == count and not any(one.refuted for one in found), found
@@ -122,8 +124,8 @@ def replay(path: Path, answers: Path, count: int, threads: int) -> dict[str, Any
     return {
         "answers": count, "load_s": round(loaded_s - started_s, 2), "replay_s": round(done_s - loaded_s, 2),
         "load_read_bytes": read_loading - read, "replay_read_bytes": read_replaying - read_loading,
-        "mapped": settings.mapped, "n_batch": settings.n_batch,
-        "positions": sum(len(one.leads) for one in found), "own_bytes": own_bytes(),
+        "mapped": settings.mapped, "batches": f"{settings.n_contexts} x {settings.n_batch}",
+        "positions": sum(len(one.leads) for one in found), "own_bytes": most.stop(),
     }  # fmt: skip
 
 
@@ -133,10 +135,23 @@ def bytes_read() -> int:
     return int(rows["read_bytes"])
 
 
-def own_bytes() -> int:
-    """Memory that the file's pages are no part of."""
-    rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(rows["RssAnon"].split()[0]) << 10
+class MostOwnBytes(Thread):
+    """Looks how much memory this process takes, the file's pages left out, and keeps the most."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._found, self._over = 0, Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+            self._found = max(self._found, int(rows["RssAnon"].split()[0]) << 10)
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return self._found
 
 
 # --- control groups ---------------------------------------------------------------------------------------------------
@@ -211,7 +226,7 @@ def report(given: argparse.Namespace, size: int, disk_s: float, rows: list[dict[
         "of the disk's",
         "group's peak, MiB",
         "own, MiB",
-        "batch",
+        "batches in step, tokens",
     )
     title = f"{size / 1e9:.2f} GB, {given.memory_gb:g} GiB of memory, plain read {disk_s:.1f} s ({size / disk_s / 1e6:.0f} MB/s)"
     table = Table(*names, title=title)
@@ -221,7 +236,7 @@ def report(given: argparse.Namespace, size: int, disk_s: float, rows: list[dict[
             str(row["answers"]), f"{row['load_s']:.1f}", f"{row['load_read_bytes'] / size:.2f}",
             f"{row['replay_s']:.1f}", f"{row['replay_read_bytes'] / size:.2f}", f"{row['over_disk']:.2f}",
             f"{row['peak_bytes'] / 2**20:.0f}", f"{row['own_bytes'] / 2**20:.0f}",
-            f"{row['n_batch']}{'' if row['mapped'] else ', in RAM'}",
+            f"{row['batches']}{'' if row['mapped'] else ', in RAM'}",
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 140).print(table)
     print(json.dumps({"file_bytes": size, "memory_gb": given.memory_gb, "disk_s": round(disk_s, 2), "rows": rows}))

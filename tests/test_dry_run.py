@@ -106,6 +106,19 @@ def test_weights_that_stay_in_the_file_take_no_memory(small_model_path: Path) ->
     assert mapped[-1].output_bytes == 512 * held[-1].output_bytes and mapped[-1].kv_bytes == held[-1].kv_bytes
 
 
+def test_of_batches_in_step_one_at_a_time_holds_logits(small_model_path: Path) -> None:
+    """llama.cpp's own figures, and the formula that plans by them."""
+    one = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
+    alone, ten = (measured(small_model_path, replace(one, n_contexts=count)) for count in (1, 10))
+    assert ten.kv_bytes == 10 * alone.kv_bytes and ten.output_bytes == alone.output_bytes == 1024 * 49152 * 4
+    assert ten.compute_bytes < 3 * alone.compute_bytes
+    header = read_local(small_model_path)
+    arch = architecture(header, "small.gguf")
+    loads = weights.from_header(header, arch.block_count)
+    planned = memory.demand(arch, loads, replace(one, n_contexts=10), 0)[-1]
+    assert 0 <= planned.buffer_bytes - ten.buffer_bytes < 160 * MIB
+
+
 def test_a_damaged_file_is_refused_before_it_is_loaded(small_model_path: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(small_model_path.read_bytes()[: 40 << 20])

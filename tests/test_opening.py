@@ -379,6 +379,7 @@ def test_a_prover_without_memory_for_a_file_leaves_the_weights_in_it(
     opener = LocalOpener(Notices(lambda *_: None, notes.append), REGISTRY, hardware)
     opener.prover_of(spec, spec.file("IQ4_XS"), Path("x.gguf"))
     assert given[0].mapped and given[0].n_ubatch == given[0].n_batch >= 1024 and given[0].n_gpu_layers >= layers
+    assert bool(gpu_gb) == (given[0].n_contexts == 1)  # several batches share one reading of the file
     assert "the weights stay in the file" in notes[0]
 
 

@@ -65,16 +65,17 @@ def test_a_mixture_with_experts_in_ram_is_proven(tmp_path: Path) -> None:
     assert verdict.status == "proven", verdict
 
 
-def test_answers_replayed_in_one_batch_from_the_file_are_judged_as_if_alone(
-    prover: Prover, honest: StoryResponse, small_model_path: Path
+@pytest.mark.parametrize(("width", "n_contexts"), [(1024, 1), (512, 2), (256, 5)])
+def test_answers_replayed_together_from_the_file_are_judged_as_if_alone(
+    prover: Prover, honest: StoryResponse, small_model_path: Path, width: int, n_contexts: int
 ) -> None:
-    """Three sequences over one prompt, the weights mapped: an honest answer, one under another seed, one cut off."""
+    """An honest answer, one under another seed, one cut off, the weights mapped: in one batch over one prompt, in two batches that
+    go through the layers in step, and in five where each has too little room."""
     assert honest.tokens is not None
     other, cut = changed(honest, {"seed": SEED + 1}), changed(honest, tokens=honest.tokens[:-3])
-    layout = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
+    layout = EngineSettings(n_ctx=width, n_batch=width, n_ubatch=width, n_threads=1, mapped=True, n_contexts=n_contexts)
     with Prover(small_model_path, layout) as mapped:
         found = dict(mapped.replay_all([(REQUEST, one) for one in (honest, other, cut, honest)]))
-        assert mapped._held is not None and mapped._held[0].n_ctx <= 1032  # what was planned, if that is enough
     alone = prover.replay(REQUEST, honest)
     for one in (found[0], found[3]):
         assert one.refuted is None and one.mean_margin == pytest.approx(alone.mean_margin, abs=0.01)

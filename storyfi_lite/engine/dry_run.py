@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +57,19 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
         return None
     breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
     gpus = [device.handle for device in devices.gpus()]
-    with _quiet(), closing(Model(path, settings, dry_run=True)) as model, closing(Context(model, settings)) as context:
+    with _quiet(), closing(Model(path, settings, dry_run=True)) as model:
         found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.logit_rows)]
-        buffers = breakdown(context.handle)
-        if (buffers.root or 0) < _PAGE_BYTES:  # another C++ library's map, with its size here
-            return None
-        for node in _nodes(buffers.root):
-            device = devices.of_buffer_type(node.buffer_type)
-            need = Demand(node.model_bytes, node.context_bytes, node.compute_bytes)
-            if settings.mapped and device not in gpus:
-                need = replace(need, weights_bytes=0)
-            found[gpus.index(device) if device in gpus else -1] += need
+        others = [(1, settings.n_contexts - 1)] if settings.n_contexts > 1 else []  # in step, and without logits
+        for n_outputs, count in [(0, 1), *others]:
+            with closing(Context(model, settings, n_outputs=n_outputs)) as context:
+                buffers = breakdown(context.handle)
+                if (buffers.root or 0) < _PAGE_BYTES:  # another C++ library's map, with its size here
+                    return None
+                for node in _nodes(buffers.root):
+                    device = devices.of_buffer_type(node.buffer_type)
+                    held = 0 if n_outputs or (settings.mapped and device not in gpus) else node.model_bytes
+                    need = Demand(held, node.context_bytes * count, node.compute_bytes * count)
+                    found[gpus.index(device) if device in gpus else -1] += need
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,9 +174,17 @@ class Feed:
 
 class Context:
     """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each. With `n_sequences`: so many sequences have all
-    cells together, and may share tokens."""
+    cells together, and may share tokens. `n_outputs`: of so many of a batch's tokens logits are wanted at most; 0: of all.
+    `after_layer` is called once a layer is computed, of weights that stay in their file."""
 
-    def __init__(self, model: Model, settings: EngineSettings, n_sequences: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: EngineSettings,
+        n_sequences: int = 0,
+        n_outputs: int = 0,
+        after_layer: Callable[[], None] = lambda: None,
+    ) -> None:
         if model.metadata("general.architecture") == "phi3" and settings.kv_type != "f16" and settings.n_slots > 1:
             # llama.cpp aborts the whole process here: its graph outgrows its own limit (seen in 0.3.36)
             raise BadInput("phi3 with a quantized KV cache runs in one slot only; use f16, or one slot")
@@ -189,6 +198,7 @@ class Context:
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPE_IDS[settings.kv_type]
         params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
+        params.n_outputs_max = n_outputs
         params.kv_unified = bool(n_sequences)  # else a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True
         self._vocabulary_size = model.vocabulary.size
@@ -197,7 +207,7 @@ class Context:
         if settings.mapped:
             # llama.cpp counts the output as a layer, and puts it there first
             on_host = model.n_layers + 1 - settings.n_gpu_layers
-            self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)))
+            self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)), after_layer)
             self._handles.callback(self._read_ahead.close)
             params.cb_eval = self._read_ahead.callback
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ _LAYERS_OUTPUT = re.compile(rb"l_out-(\d+)")  # llama.cpp's name for what a laye
 
 class ReadAhead:
     """`callback` is for llama.cpp's context, which calls it as it computes; `start` comes before each batch. Only for a file of one
-    part, on a system that takes such hints; elsewhere nothing is read ahead. Close it after the context."""
+    part, on a system that takes such hints; elsewhere nothing is read ahead. `after_layer` is called once a layer is computed. Close it
+    after the context."""
 
-    def __init__(self, path: Path, n_layers_on_host: int) -> None:
+    def __init__(self, path: Path, n_layers_on_host: int, after_layer: Callable[[], None]) -> None:
+        self._after_layer = after_layer
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._computed)
         self._name = devices.ggml().ggml_get_name
         self._ranges: list[tuple[int, int]] = []
@@ -49,6 +52,7 @@ class ReadAhead:
         layer = _LAYERS_OUTPUT.fullmatch(self._name(tensor))
         if layer and not is_asked:
             self._read(int(layer[1]) + LAYERS_AHEAD)
+            self._after_layer()
         return bool(layer) or not is_asked
 
     def _read(self, layer: int) -> None:

@@ -7,18 +7,23 @@ and grammar choose; what that proves is for validator/proof.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 
-from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.in_step import in_step
+from storyfi_lite.engine.model import Context, Feed, Model
 from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import EngineError, GrammarError
 
 MAX_MARGIN = 5.0  # nats; one position must not decide a mean
+MAX_TOGETHER = 64  # answers on one context
+SPARE_CELLS = 8
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,9 @@ class Replayer:
     def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
         """Replays all answers, those to one request together; yields each one's place in `answers` with what was found. The
         context has cells for the longest. Raises EngineError if llama.cpp fails."""
-        order = sorted(range(len(answers)), key=lambda at: answers[at].opening)
-        while order:
-            count = self._fitting([answers[at] for at in order[: self._context.n_sequences]])
-            chosen, order = order[:count], order[count:]
-            self._replay_together([answers[at] for at in chosen])
-            yield from ((at, answers[at].judge.result()) for at in chosen)
-
-    def _fitting(self, answers: list[GivenAnswer]) -> int:
-        """How many of the first answers the cells hold; at least 1."""
-        count = 1
-        while count < len(answers):
-            shared = len(_shared(answers[: count + 1]))
-            if shared + sum(len(one.fed) - shared for one in answers[: count + 1]) > self._context.n_cells:
-                break
-            count += 1
-        return count
+        for places in _groups(answers, self._context.n_cells, self._context.n_sequences):
+            self._replay_together([answers[at] for at in places])
+            yield from ((at, answers[at].judge.result()) for at in places)
 
     def _replay_together(self, answers: list[GivenAnswer]) -> None:
         shared = _shared(answers)
@@ -116,6 +108,49 @@ class Replayer:
                     self._context.forget(every)
                 return 0
         return kept
+
+
+class StepReplayer:
+    """Replays answers with weights that stay in their file: in as many contexts at once as were planned, which go through the
+    layers in step, so that the file is read as seldom as can be."""
+
+    def __init__(self, model: Model, settings: EngineSettings) -> None:
+        self._model, self._settings = model, settings
+
+    def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
+        """As Replayer's. An answer for which a context has too few cells gets larger contexts, and fewer of them."""
+        planned = self._settings
+        cells = max(planned.n_ctx, *(len(one.fed) + SPARE_CELLS for one in answers))
+        at_once = max(1, planned.n_contexts * planned.n_ctx // cells)
+        share = sum(len(one.fed) for one in answers) // at_once
+        groups = list(_groups(answers, min(cells, max(planned.n_batch, share)), MAX_TOGETHER))
+        for start in range(0, len(groups), at_once):
+            works = [partial(self._replay, answers, places, cells) for places in groups[start : start + at_once]]
+            for found in in_step(works):
+                yield from found
+
+    def _replay(
+        self, answers: Sequence[GivenAnswer], places: list[int], n_ctx: int, after_layer: Callable[[], None]
+    ) -> list[tuple[int, Replay]]:
+        settings = replace(self._settings, n_ctx=n_ctx)
+        with closing(Context(self._model, settings, len(places), after_layer=after_layer)) as context:
+            found = Replayer(context).replay_all([answers[at] for at in places])
+            return [(places[which], replay) for which, replay in found]
+
+
+def _groups(answers: Sequence[GivenAnswer], cells: int, most: int) -> Iterator[list[int]]:
+    """The places of the answers, those to one request together: as many at a time as so many cells hold, at least one."""
+    order = sorted(range(len(answers)), key=lambda at: answers[at].opening)
+    while order:
+        count = 1
+        while count < min(len(order), most):
+            group = [answers[at] for at in order[: count + 1]]
+            shared = len(_shared(group))
+            if shared + sum(len(one.fed) - shared for one in group) > cells:
+                break
+            count += 1
+        yield order[:count]
+        order = order[count:]
 
 
 def _shared(answers: list[GivenAnswer]) -> list[int]:

@@ -17,7 +17,8 @@ class EngineSettings:
     """Filled by the placement. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores.
 
     `mapped`: weights on the host are read from the file as they are needed, and neither copied nor repacked, so that the file may
-    be larger than the RAM. For replays, which need each weight once a batch; writing reads the whole file for each token."""
+    be larger than the RAM. For replays, which need each weight once a batch; writing reads the whole file for each token.
+    `n_contexts`: of these replays, so many batches share one reading (in_step.py), each in a context of its own."""
 
     n_ctx: int = 4096
     n_slots: int = 1
@@ -30,6 +31,7 @@ class EngineSettings:
     tensor_split: tuple[float, ...] = ()
     experts_in_ram: int = 0  # the first so many layers keep their experts' tensors in RAM
     mapped: bool = False
+    n_contexts: int = 1
 
     @property
     def logit_rows(self) -> int:

@@ -2,7 +2,7 @@
 
 For each type of keys and values and each number of slots: all on the GPU; else a mixture's experts to RAM, as few as need be;
 else fewer layers on the GPU. Layers go to the GPUs by free memory; to the fastest one alone if it holds them all. Where
-the weights may stay in the file, the widest batch that fits is taken: it is what one pass over the file serves.
+the weights may stay in the file, the batches are taken that have most tokens in one pass over it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 MAPPED_BATCHES = (8192, 4096, 2048, 1024, 512, 256)  # tokens
+A_PASS_TOKENS = 32768  # 64 answers of the longest kind but chapters
+UNFILLED_TOKENS = 256  # of a batch: the next answer would not fit
 UNASKED_KV_TYPES = KV_TYPES[:2]  # q4_0 costs answers their quality, and is for step_down's last resort
 MAX_SLOTS = 8
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
@@ -72,14 +74,23 @@ class Fitter:
     def layouts(self, base: EngineSettings) -> Iterator[EngineSettings]:
         """Yield the settings that fit and may be the best: with each number of slots, one first, and each type of keys and values, as
         much as fits on the GPUs. Whole with f16, the same with q8_0 is no better."""
-        widths = (
-            replace(base, n_batch=width, n_ubatch=width, n_ctx=max(width, base.n_ctx)) for width in MAPPED_BATCHES
-        )
-        for wide in widths if base.mapped else [base]:
+        for wide in self._mapped(base) if base.mapped else [base]:
             fits = [fit for n_slots in self._slots for fit in self._with_slots(replace(wide, n_slots=n_slots))]
             yield from fits
             if fits:
                 return
+
+    def _mapped(self, base: EngineSettings) -> Iterator[EngineSettings]:
+        """Yield the batches that may share one reading of the file, those that hold most answers first; on the CPU alone several in
+        step."""
+        shapes = [
+            (width, count)
+            for width in MAPPED_BATCHES
+            for count in range(1, 2 if self._gpus else 1 + A_PASS_TOKENS // width)
+        ]
+        for width, count in sorted(shapes, key=lambda shape: ((UNFILLED_TOKENS - shape[0]) * shape[1], -shape[0])):
+            n_ctx = max(width, base.n_ctx // count)
+            yield replace(base, n_batch=width, n_ubatch=width, n_ctx=n_ctx, n_contexts=count)
 
     def _with_slots(self, base: EngineSettings) -> Iterator[EngineSettings]:
         for kv in self._kv_types:

@@ -52,7 +52,8 @@ def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int | No
 
 def _kv_bytes(arch: Architecture, settings: EngineSettings, heads: int) -> int:
     values = heads * (arch.key_length + arch.value_length)
-    return int(values * KV_BYTES[settings.kv_type]) * cells_per_slot(settings) * settings.n_slots
+    cells = cells_per_slot(settings) * settings.n_slots * settings.n_contexts
+    return int(values * KV_BYTES[settings.kv_type]) * cells
 
 
 def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpus: int) -> list[Demand]:
@@ -93,6 +94,7 @@ def _compute_bytes(
 
     It is the sum of what lasts (masks, activations that go from device to device) and the larger of what one layer holds at once
     and the logits. The first GPU also computes layers that lie in RAM: it holds copies of a matrix and of a layer's keys and values.
+    Contexts that go through the layers in step all hold what a layer takes, and one at a time the logits.
     """
     used = sorted(set(devices) - {-1})
     if device >= 0 and device not in used:
@@ -103,7 +105,7 @@ def _compute_bytes(
     helps = bool(used) and device == used[0] and (in_ram or settings.experts_in_ram > 0)
     has_layers = device in devices[:-1] or helps
     lasting = _mask_bytes(arch, settings) if has_layers or device == -1 else 0
-    phase = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
+    phase = layer = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
     if device == devices[-1]:
         phase = max(phase, row * arch.vocab_size + hidden * (3 if helps else 1))
     if helps:
@@ -112,7 +114,8 @@ def _compute_bytes(
         phase += max(copied, weights.largest_dense_bytes) + kv_layer_bytes(arch, settings) if in_ram else copied
     lasting += hidden * (1 + (device == -1) + (len(set(devices)) > 1 or settings.experts_in_ram > 0))
     pipelined = len(used) > 1 and not in_ram and not settings.experts_in_ram
-    return lasting * (PIPELINE_COPIES if pipelined else 1) + phase + SLACK_BYTES
+    others = (settings.n_contexts - 1) * (lasting + layer + SLACK_BYTES)
+    return lasting * (PIPELINE_COPIES if pipelined else 1) + phase + SLACK_BYTES + others
 
 
 def _mask_bytes(arch: Architecture, settings: EngineSettings) -> int:

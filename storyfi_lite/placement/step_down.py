@@ -1,7 +1,7 @@
 """Chooses the next smaller layout after a load ran out of memory, because another program took it or the plan was wrong.
 
-One step at a time: one slot, of a file that is replayed from the disk a narrower batch, quantized keys and values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context
-(never below what the tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
+One step at a time: one slot; of a file that is replayed from the disk fewer batches in step, a narrower batch; quantized keys and
+values, a mixture's experts to RAM, fewer layers on the GPU, a shorter context (never below what the tasks need), then a coarser file of the same model that is here. Never another model: the claim must stay true.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
     step = max(1, round(blocks * LAYERS_A_STEP))
     if settings.n_slots > 1:
         return replace(settings, n_slots=1), "one request at a time"
+    if settings.n_contexts > 1:
+        return replace(settings, n_contexts=settings.n_contexts // 2), "half as many batches in step"
     if settings.mapped and settings.n_batch > MAPPED_BATCHES[-1]:
         width = settings.n_batch // 2
         return replace(settings, n_batch=width, n_ubatch=width), f"batches of {width} tokens"

@@ -21,11 +21,10 @@ from storyfi_lite.validator.verify import same_answer, sampling
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
-    from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer
+    from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer, StepReplayer
     from storyfi_lite.engine.settings import EngineSettings
 
 SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a context has no cells for more
-MAX_TOGETHER = 64  # answers
 TWO_WAYS_TOKENS = 512  # of a batch: without flash attention a wide one takes much memory
 ENOUGH_POSITIONS = 40  # to tell the noise
 
@@ -113,17 +112,15 @@ class Prover:
     def two_ways(self, request: StoryRequest, response: StoryResponse) -> tuple[Replay, Replay]:
         """The same scores by two attention kernels, with keys and values that are not quantized. Raises what `prove_all` does."""
         from storyfi_lite.engine.model import Context
-        from storyfi_lite.engine.replay import Replayer
+        from storyfi_lite.engine.replay import SPARE_CELLS, Replayer
 
         assert response.proof is not None
         plain = response.model_copy(update={"proof": response.proof.model_copy(update={"kv_type": "f16"})})
         one = self.replay(request, plain)
-        assert self._held is not None
-        settings = self._held[0]
         self._drop_context()
-        given, narrow = self._given(request, plain), min(settings.n_batch, TWO_WAYS_TOKENS)
-        flash, cells = not settings.flash_attn, len(given.fed) + 8
-        other = replace(settings, flash_attn=flash, n_batch=narrow, n_ubatch=narrow, n_ctx=cells)
+        given, narrow = self._given(request, plain), min(self._settings.n_batch, TWO_WAYS_TOKENS)
+        cells, flash = len(given.fed) + SPARE_CELLS, not self._settings.flash_attn
+        other = replace(self._settings, kv_type="f16", flash_attn=flash, n_batch=narrow, n_ubatch=narrow, n_ctx=cells)
         with closing(Context(self.model, other)) as context:
             return one, next(Replayer(context).replay_all([given]))[1]
 
@@ -166,19 +163,20 @@ class Prover:
         rule = ChoiceRule(self.model.vocabulary, conversation, script, params, header.max_tokens)
         return GivenAnswer(rule, conversation, response.tokens)
 
-    def _replayer(self, kv_type: Any, tokens: int) -> Replayer:
+    def _replayer(self, kv_type: Any, tokens: int) -> Replayer | StepReplayer:
         """On a context of the claimed KV type that holds so many tokens, kept for the next answer; one at a time, or whoever
         is replayed could have us fill our memory with them."""
         from storyfi_lite.engine.model import Context
-        from storyfi_lite.engine.replay import Replayer
+        from storyfi_lite.engine.replay import MAX_TOGETHER, SPARE_CELLS, Replayer, StepReplayer
 
-        if self._held is None or self._held[0].kv_type != kv_type or self._held[0].n_ctx < tokens + 8:
+        if self._settings.mapped:
+            return StepReplayer(self.model, replace(self._settings, kv_type=kv_type))
+        tokens += SPARE_CELLS
+        if self._held is None or self._held[0].kv_type != kv_type or self._held[0].n_ctx < tokens:
             self._drop_context()
-            cells = 1 << max(11, (tokens + 8).bit_length())
-            if self._settings.mapped:  # where memory is scarce: as planned, if that is enough
-                cells = max(self._settings.n_ctx, tokens + 8)
+            cells = 1 << max(11, tokens.bit_length())
             settings = replace(self._settings, kv_type=kv_type, n_ctx=cells)
-            context = Context(self.model, settings, min(MAX_TOGETHER, max(1, cells // SHORTEST_ANSWER_TOKENS)))
+            context = Context(self.model, settings, min(MAX_TOGETHER, cells // SHORTEST_ANSWER_TOKENS))
             self._held = (settings, context, Replayer(context))
         return self._held[2]
 
