@@ -1,6 +1,8 @@
 """Ways to bend the proof itself: who writes token by token what the claimed file nearly would have. For this machine only.
 
     python scripts/adversaries.py write --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 6 --threads 1
+    python scripts/adversaries.py again --model SmolLM2-135M-Instruct.Q4_1.gguf --answers 6 --threads 1
+    python scripts/adversaries.py hotkeys --model SmolLM2-135M-Instruct.Q4_1.gguf
     python scripts/adversaries.py draws
 
 `write`, a table of:
@@ -15,6 +17,11 @@ title        the title is replaced by hand, all else is the file's own
 no layers    a file with two of its layers left out
 kv           keys and values in q8_0 or q4_0, claimed as f16
 
+`again`: an honest file answers n times under the one seed, with other kernels, batches and types of keys and values, and the best by the
+validator's own score is sent. How many texts there are, and what the best gains.
+
+`hotkeys`: one machine answers one request for ten hotkeys, whose seeds differ, at once: how long that takes over one answer.
+
 `draws`: a miner of a high claim that lies in some of its answers, among others of the same claim: how many rounds until it is paid
 nothing, by the validator's own draw of 8 replays a round. It cannot know which answers are drawn.
 
@@ -28,6 +35,7 @@ import ctypes
 import itertools
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,13 +47,16 @@ import llama_cpp
 import numpy as np
 from rich.table import Table
 
-from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.engine import Engine, EngineJob
+from storyfi_lite.engine.model import Context as LlamaContext
+from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.sampler import Floats, scores
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.rounds.audit import choose
-from storyfi_lite.validator import Evidence, RewardPolicy, Verdict, load_policy, pool, standing
+from storyfi_lite.validator import Context, Evidence, RewardPolicy, Verdict, load_policy, pool, score, standing
 from storyfi_lite.validator.verdict import judge, noise_of
+from storyfi_lite.validator.verify import verify_text
 
 SEEN = 8
 PROOFS = 8
@@ -60,11 +71,11 @@ class Writer:
     path: Path
     settings: EngineSettings
     held: int = 0
-    context: Context = field(init=False)
+    context: LlamaContext = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = bench_proof.load(self.path, self.settings)
-        self.context = Context(self.model, self.settings)
+        self.context = LlamaContext(self.model, self.settings)
 
     def begin(self) -> None:
         self.context.forget(0)
@@ -179,6 +190,70 @@ def kinds(
     yield "kv q4_0", [Writer(path, replace(settings, kv_type="q4_0"))], best
 
 
+def again(bench: bench_proof.Bench) -> None:
+    base = replace(bench.settings, n_slots=1)
+    ways = {
+        "as the replay": base,
+        "prompts in batches of 16": replace(base, n_batch=16, n_ubatch=16),
+        "no flash attention": replace(base, flash_attn=False),
+        "weights not repacked": replace(base, mapped=True),
+        "q8_0 keys and values": replace(base, kv_type="q8_0"),
+        "no flash attention, not repacked": replace(base, flash_attn=False, mapped=True),
+    }
+    noise, seeds = bench.noise(), english(bench)
+    table = Table("sent", "texts of an answer, mean", "score, mean", "evidence", "proven", "refuted", "open")
+    facts: dict[str, object] = {"answers": len(seeds), "noise": round(noise, 4)}
+    texts: dict[int, set[str]] = {seed: set() for seed in seeds}
+    sent: dict[int, tuple[float, Verdict]] = {}
+    for number, (name, settings) in enumerate(ways.items(), 1):
+        bench_proof.note(name)
+        for seed, one in bench.write(bench.given.model, settings, seeds):
+            asked = Context(bench.request(seed), elapsed_s=0.0)
+            points = score(verify_text(one.text.encode(), "blueprint"), asked).total
+            verdict = judge(bench.replay(seed, one.tokens, one.max_tokens), noise)
+            texts[seed].add(one.text)
+            sent[seed] = max(sent.get(seed, (-1.0, verdict)), (points, verdict), key=lambda row: row[0])
+        count = sum(map(len, texts.values())) / len(seeds)
+        mean = sum(points for points, _ in sent.values()) / len(seeds)
+        statuses, weighed = judged([verdict for _, verdict in sent.values()])
+        best_of = f"the best of {number}" if number > 1 else "the first"
+        facts[best_of] = {"texts": count, "score": round(mean, 2), "evidence": weighed, "verdicts": statuses}
+        table.add_row(f"{best_of}: {name}", f"{count:.1f}", f"{mean:.2f}", weighed, *map(str, statuses))
+    bench_proof.show(table, facts)
+
+
+def hotkeys(bench: bench_proof.Bench) -> None:
+    noise, request = bench.noise(), english(bench)[0]
+    table = Table("hotkeys", "seconds", "texts", "evidence", "proven", "refuted", "open")
+    facts: dict[str, object] = {"noise": round(noise, 4)}
+    script = bench.script(request)
+    for count in (1, 10):
+        settings = replace(bench.settings, n_slots=count)
+        with Engine(bench.given.model, settings, bench_proof.template_of(bench.given.model)) as engine:
+            started_s = time.monotonic()
+            jobs = [EngineJob(script, SamplingParams(seed), started_s + 3600, max_tokens=900) for seed in range(count)]
+            found = [future.result() for future in [engine.submit(job) for job in jobs]]
+            took_s = time.monotonic() - started_s
+        replays = [bench.replay_of(script, seed, one.tokens, one.max_tokens) for seed, one in enumerate(found)]
+        statuses, weighed = judged([judge(one, noise) for one in replays])
+        texts = len({one.text for one in found})
+        facts[str(count)] = {"seconds": round(took_s, 1), "texts": texts, "evidence": weighed, "verdicts": statuses}
+        table.add_row(str(count), f"{took_s:.1f}", str(texts), weighed, *map(str, statuses))
+    bench_proof.show(table, facts)
+
+
+def english(bench: bench_proof.Bench) -> list[int]:
+    seeds = range(bench_proof.FIRST_MADE_UP, bench_proof.FIRST_MADE_UP + 3 * bench.given.answers)
+    return [seed for seed in seeds if bench.request(seed).user_input.isascii()][: bench.given.answers]
+
+
+def judged(verdicts: list[Verdict]) -> tuple[list[int], str]:
+    """How many are proven, refuted and open, and the span of their evidence."""
+    statuses = [one.status for one in verdicts]
+    counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+    return counts, bench_proof.shown_span([one.evidence for one in verdicts], 1)
+
+
 def draws() -> None:
     policy, table, found = (
         load_policy(),
@@ -208,7 +283,7 @@ def rounds_until_refuted(miners: int, share: float, policy: RewardPolicy, dice: 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=("write", "draws"))
+    options.add_argument("what", choices=("write", "again", "hotkeys", "draws"))
     options.add_argument("--model", type=Path)
     options.add_argument("--answers", type=int, default=6)
     options.add_argument("--threads", type=int, default=0)
@@ -216,19 +291,18 @@ def main() -> None:
     if given.what == "draws":
         draws()
     elif given.model:
-        written(given)
+        facts = argparse.Namespace(**vars(given), characters=None, slots=1, max_tokens=900, mapped=False)
+        bench = bench_proof.Bench(facts)
+        {"write": written, "again": again, "hotkeys": hotkeys}[given.what](bench)
     else:
-        options.error("write needs --model FILE")
+        options.error(f"{given.what} needs --model FILE")
 
 
-def written(given: argparse.Namespace) -> None:
-    facts = argparse.Namespace(**vars(given), characters=None, slots=1, max_tokens=900, mapped=False)
-    bench = bench_proof.Bench(facts)
+def written(bench: bench_proof.Bench) -> None:
+    given = bench.given
     table = Table("who wrote", "freedom", "noise", "match rate", "evidence", "proven", "refuted", "open")
     found: dict[str, object] = {}
-    noise = bench.noise()
-    seeds = list(range(bench_proof.FIRST_MADE_UP, bench_proof.FIRST_MADE_UP + 3 * given.answers))
-    seeds = [seed for seed in seeds if bench.request(seed).user_input.isascii()][: given.answers]
+    noise, seeds = bench.noise(), english(bench)
     settings = replace(bench.settings, n_ctx=2048)
     with tempfile.TemporaryDirectory() as scratch:
         coarse = bench_proof.requantized(given.model, "Q3_K_M", Path(scratch))
@@ -243,10 +317,8 @@ def written(given: argparse.Namespace) -> None:
                 shown.append(noise_of([pair]))
                 verdicts.append(judge(pair[0], noise))
                 freedom += free
-            statuses = [one.status for one in verdicts]
-            counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+            counts, weighed = judged(verdicts)
             rates = bench_proof.shown_span([one.match_rate for one in verdicts], 3)
-            weighed = bench_proof.shown_span([one.evidence for one in verdicts], 1)
             strays = bench_proof.shown_span(shown, 3)
             found[name] = {"freedom": freedom / len(seeds), "noise": strays, "evidence": weighed, "verdicts": counts}
             table.add_row(name, f"{freedom / len(seeds):.0f}", strays, rates, weighed, *map(str, counts))

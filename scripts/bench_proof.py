@@ -117,7 +117,11 @@ class Bench:
                 yield _oldest(waiting)
 
     def replay(self, seed: int, tokens: Sequence[int], max_tokens: int, by: Replayer | None = None) -> Replay:
-        script = self.script(seed)
+        return self.replay_of(self.script(seed), seed, tokens, max_tokens, by)
+
+    def replay_of(
+        self, script: Script, seed: int, tokens: Sequence[int], max_tokens: int, by: Replayer | None = None
+    ) -> Replay:
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         rule = ChoiceRule(self.model.vocabulary, conversation, script, SamplingParams(seed % 2**64), max_tokens)
         return (by or self.replayer).replay(rule, conversation, list(tokens))

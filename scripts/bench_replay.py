@@ -45,7 +45,7 @@ from storyfi_lite.protocol.messages import StoryRequest, parse_response
 
 REQUEST = StoryRequest(task_type="blueprint", user_input="a lighthouse keeper who hears the sea speak")
 DENSE = make_gguf.Shape("llama", 0, 2048, 8192, 32, 4, 64, 0)
-MIXTURE = make_gguf.Shape("llama", 0, 2048, 2048, 32, 4, 64, 0, experts=8, experts_used=1)
+MIXTURE = make_gguf.Shape("llama", 0, 1024, 512, 16, 4, 64, 0, experts=64, experts_used=1)
 WRITTEN = 8  # answers; where more are replayed, they are these again and again
 GROUP = "storyfi-lite-bench"
 BLOCK_BYTES = 8 << 20

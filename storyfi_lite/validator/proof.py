@@ -6,6 +6,7 @@ on which machine it ran, or that a miner without the file did not have it writte
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +18,7 @@ from storyfi_lite.errors import BadInput, GrammarError
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.calibration import calibration_of
 from storyfi_lite.validator.verdict import NO_PROOF, Verdict, judge, noise_of
-from storyfi_lite.validator.verify import same_answer, sampling
+from storyfi_lite.validator.verify import is_same, sampling
 
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
@@ -223,7 +224,7 @@ class Prover:
             return Verdict("refuted", "the tokens do not spell the text")
         if not script.min_tokens_bound <= header.max_tokens or len(response.tokens) > header.max_tokens:
             return Verdict("refuted", "the claimed token budget cannot hold this answer")
-        if not same_answer(response):
+        if not is_same(json.loads(spelled), response.output_data):
             return Verdict("refuted", "output_text and output_data differ")
         return None
 

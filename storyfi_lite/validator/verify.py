@@ -128,7 +128,8 @@ def _verify_response(
     report = constraint.check_data(data, strict) if text is None else constraint.check(text, strict)
     checks = [*report.checks]
     if text is not None and report.data is not None:
-        checks.append(_same(report.data, data))
+        same = is_same(report.data, data)
+        checks.append(Check("data", same, f"output_text and output_data {'are the same' if same else 'differ'}"))
     if report.data is not None:
         checks += [_size(request, report.data), _visible(report.data)]
     if response.tokens is not None:
@@ -138,13 +139,12 @@ def _verify_response(
     return Verification(tuple(checks), report.data, request.task_type, response)
 
 
-def _same(said: dict[str, Any], given: dict[str, Any]) -> Check:
+def is_same(said: dict[str, Any], given: dict[str, Any]) -> bool:
     """Compare two objects as JSON texts, because to Python true equals 1."""
     try:
-        same = json.dumps(said, sort_keys=True) == json.dumps(given, sort_keys=True)
+        return json.dumps(said, sort_keys=True) == json.dumps(given, sort_keys=True)
     except (ValueError, TypeError, RecursionError):  # of a typed response, which nobody parsed
-        same = False
-    return Check("data", same, f"output_text and output_data {'are the same' if same else 'differ'}")
+        return False
 
 
 def _size(request: StoryRequest, data: dict[str, Any]) -> Check:
@@ -191,15 +191,6 @@ def _proof(request: StoryRequest, response: StoryResponse, header: ProofHeader) 
     }
     found = [problem for problem, is_wrong in wrong.items() if is_wrong]
     return Check("proof", not found, "; ".join(found) or "the header fits the request; the replay decides")
-
-
-def same_answer(response: StoryResponse) -> bool:
-    """Return whether `output_text`, read as JSON, equals `output_data`."""
-    try:
-        said = parse_json((response.output_text or "").encode())
-    except (BadInput, UnicodeEncodeError):
-        return False
-    return isinstance(said, dict) and _same(said, response.output_data).ok
 
 
 def _refused(detail: str, task: str | None) -> Verification:
