@@ -249,9 +249,7 @@ def english(bench: bench_proof.Bench) -> list[int]:
 
 def judged(verdicts: list[Verdict]) -> tuple[list[int], str]:
     """How many are proven, refuted and open, and the span of their evidence."""
-    statuses = [one.status for one in verdicts]
-    counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
-    return counts, bench_proof.shown_span([one.evidence for one in verdicts], 1)
+    return bench_proof.counted(verdicts), bench_proof.shown_span([one.evidence for one in verdicts], 1)
 
 
 def draws() -> None:

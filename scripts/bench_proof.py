@@ -12,7 +12,8 @@ impostors  write answers as a miner would and claim the given file; all are repl
            With `--written FILE ...`, answers that `write --keep FILE` kept: the first file's are the honest ones.
 limits     the noise that each single answer shows, computed in two ways, beside that of all and the one that best explains
            which tokens are behind; the honest answers' verdicts by the lowest and the highest of them.
-drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a verdict must absorb.
+drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a verdict must absorb. Keys and
+           values are replayed in the type that they were written with.
            `--written FILE` replays, in place of these, what `write --keep FILE` wrote elsewhere: on a GPU (`--gpu-layers`), on
            another machine, with another build of llama.cpp (LLAMA_CPP_LIB_PATH).
 honest     in rounds of 16 to one request, as validators ask; judged by the noise that one other answer shows. `--keep` adds each
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ from storyfi_lite.models.gguf import read_local
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.rounds.questions import made_up
 from storyfi_lite.validator.calibration import rate_bound
-from storyfi_lite.validator.verdict import ELSEWHERE, behind, evidence, judge, noise_of
+from storyfi_lite.validator.verdict import ELSEWHERE, Verdict, behind, evidence, judge, noise_of
 
 # llama_ftype of llama.h
 IMPOSTORS = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
@@ -135,8 +136,12 @@ class Bench:
         return noise_of([self.two_ways(seed, one.tokens, one.max_tokens)])
 
     def replays(self, path: Path, settings: EngineSettings, seeds: list[int]) -> list[Replay]:
+        """With the type of keys and values that the header of such an answer names."""
+        by = self.replayer
+        if settings.kv_type != self.settings.kv_type:
+            by = Replayer(Context(self.model, replace(self.settings, n_slots=1, kv_type=settings.kv_type)))
         written = self.write(path, settings, seeds)
-        return [self.replay(seed, generation.tokens, generation.max_tokens) for seed, generation in written]
+        return [self.replay(seed, generation.tokens, generation.max_tokens, by) for seed, generation in written]
 
     def request(self, seed: int) -> StoryRequest:
         """One for each seed; in rounds where many honest answers are wanted."""
@@ -272,19 +277,24 @@ def report(rows: dict[str, list[Replay]], noise: float) -> None:
         by_length = [auc(windows(honest, length, noise), windows(whole, length, noise)) for length in LENGTHS]
         verdicts = [judge(one, noise) for one in replays]
         weighed = [one.evidence for one in verdicts if one.positions]
-        statuses = [one.status for one in verdicts]
-        judged = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+        judged = counted(verdicts)
         facts[name] = {
             "positions": span(counts, 0), "match_rate": span(rates, 3), "mean_margin": span(means, 4),
             "noise": round(fitted_noise(whole), 3), "evidence": span(weighed, 1),
             "auc": dict(zip(map(str, LENGTHS), [None if math.isnan(one) else round(one, 4) for one in by_length], strict=True)),
             "cannot_be_written": len(replays) - len(whole),
-            "verdicts": dict(zip(("proven", "refuted", "inconclusive"), judged, strict=True)),
+            "verdicts": judged,
         }  # fmt: skip
         shown = ["" if replays is honest or math.isnan(one) else f"{one:.4f}" for one in by_length]
         figures = (shown_span(counts, 0), shown_span(rates, 3), shown_span(means, 4), f"{fitted_noise(whole):.2f}")
         table.add_row(name, *figures, *shown, shown_span(weighed, 1), *map(str, judged))
     show(table, facts)
+
+
+def counted(verdicts: Iterable[Verdict]) -> list[int]:
+    """How many are proven, refuted and open."""
+    statuses = [one.status for one in verdicts]
+    return [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
 
 
 def span(values: Sequence[float], digits: int) -> list[float]:
@@ -318,8 +328,7 @@ def limits(bench: Bench) -> None:
     named = {"all answers": together, "the calmest answer": alone[0], "the median one": alone[len(alone) // 2],
              "the noisiest": alone[-1], "who is behind": fits}  # fmt: skip
     for name, noise in named.items():
-        statuses = [judge(one, noise).status for one in honest]
-        counts = [statuses.count(status) for status in ("proven", "refuted", "inconclusive")]
+        counts = counted(judge(one, noise) for one in honest)
         facts[name] = {"noise": round(noise, 4), "proven": counts[0], "refuted": counts[1]}
         table.add_row(name, f"{noise:.3f}", *map(str, counts))
     show(table, facts)
@@ -343,21 +352,22 @@ def drift(bench: Bench) -> None:
         "q4_0 keys and values": replace(base, kv_type="q4_0"),
     }
     seeds = list(range(bench.given.answers))
-    table = Table("written with", "match rate", "mean margin", "noise that fits", "least evidence", "positions")
+    table = Table("written with", "positions", "match rate", "noise that fits", "evidence", "proven", "refuted", "open")
     noise = bench.noise()
     facts: dict[str, object] = {"noise": round(noise, 4)}
     elsewhere = ((path.stem, replays_of(bench, path)) for path in bench.given.written)
     here = ((name, bench.replays(bench.given.model, settings, seeds)) for name, settings in rows.items())
     for name, replays in elsewhere if bench.given.written else here:
         margins = [margin for one in replays for margin in one.margins]
-        matches = margins.count(0.0) / len(margins)
-        least, fits = min(judge(one, noise).evidence for one in replays), fitted_noise(replays)
+        matches, fits = margins.count(0.0) / len(margins), fitted_noise(replays)
+        verdicts = [judge(one, noise) for one in replays]
+        weighed = [one.evidence for one in verdicts]
         facts[name] = {
-            "match_rate": round(matches, 4), "mean_margin": round(float(np.mean(margins)), 5), "noise": round(fits, 4),
-            "least": round(least, 2), "positions": len(margins), "refuted": sum(bool(one.refuted) for one in replays),
+            "positions": len(margins), "match_rate": round(matches, 4), "noise": round(fits, 4),
+            "evidence": span(weighed, 1), "verdicts": counted(verdicts),
         }  # fmt: skip
-        figures = (f"{matches:.4f}", f"{np.mean(margins):.4f}", f"{fits:.3f}", f"{least:.1f}", f"{len(margins):,}")
-        table.add_row(name, *figures)
+        figures = (f"{len(margins):,}", f"{matches:.4f}", f"{fits:.3f}", shown_span(weighed, 1))
+        table.add_row(name, *figures, *map(str, counted(verdicts)))
     show(table, facts)
 
 
