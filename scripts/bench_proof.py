@@ -7,8 +7,8 @@
     python scripts/bench_proof.py cost      --model SmolLM2-135M-Instruct.Q4_1.gguf
 
 impostors  write answers as a miner would and claim the given file; all are replayed with that file. Requantized copies of one
-           file are the hardest case there is: the same model. `--other FILE` adds another model, its texts spelled in the
-           claimed file's tokens. A copy of the claimed file's own type is left out: it is the same file, nearly.
+           file are the hardest case there is: the same model. A copy of the claimed file's own type is left out: it is the same
+           file, nearly.
            With `--written FILE ...`, answers that `write --keep FILE` kept: the first file's are the honest ones.
 limits     the noise that each single answer shows, computed in two ways, beside that of all and the one that best explains
            which tokens are behind; the honest answers' verdicts by the lowest and the highest of them.
@@ -51,7 +51,7 @@ from storyfi_lite.cli.calibrate import STORIES
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
-from storyfi_lite.engine.rule import ChoiceRule, tokens_of
+from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.grammar.prose import Prose
 from storyfi_lite.grammar.script import Script, one_turn
@@ -74,7 +74,6 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=list(BENCHES))
     options.add_argument("--model", type=Path, required=True)
-    options.add_argument("--other", type=Path, help="impostors: another model")
     options.add_argument("--answers", type=int, default=50)
     options.add_argument("--max-tokens", type=int, default=900)
     options.add_argument("--threads", type=int, default=0)
@@ -204,9 +203,6 @@ def impostors(bench: Bench) -> None:
         rows = {path.stem: replays_of(bench, path) for path in bench.given.written}
     else:
         rows = written_now(bench, seeds)
-    if bench.given.other:
-        note(bench.given.other.stem)
-        rows[bench.given.other.stem] = respelled(bench, seeds)
     report(rows, noise)
 
 
@@ -221,14 +217,6 @@ def written_now(bench: Bench, seeds: list[int]) -> dict[str, list[Replay]]:
             rows[name] = bench.replays(path, bench.settings, seeds)
             path.unlink()
     return rows
-
-
-def respelled(bench: Bench, seeds: list[int]) -> list[Replay]:
-    found = []
-    for seed, generation in bench.write(bench.given.other, bench.settings, seeds):
-        tokens = tokens_of(bench.script(seed), bench.model.vocabulary, json.loads(generation.text))
-        found.append(bench.replay(seed, tokens, generation.max_tokens))
-    return found
 
 
 def auc(honest: list[float], cheat: list[float]) -> float:

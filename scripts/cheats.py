@@ -40,7 +40,6 @@ import bench_proof
 
 from storyfi_lite import tasks
 from storyfi_lite.cli import main as storyfi_lite
-from storyfi_lite.engine.rule import tokens_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.base import Answer, Job, LoaderHealth
@@ -139,8 +138,11 @@ class Cheat:
         return self._spelled(job, answer, self._edited(job, answer).text)
 
     def _spelled(self, job: Job, answer: Answer, text: str) -> Answer:
+        """In the vocabulary's own spelling; what the rule would write may be spelled otherwise."""
         script = tasks.get(job.request.task_type).script(job.request)
-        tokens = tokens_of(script, self.loader.engine.model.vocabulary, json.loads(text))
+        words = self.loader.engine.model.vocabulary
+        turns = (words.tokenize(turn, special=False) for turn in script.texts(json.loads(text)))
+        tokens = [token for turn in turns for token in (*turn, words.end)]
         return _with_header(replace(answer, text=text, tokens=tuple(tokens)), max_tokens=len(tokens) + 700)
 
     def _truncated(self, job: Job, answer: Answer) -> Answer:

@@ -17,7 +17,6 @@ import pytest
 from scripts import make_gguf
 from storyfi_lite import tasks
 from storyfi_lite.engine.replay import Replay
-from storyfi_lite.engine.rule import tokens_of
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Job
@@ -162,7 +161,8 @@ def test_an_edited_token_is_refuted(prover: Prover, honest: StoryResponse) -> No
     words = prover.model.vocabulary
     assert honest.output_text is not None
     text = honest.output_text.replace(" the ", " thy ")
-    tokens = tokens_of(tasks.get("blueprint").script(REQUEST), words, json.loads(text))
+    turns = tasks.get("blueprint").script(REQUEST).texts(json.loads(text))
+    tokens = [token for turn in turns for token in (*words.tokenize(turn, special=False), words.end)]
     edited = changed(honest, {"max_tokens": 2_000}, tokens=tokens, output_text=text)
     assert prover.prove(REQUEST, edited, SEED).status == "refuted"
 

@@ -260,12 +260,6 @@ def thought_length(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]
     return length + 1
 
 
-def tokens_of(script: Script, vocabulary: Vocabulary, answer: Any) -> list[int]:
-    """An answer's turns in the vocabulary's own spelling, whoever wrote it; what a rule would write may be spelled otherwise."""
-    turns = (vocabulary.tokenize(text, special=False) for text in script.texts(answer))
-    return [token for turn in turns for token in (*turn, vocabulary.end)]
-
-
 def _best_first(values: NDArray[Any]) -> Iterator[int]:
     """Places in order of falling value, the lower place on a tie. Sorts a few at first: seldom are more read."""
     rest = np.arange(len(values))
