@@ -28,6 +28,7 @@ import llama_cpp
 from rich.console import Console
 from rich.table import Table
 
+from scripts.bench_proof import Bench, counted, fitted_noise, kept_answers
 from storyfi_lite.engine.replay import Replay
 from storyfi_lite.validator.verdict import judge, noise_of
 
@@ -98,8 +99,6 @@ def run(given: argparse.Namespace, kind: str, script: str, *arguments: str) -> s
 
 def replayed(given: argparse.Namespace, kind: str, writers: list[str]) -> Kept:
     """The leads of all answers, by writer, and this kind's own noise."""
-    from scripts.bench_proof import Bench, kept_answers
-
     options = argparse.Namespace(**{**vars(given), "what": "drift", "slots": 1, "characters": None,
                                     "mapped": kind.endswith("-mapped")})  # fmt: skip
     bench = Bench(options)
@@ -116,19 +115,17 @@ def rows(answer: tuple[int, int, list[int]]) -> tuple[int, list[int], int]:
 
 def report(found: dict[str, Kept], writers: list[str]) -> None:
     noise = {kind: one["noise"] for kind, one in found.items()}
-    table = Table("written with", "replayed with", "answers", "positions", "mean margin", "largest", "least evidence",
+    table = Table("written with", "replayed with", "answers", "positions", "noise that fits", "least evidence",
                   "proven", "refuted", "open")  # fmt: skip
     facts: list[dict[str, Any]] = []
     for writer, kind in itertools.product(writers, found):
         replays = [Replay(tuple(leads)) for leads in found[kind]["leads"][writer]]
-        margins = [margin for one in replays for margin in one.margins]
         verdicts = [judge(one, noise[kind]) for one in replays]
-        statuses = [one.status for one in verdicts]
         row = {
-            "written": writer, "replayed": kind, "answers": len(replays), "positions": len(margins),
-            "mean": round(sum(margins) / len(margins), 5), "largest": round(max(one.mean_margin for one in replays), 4),
+            "written": writer, "replayed": kind, "answers": len(replays),
+            "positions": sum(one.positions for one in verdicts), "noise": round(fitted_noise(replays), 3),
             "least": round(min(one.evidence for one in verdicts), 1),
-            **{status: statuses.count(status) for status in ("proven", "refuted", "inconclusive")},
+            **dict(zip(("proven", "refuted", "open"), counted(verdicts), strict=True)),
         }  # fmt: skip
         facts.append(row)
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
