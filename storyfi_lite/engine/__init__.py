@@ -9,6 +9,8 @@
     dry_run.py      what a layout takes on each device, by llama.cpp itself
     engine.py       submit(job) -> Future; the one thread that owns the context
     replay.py       one prefill over a given answer: margins for the proof
+    read_ahead.py   the next layer's weights, for a model whose weights stay in its file
+    in_step.py      several batches through such a model's layers, one reading of the file for all
 
 Knows neither HTTP nor the chain. Importing the package loads nothing; engine.engine loads llama.cpp.
 """

@@ -19,6 +19,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from storyfi_lite.engine import in_step
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.read_ahead import ReadAhead
 from storyfi_lite.engine.sampler import Floats
@@ -183,7 +184,7 @@ class Context:
         settings: EngineSettings,
         n_sequences: int = 0,
         n_outputs: int = 0,
-        after_layer: Callable[[], None] = lambda: None,
+        after_layer: Callable[[], None] | None = None,
     ) -> None:
         if model.metadata("general.architecture") == "phi3" and settings.kv_type != "f16" and settings.n_slots > 1:
             # llama.cpp aborts the whole process here: its graph outgrows its own limit (seen in 0.3.36)
@@ -202,12 +203,13 @@ class Context:
         params.kv_unified = bool(n_sequences)  # else a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True
         self._vocabulary_size = model.vocabulary.size
+        self._after_layer, self._zeros_bytes = after_layer, 0
         self._handles = ExitStack()
         self._read_ahead = None
         if settings.mapped:
             # llama.cpp counts the output as a layer, and puts it there first
             on_host = model.n_layers + 1 - settings.n_gpu_layers
-            self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)), after_layer)
+            self._read_ahead = ReadAhead(model.path, max(0, min(on_host, model.n_layers)), self._layer_is_done)
             self._handles.callback(self._read_ahead.close)
             params.cb_eval = self._read_ahead.callback
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -252,6 +254,7 @@ class Context:
             wanted.append(rows)
             at = end
         self._batch.n_tokens = at
+        self._zeros_bytes = 4 * self._vocabulary_size * sum(map(len, wanted))
         if self._read_ahead:
             self._read_ahead.start()
         code = llama_cpp.llama_decode(self.handle, self._batch)
@@ -269,6 +272,13 @@ class Context:
             raise EngineError("llama.cpp returned no logits")
         rows = iter(np.ctypeslib.as_array(pointer, (count, self._vocabulary_size)))
         return [list(islice(rows, len(of_feed))) for of_feed in wanted]
+
+    def _layer_is_done(self) -> None:
+        if self._after_layer:
+            if self._zeros_bytes:
+                in_step.give_back(llama_cpp.llama_get_logits(self.handle), self._zeros_bytes)
+                self._zeros_bytes = 0
+            self._after_layer()
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drops a sequence's cells from position `start` on. False if this kind of cache cannot be cut there; dropping all

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
+from storyfi_lite.engine import in_step
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
@@ -81,12 +82,11 @@ class Fitter:
                 return
 
     def _mapped(self, base: EngineSettings) -> Iterator[EngineSettings]:
-        """Yield the batches that may share one reading of the file, those that hold most answers first; on the CPU alone several in
-        step."""
+        """Yield the batches that may share one reading of the file, those that hold most answers first; several in step where the
+        CPU computes all."""
+        alone = bool(self._gpus) or not in_step.IS_POSSIBLE
         shapes = [
-            (width, count)
-            for width in MAPPED_BATCHES
-            for count in range(1, 2 if self._gpus else 1 + A_PASS_TOKENS // width)
+            (width, count) for width in MAPPED_BATCHES for count in range(1, 2 if alone else 1 + A_PASS_TOKENS // width)
         ]
         for width, count in sorted(shapes, key=lambda shape: ((UNFILLED_TOKENS - shape[0]) * shape[1], -shape[0])):
             n_ctx = max(width, base.n_ctx // count)
