@@ -28,12 +28,17 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from storyfi_lite import tasks
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import DoesNotFit
+from storyfi_lite.loaders.base import Answer, Job
+from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.quantization import finer_than
@@ -44,6 +49,7 @@ from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.plan import Placement, place, place_file
 from storyfi_lite.placement.simulate import simulate
+from storyfi_lite.protocol.messages import StoryRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -52,6 +58,7 @@ from scripts.check_docs import CARDS, described
 GIB, MIB = 2**30, 2**20
 REPACKED = "CPU_REPACK"  # copies of tensors that are in the mapped file too; the file's pages are given back
 ROUNDS = 5
+ANSWERS = 4  # of each task, in `tasks`
 _BUFFER = re.compile(r"(\S+) +(model|KV|compute|output) buffer size = +([\d.]+) MiB")
 CASES = [
     EngineSettings(),
@@ -253,46 +260,79 @@ def _tokens_per_s(path: Path, settings: EngineSettings) -> float:
 
 
 def task_seconds(path: Path, n_threads: int) -> None:
-    """A row for each task and number of slots: English requests, all at once, of the whole grammar. Promised is what the queue says
-    with the pace that the warm-up measured; one JSON line. In seconds of this process's processor time, which are those of a clock
+    """A row for each task and number of slots, for English requests with the stages of a story that the model wrote before, so many at
+    once, of the whole grammar. Promised is what the queue says with the pace of the warm-up, for answers that differ in length as
+    answers do; taken is the mean of ANSWERS. One JSON line. In seconds of this process's processor time, which are those of a clock
     where nothing else runs: with one thread other programs do not count."""
-    from storyfi_lite.loaders import forecast
-    from storyfi_lite.loaders.base import Job
-    from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
-    from storyfi_lite.placement import queue
+    from storyfi_lite.engine import engine
+    from storyfi_lite.loaders import local
+    from storyfi_lite.loaders.forecast import EXAMPLES
 
-    model = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0)
+    for module in (engine, local):
+        setattr(module, "time", SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time))  # noqa: B010
+    model, text = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0), EXAMPLES["English"]
+    story: dict[str, Any] = {"chapter_ids": [1]}
     rows = []
-    print("| at once | task | promised s | taken s | error |\n|" + "---|" * 5)
+    print("| at once | task | promised s | taken s | error | the last promised s | taken s | error |\n|" + "---|" * 8)
     for n_slots in (1, 2, 4):
         loader = LocalModelLoader(model, EngineSettings(n_slots=n_slots, n_threads=n_threads))
-        start_s, cpu_s = time.monotonic(), time.process_time()
         loader.warm_up()
-        ours = (time.process_time() - cpu_s) / (time.monotonic() - start_s)
-        assert loader.promises.pace is not None
-        pace = loader.promises.pace.queue.times(ours)
-        asked = [
-            (task, loader._work(request), request)
-            for task, language, request in forecast.examples()
-            if language == "English"
-        ]
-        for task, work, request in asked:
-            assert work is not None
-            jobs = [queue.Job(0.0, work, 0) for _ in range(n_slots)]
-            queue.run(jobs, pace, n_slots, float("inf"), float("inf"))
-            loader.promises.pace = None  # nothing is shortened
-            cpu_s = time.process_time()
-            futures = [loader.submit(Job(request, seed, time.monotonic() + 3600)) for seed in range(n_slots)]
-            for future in futures:
-                future.result()
-            taken_s, promised_s = time.process_time() - cpu_s, max(job.seconds or 0.0 for job in jobs)
-            rows.append({"at_once": n_slots, "task": task, "promised_s": promised_s, "taken_s": taken_s})
-            print(
-                f"| {n_slots} | {task} | {promised_s:.1f} | {taken_s:.1f} | {promised_s / taken_s - 1:+.0%} |",
-                flush=True,
+        for task in tasks.TASKS:
+            # each group asks for something else, so that no slot holds the prompt already
+            inputs = [f"Story {number}: {text}" for number in range(ANSWERS // n_slots)]
+            asked = [StoryRequest.model_validate({"task_type": task, "user_input": one, **story}) for one in inputs]
+            found = [_group(loader, request, n_slots) for request in asked]
+            each = [
+                statistics.mean(chain(*column))
+                for column in ((one.promised_s for one in found), (one.taken_s for one in found))
+            ]
+            last = [
+                statistics.mean(map(max, column))
+                for column in ((one.promised_s for one in found), (one.taken_s for one in found))
+            ]
+            cells = [f"{promised:.1f} | {taken:.1f} | {promised / taken - 1:+.0%}" for promised, taken in (each, last)]
+            print(f"| {n_slots} | {task} | {' | '.join(cells)} |", flush=True)
+            tokens = [[answer.completion_tokens for answer in one.answers] for one in found]
+            rows.append(
+                {
+                    "at_once": n_slots,
+                    "task": task,
+                    "each_s": each,
+                    "last_s": last,
+                    "expected": found[0].tokens,
+                    "tokens": tokens,
+                }
             )
+            story[task] = story.get(task) or json.loads(found[0].answers[0].text)
         loader.close()
     print(json.dumps(rows))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Answers to the same request, all at once. `tokens`: that were expected of one."""
+
+    promised_s: list[float]
+    taken_s: list[float]
+    answers: list[Answer]
+    tokens: int
+
+
+def _group(loader: LocalModelLoader, request: StoryRequest, count: int) -> Group:
+    from storyfi_lite.placement import queue
+
+    pace, work = loader.promises.pace, loader._work(request)
+    assert pace and work
+    jobs = [queue.Job(0.0, work, 0, scale) for scale in work.lengths(count)]
+    queue.run(jobs, pace.queue, count, float("inf"), float("inf"))
+    loader.promises.pace = None  # nothing is shortened, nothing learnt
+    cpu_s, taken_s = time.process_time(), list[float]()
+    futures = [loader.submit(Job(request, seed, cpu_s + 3600)) for seed in range(count)]
+    for future in futures:
+        future.add_done_callback(lambda _: taken_s.append(time.process_time() - cpu_s))
+    answers = [future.result() for future in futures]
+    loader.promises.pace = pace
+    return Group([job.seconds or 0.0 for job in jobs], taken_s, answers, work.whole)
 
 
 def occupy(path: Path) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes storyfi_lite/placement/lengths.json: characters of real answers, and tokens a character of real vocabularies.
 
-    scripts/make_lengths.py answers en SmolLM2-135M-Instruct.Q4_1.gguf ANSWERS.jsonl      all tasks, whole and brief, two seeds: minutes
+    scripts/make_lengths.py answers en SmolLM2-135M-Instruct.Q4_1.gguf ANSWERS.jsonl      all tasks, whole, brief and shortest: minutes
     scripts/make_lengths.py answers zh gemma-3-270m.gguf ANSWERS.jsonl --template GEMMA.jinja
     scripts/make_lengths.py table ANSWERS.jsonl VOCABULARY.gguf ...                       writes the table
 
@@ -43,16 +43,15 @@ CHINESE = (
     "而是每一个和大海做过交易的人的名字。林远翻到最后一页，看见了自己的名字，墨迹还没有干。他忽然明白，真正的选择并不在灯塔上，而在他愿意相信谁。"
 )
 INPUTS: dict[str, str] = {language_of(text): text for text in EXAMPLES.values()}
-SEEDS = (1, 2)
-FORMS = ("whole", "brief", "least")
+FORMS = {"whole": 6, "brief": 2, "least": 2}  # with so many seeds: whole ones differ most in length
 
 
 def answers(language: str, path: Path, out: Path, template: str | None) -> None:
-    """A whole story, a brief one and the shortest for each seed, each task from the stages before it; a line for each answer."""
+    """Whole stories, brief ones and the shortest, each task from the stages before it; a line for each answer."""
     engine = Engine(path, EngineSettings(n_ctx=8192, n_threads=1), template)
     a_char = (tokenizer.tokens_a_char(path) or {})[language]  # type: ignore[index]
-    for seed in SEEDS:
-        for form in FORMS:
+    for form, seeds in FORMS.items():
+        for seed in range(1, seeds + 1):
             stages: dict[str, Any] = {}
             for name, task in tasks.TASKS.items():
                 fields = {"task_type": name, "user_input": INPUTS[language], "chapter_ids": [1], **stages}
@@ -89,6 +88,8 @@ def table(rows: list[dict[str, Any]], vocabularies: list[Path]) -> dict[str, Any
             row = chars[task][language]
             # names, labels and turned phrases take more tokens than the sample
             row["factor"] = round(statistics.mean(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3)
+            whole = [one["turn_chars"] for one in own if one["form"] == "whole"]
+            row["spread"] = round(statistics.stdev(whole) / statistics.mean(whole), 3)
             row["least"] = min(row["least"], row["brief"])  # where a brief answer is as short as can be, chance decides
     prose = json.loads(PROSE.read_text())
     texts = {"en": " ".join(" ".join(text) for text in prose["en"])[:SAMPLE_CHARS], "zh": CHINESE}

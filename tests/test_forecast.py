@@ -42,6 +42,25 @@ def test_the_pace_follows_the_answers() -> None:
     assert pace.tokens_a_char == {"en": 0.3, "zh": pytest.approx(1.5, rel=0.01)}
 
 
+def test_what_a_token_looks_back_on_is_no_slower_machine() -> None:
+    pace = Pace(queue.Pace(0.01, 0.005, 0.001, cell_s=1e-5), {"en": 0.3, "zh": 0.8})
+    assert pace.after(900, 900 * 0.02, "en", 3000, cells=1000).queue == pace.queue
+    assert pace.after(900, 900 * 0.04, "en", 3000, cells=1000).queue.cell_s == pytest.approx(1.3e-5)
+
+
+def test_an_answer_knows_how_many_were_written_beside_it() -> None:
+    """Two at once for ten seconds, then the second alone for ten: it was not alone all the time."""
+    now_s = [0.0]
+    promises, futures = Promises(2, clock=lambda: now_s[0], pace=FAST), (Future[object](), Future[object]())
+    first, second = (promises.keep(future, queue.plan((), WORK, FAST.queue, 2)) for future in futures)
+    now_s[0] = 10.0
+    futures[0].set_result(None)
+    assert first() == pytest.approx(2.0)
+    now_s[0] = 20.0
+    futures[1].set_result(None)
+    assert second() == pytest.approx(1.5)
+
+
 def test_what_is_in_hand_makes_the_next_shorter_and_then_refused() -> None:
     promises = Promises(1, clock=lambda: 0.0, pace=FAST)
     asked = Job(request_for("blueprint"), 1, 55.0, aim_s=24.0)
@@ -61,7 +80,7 @@ def test_what_is_in_hand_makes_the_next_shorter_and_then_refused() -> None:
     assert taken == [(False, 1000), (False, 1000), (True, 500), (True, 500), (True, 500)] or taken[-1] is None
     for future in futures:
         future.set_result(None)
-    assert promises.in_hand == 0 and promises.plan(asked, WORK) == queue.plan((), WORK, FAST.queue, 1, 55.0, 24.0)
+    assert promises.plan(asked, WORK) == queue.plan((), WORK, FAST.queue, 1, 55.0, 24.0)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -156,6 +175,6 @@ def test_the_warm_up_knows_what_several_at_once_cost(small_model_path: Path) -> 
         loader.warm_up()
         pace = loader.promises.pace
         assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
-        assert not loader.health().running and loader.promises.in_hand == 0
+        assert not loader.health().running
     finally:
         loader.close()

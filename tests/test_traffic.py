@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +136,25 @@ def test_answers_at_once_share_steps_and_others_wait() -> None:
     two, three = jobs[1].seconds, jobs[2].seconds
     assert jobs[0].seconds == pytest.approx(two) == pytest.approx((300 + 2 * 50) * 0.0005 + 1000 * 0.011)
     assert three is not None and two is not None and three > two + 5
+
+
+def test_a_step_takes_longer_the_more_its_answers_look_back_on() -> None:
+    back = Pace(0.005, 0.0005, 0.0005, cell_s=5e-6)
+    alone, beside = Job(0.0, WORK, 0), [Job(0.0, WORK, 0) for _ in range(2)]
+    run([alone], back, n_slots=2)
+    run(beside, back, n_slots=2)
+    cells = 300 + (50 + 1000) / 2
+    assert alone.seconds == pytest.approx(350 * 0.0005 + 1000 * (0.005 + cells * 5e-6)) == back.alone(WORK, 1000)
+    assert beside[1].seconds == pytest.approx(400 * 0.0005 + 1000 * (0.0055 + 2 * cells * 5e-6))
+
+
+def test_the_last_of_several_answers_is_longer_than_the_usual_one() -> None:
+    differing = replace(WORK, spread=0.2)
+    one, four = differing.lengths(1), differing.lengths(4)
+    assert one == [pytest.approx(1.0)] and four == sorted(four) and sum(four) == pytest.approx(4.0)
+    dice = random.Random(1)
+    draws = [max(dice.gauss(1.0, 0.2) for _ in range(4)) for _ in range(4000)]
+    assert four[-1] == pytest.approx(statistics.mean(draws), rel=0.01)
 
 
 def test_nothing_is_answered_after_the_deadline() -> None:

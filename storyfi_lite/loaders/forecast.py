@@ -41,14 +41,15 @@ class Pace:
     queue: queue.Pace
     tokens_a_char: Mapping[Language, float]
 
-    def after(self, tokens: int, seconds: float, language: Language, chars: float, at_once: int = 1) -> Pace:
-        """Add one more answer, of so many tokens and characters (times lengths.factor), written in so many seconds beside others."""
-        steps = self.queue
-        slower = steps.step_of(at_once) / steps.step_s
-        step_s = _mean(steps.step_s, seconds / tokens / slower)
-        kept = replace(steps, step_s=step_s, more_s=steps.more_s * step_s / steps.step_s)
+    def after(
+        self, tokens: int, seconds: float, language: Language, chars: float, at_once: float = 1.0, cells: float = 0.0
+    ) -> Pace:
+        """Add one more answer, of so many tokens and characters (times lengths.factor), written in so many seconds beside others;
+        `cells`: that each token looked back on."""
+        slower = _mean(1.0, seconds / tokens / self.queue.step_of(at_once, at_once * cells))
+        steps = replace(self.queue.times(slower), prompt_token_s=self.queue.prompt_token_s)
         a_char = {**self.tokens_a_char, language: _mean(self.tokens_a_char[language], tokens / chars)}
-        return Pace(kept, a_char)
+        return Pace(steps, a_char)
 
 
 @dataclass
@@ -59,6 +60,10 @@ class Promises:
     clock: Callable[[], float] = time.monotonic
     pace: Pace | None = None
     _ends_s: dict[int, float] = field(default_factory=dict)  # of what is in hand, on the clock
+    _slots_s: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # until when, and for how long the slots were in use until then, all together
     _lock: Any = field(default_factory=threading.Lock)
 
     def plan(self, job: Job, work: Work | None) -> Plan | None:
@@ -77,21 +82,31 @@ class Promises:
             raise Busy(f"{job.request.task_type} takes {least_s:.0f} s on this machine, {left_s:.0f} s are left")
         return decided
 
-    def keep(self, future: Future[Any], decided: Plan | None) -> None:
-        """Count what was promised as in hand until it is done."""
-        if decided is None:
-            return
+    def keep(self, future: Future[Any], decided: Plan | None) -> Callable[[], float]:
+        """Count what was promised as in hand until it is done. Returns what tells how many were written at once since, on average."""
         with self._lock:
-            self._ends_s[id(future)] = self.clock() + decided.ends_in_s
-        future.add_done_callback(lambda done: self._forget(id(done)))
+            begun_s, before_s = self._in_use()
+            if decided is not None:
+                self._ends_s[id(future)] = begun_s + decided.ends_in_s
+                future.add_done_callback(lambda done: self._forget(id(done)))
+
+        def at_once() -> float:
+            with self._lock:
+                now_s, slots_s = self._in_use()
+            return max(1.0, (slots_s - before_s) / max(now_s - begun_s, 1e-9))
+
+        return at_once
 
     def _forget(self, key: int) -> None:
         with self._lock:
+            self._in_use()
             self._ends_s.pop(key, None)
 
-    @property
-    def in_hand(self) -> int:
-        return len(self._ends_s)
+    def _in_use(self) -> tuple[float, float]:
+        """Return the time, and how many seconds the slots have been in use, all together."""
+        now_s, (until_s, slots_s) = self.clock(), self._slots_s
+        self._slots_s = now_s, slots_s + (now_s - until_s) * min(self.n_slots, len(self._ends_s))
+        return self._slots_s
 
 
 def kind_of(request: StoryRequest) -> Kind:
@@ -103,7 +118,8 @@ def work_of(request: StoryRequest, tokens_a_char: float, opening: int, bridges: 
     """Return the tokens of an answer: what is read is counted already, and what the model may think before it."""
     kind = kind_of(request)
     told = lengths.work(kind, {kind.language: tokens_a_char})
-    return Work(opening, bridges, thought + told.whole, thought + told.brief, thought + told.least)
+    whole, brief, least = (thought + tokens for tokens in (told.whole, told.brief, told.least))
+    return Work(opening, bridges, whole, brief, least, told.spread)
 
 
 def examples() -> Iterator[tuple[str, str, StoryRequest]]:

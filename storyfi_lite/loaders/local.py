@@ -14,7 +14,7 @@ from pathlib import Path
 
 from storyfi_lite import tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
-from storyfi_lite.engine.model import ENGINE_NAME, Feed
+from storyfi_lite.engine.model import ENGINE_NAME, Context, Feed
 from storyfi_lite.engine.rule import thought_length
 from storyfi_lite.engine.settings import SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, EngineError, LiteError
@@ -34,7 +34,9 @@ from storyfi_lite.tasks.base import language_of
 log = logging.getLogger(__name__)
 
 _WARM_UP_S = 600.0
-_MEASURED_STEPS, _MEASURED_CELLS = 8, 32  # to see what a step of several answers costs
+# Steps that tell what several answers cost, and one that looks back on many cells: so many at most, for so many seconds.
+_LEAST_STEPS, _MOST_STEPS, _STEPS_S = 8, 32, 0.25
+_FEW_CELLS, _MANY_CELLS, _CELLS_S = 32, 1024, 1.0  # as many as are read in so many seconds
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,14 @@ class LocalModelLoader:
     def warm_up(self) -> None:
         """Write a few words for the commonest task in each language, and throw them away: the prompts' beginnings stay cached, and
         the pace is known before the first request. Logs how long each task will take."""
-        first = self._few_words(EXAMPLES["English"])
-        words = [first, self._few_words(EXAMPLES["Chinese"])]
-        step_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
-        prompt_token_s = max(first.first_token_s, 1e-6) / len(first.conversation)
-        steps = queue.Pace(step_s, step_s * self._more_share(), prompt_token_s)
+        first_s, more_s, cell_s = self._llama_steps()
+        words = [self._few_words(EXAMPLES[language]) for language in ("English", "Chinese")]
+        # what is not llama.cpp's, each answer's choice under its grammar, comes again with every answer
+        word_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
+        cells = statistics.mean(len(done.conversation) + len(done.tokens) / 2 for done in words)
+        choice_s = max(0.0, word_s - cells * cell_s - first_s)
+        prompt_token_s = max(words[0].first_token_s, 1e-6) / len(words[0].conversation)
+        steps = queue.Pace(first_s + choice_s, more_s + choice_s, prompt_token_s, cell_s)
         vocabulary = self.engine.model.vocabulary
         samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
         a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
@@ -93,25 +98,24 @@ class LocalModelLoader:
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
-    def _more_share(self) -> float:
-        """Measure what each further answer adds to a step, as a share of a step for one: on llama.cpp alone, in a second."""
+    def _llama_steps(self) -> tuple[float, float, float]:
+        """Return the seconds of a step of one answer, and what each further answer and each cell that is looked back on add to it:
+        measured on llama.cpp alone, in a few seconds."""
         n_slots = self._settings.n_slots
-        if n_slots == 1:
-            return 0.0
         with self.engine.borrowed() as context:
+            cells = [0] * n_slots
             for slot in range(n_slots):
-                context.decode([Feed(slot, 0, [1] * _MEASURED_CELLS, [_MEASURED_CELLS - 1])])
-            taken: dict[int, list[float]] = {1: [], n_slots: []}
-            for at in range(_MEASURED_CELLS, _MEASURED_CELLS + _MEASURED_STEPS):
-                for count, times in taken.items():
-                    start_s = time.perf_counter()
-                    context.decode([Feed(slot, at, [1], [0]) for slot in range(count)])
-                    times.append(time.perf_counter() - start_s)
-                    for slot in range(count):
-                        context.forget(slot, at)
-                context.decode([Feed(slot, at, [1], [0]) for slot in range(n_slots)])
-        one_s, all_s = (statistics.median(times) for times in taken.values())
-        return max(0.0, (all_s / one_s - 1) / (n_slots - 1))
+                _read(context, slot, cells)
+            one_s, all_s = (_step_s(context, count, cells) for count in (1, n_slots))
+            few_cells, end_s = cells[0], time.perf_counter() + _CELLS_S
+            while cells[0] < min(_MANY_CELLS, self._settings.n_ctx // 2) and time.perf_counter() < end_s:
+                _read(context, 0, cells)
+            more_cells, cell_s = cells[0] - few_cells, 0.0
+            if more_cells >= 4 * _FEW_CELLS:  # fewer tell nothing, where a step takes long
+                cell_s = max(0.0, _step_s(context, 1, cells) - one_s) / more_cells
+        first_s = one_s - _FEW_CELLS * cell_s
+        more_s = (all_s - n_slots * _FEW_CELLS * cell_s - first_s) / (n_slots - 1) if n_slots > 1 else 0.0
+        return first_s, max(0.0, more_s), cell_s
 
     def _few_words(self, user_input: str) -> Generation:
         script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
@@ -125,8 +129,7 @@ class LocalModelLoader:
         for task, language, request in forecast.examples():
             work, pace = self._work(request), self.promises.pace
             if work is not None and pace is not None:
-                read_s = (work.opening + work.bridges) * pace.queue.prompt_token_s
-                usual_s, least_s = (read_s + tokens * pace.queue.step_s for tokens in (work.whole, work.least))
+                usual_s, least_s = (pace.queue.alone(work, tokens) for tokens in (work.whole, work.least))
                 found.setdefault(task, {})[language] = usual_s, least_s
         return found
 
@@ -159,7 +162,7 @@ class LocalModelLoader:
         inner = self.engine.submit(
             EngineJob(script, sampling, job.deadline_s, budget, job.priority, aim_s, planned, on_tokens=teller)
         )
-        self.promises.keep(inner, decided)
+        at_once = self.promises.keep(inner, decided)
 
         def convert(generation: Generation) -> Answer:
             if self.promises.pace is not None:
@@ -168,8 +171,8 @@ class LocalModelLoader:
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
                 written = len(generation.tokens) - thought, share * _writing_s(generation)
-                at_once = min(self._settings.n_slots, self.promises.in_hand + 1)
-                self.promises.pace = self.promises.pace.after(*written, kind.language, chars, at_once)
+                cells = len(generation.conversation) + len(generation.tokens) / 2
+                self.promises.pace = self.promises.pace.after(*written, kind.language, chars, at_once(), cells)
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)
@@ -232,6 +235,24 @@ class LocalModelLoader:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _read(context: Context, slot: int, cells: list[int]) -> None:
+    """Fill a few more of a slot's cells. `cells`: how many each slot has filled."""
+    context.decode([Feed(slot, cells[slot], [1] * _FEW_CELLS, [])])
+    cells[slot] += _FEW_CELLS
+
+
+def _step_s(context: Context, count: int, cells: list[int]) -> float:
+    """Return the seconds of a step that writes a token into each of the first so many slots, with no other program beside it."""
+    times: list[float] = []
+    while len(times) < _LEAST_STEPS or (len(times) < _MOST_STEPS and sum(times) < _STEPS_S):
+        start_s = time.perf_counter()
+        context.decode([Feed(slot, cells[slot], [1], [0]) for slot in range(count)])
+        times.append(time.perf_counter() - start_s)
+        for slot in range(count):
+            cells[slot] += 1
+    return min(times)
 
 
 def _writing_s(done: Generation) -> float:

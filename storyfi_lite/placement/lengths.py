@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, get_args
 
 from storyfi_lite.placement.traffic import Kind
@@ -29,13 +30,20 @@ TokensAChar = Mapping[Language, float]
 class Work:
     """Counts the tokens of one answer. `opening`: read before the first turn, once for all who ask the same at the same time;
     `bridges`: read between turns; written: `whole` with the task's own grammar, `brief` with the short one, `least` with that one and
-    the smallest budget."""
+    the smallest budget. `spread`: how much whole answers differ in length, as their standard deviation over the mean."""
 
     opening: int
     bridges: int
     whole: int
     brief: int
     least: int
+    spread: float = 0.0
+
+    def lengths(self, count: int) -> list[float]:
+        """Return how long so many whole answers are against the usual, on average, from the shortest to the longest."""
+        # Blom's approximation to the mean of each of so many normal draws, in their order
+        ranks = ((rank - 0.375) / (count + 0.25) for rank in range(1, count + 1))
+        return [1.0 + self.spread * NormalDist().inv_cdf(rank) for rank in ranks]
 
     def within(self, n_ctx: int) -> Work | None:
         """Return what a context of so many tokens leaves of it: an answer is closed before it is full. None if not even the
@@ -44,6 +52,10 @@ class Work:
         if room < self.least:
             return None
         return replace(self, whole=min(self.whole, room), brief=min(self.brief, room))
+
+    def cells(self, tokens: float) -> float:
+        """Return how many cells a token of an answer of so many looks back on, on average."""
+        return self.opening + (self.bridges + tokens) / 2
 
 
 @lru_cache
@@ -76,6 +88,7 @@ def _work(kind: Kind, a_char: float) -> Work:
         whole=round(chars["whole"] * written_a_char * times),
         brief=round(chars["brief"] * written_a_char * times),
         least=round(chars["least"] * written_a_char * times),
+        spread=chars["spread"] / math.sqrt(times),
     )
 
 

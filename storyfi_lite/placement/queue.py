@@ -1,7 +1,7 @@
 """Answers a row of requests on a machine of so many slots, event by event: when each begins, how long, whether it is in time.
 
-A step writes one token of every answer in hand; its length grows with their number. A prompt is read between two steps and holds
-up the others. `plan` is what `mine` decides by too: whole, brief or refused. Arithmetic on seconds; runs no model, waits for nothing.
+A step writes one token of every answer in hand; its length grows with their number and with what each looks back on. A prompt is
+read between two steps and holds up the others. `plan` is what `mine` decides by too: whole, brief or refused. Arithmetic on seconds; runs no model, waits for nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,26 @@ DONE_TOKENS = 1e-3  # so little left is nothing: floats do not end at zero
 
 @dataclass(frozen=True)
 class Pace:
-    """Holds seconds: of a step that writes one token of one answer, what each further answer adds to it, and of a prompt's token."""
+    """Holds seconds: of a step that writes one token of one answer, what each further answer adds to it, of a prompt's token, and
+    what each cell adds that an answer looks back on; 0 where a mean of that is in the others."""
 
     step_s: float
     more_s: float
     prompt_token_s: float
+    cell_s: float = 0.0
 
     def times(self, factor: float) -> Pace:
         """Return the pace of a machine that takes so many times as long."""
-        return Pace(self.step_s * factor, self.more_s * factor, self.prompt_token_s * factor)
+        return Pace(*(each_s * factor for each_s in (self.step_s, self.more_s, self.prompt_token_s, self.cell_s)))
 
-    def step_of(self, answers: int) -> float:
-        return self.step_s + (answers - 1) * self.more_s
+    def step_of(self, answers: float, cells: float = 0.0) -> float:
+        """Return the seconds of a step with so many answers, which look back on so many cells together."""
+        return self.step_s + (answers - 1) * self.more_s + cells * self.cell_s
+
+    def alone(self, work: Work, tokens: int) -> float:
+        """Return the seconds of an answer of so many tokens with nothing beside it."""
+        read_s = (work.opening + work.bridges) * self.prompt_token_s
+        return read_s + tokens * self.step_of(1, work.cells(tokens))
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,14 @@ def plan(
     if len(in_hand_s) >= n_slots:
         starts_s = max(0.0, sorted(in_hand_s)[-n_slots]) + max(0.0, -min(in_hand_s))
     starts_s += (work.opening + at_once * work.bridges) * pace.prompt_token_s
-    step_s = pace.step_of(at_once)
-    in_time = max(0, int(min((min(aim_s, left_s) - starts_s) / step_s, 1e9)))
+
+    def step_s(tokens: int) -> float:
+        return pace.step_of(at_once, at_once * work.cells(tokens))
+
+    in_time = max(0, int(min((min(aim_s, left_s) - starts_s) / step_s(work.whole), 1e9)))
     brief = in_time < work.whole
     tokens = max(work.least, min(work.brief, in_time)) if brief else work.whole
-    ends_in_s = starts_s + tokens * step_s
+    ends_in_s = starts_s + tokens * step_s(tokens)
     return Plan(tokens, in_time, brief, ends_in_s) if ends_in_s <= left_s else None
 
 
@@ -83,6 +94,7 @@ class Job:
     promised_s: float = 0.0  # when it should be done
     reading: float = 0.0  # tokens still to be read, and written
     writing: float = 0.0
+    cells: float = 0.0  # that each of its tokens looks back on, on average
 
 
 def run(jobs: Sequence[Job], pace: Pace, n_slots: int, deadline_s: float = DEADLINE_S, aim_s: float = AIM_S) -> None:
@@ -123,7 +135,7 @@ def _next_event(running: list[Job], now_s: float, pace: Pace, deadline_s: float)
     reader = next((job for job in running if job.reading > DONE_TOKENS), None)
     if reader:
         return 0.0, min(given_up_s, now_s + reader.reading * pace.prompt_token_s), reader
-    step_s = pace.step_of(len(running))
+    step_s = pace.step_of(len(running), sum(job.cells for job in running))
     return step_s, min(given_up_s, now_s + min(job.writing for job in running) * step_s), None
 
 
@@ -144,4 +156,5 @@ def _take(
         return
     job.brief, job.promised_s = decided.brief, now_s + decided.ends_in_s
     job.writing = decided.tokens if job.brief else decided.tokens * job.scale  # what is cut does not differ in length
+    job.cells = job.work.cells(job.writing)
     waiting.append(job)

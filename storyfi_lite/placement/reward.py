@@ -76,7 +76,7 @@ def expected(
             for gap_s in gaps_s[: len(gaps_s) - len(alone)]:
                 earlier = [Job(0.0, usual, 0) for _ in range(before)]
                 weighed += [(weight, each) for each in _seconds(one, count, scaled, n_slots, earlier, gap_s)]
-    alone_s = {kind: _alone_s(one, pace) for kind, one in works.items() if one}
+    alone_s = {kind: pace.alone(one, one.whole) for kind, one in works.items() if one}
     return earnings(multiplier, weighed, alone_s)
 
 
@@ -101,13 +101,9 @@ def _seconds(
     one: Work, count: int, pace: Pace, n_slots: int, before: list[Job] | None = None, at_s: float = 0.0
 ) -> list[float | None]:
     """Return the seconds of each of `count` requests of one group, with the group `before` it still at work."""
-    jobs = [*(before or []), *(Job(at_s, one, 1) for _ in range(count))]
+    jobs = [*(before or []), *(Job(at_s, one, 1, scale) for scale in one.lengths(count))]
     run(jobs, pace, n_slots)
     return [job.seconds for job in jobs[len(before or []) :]]
-
-
-def _alone_s(one: Work, pace: Pace) -> float:
-    return (one.opening + one.bridges) * pace.prompt_token_s + one.whole * pace.step_s
 
 
 def _mean(traffic: Traffic, a_char: TokensAChar) -> Work:

@@ -16,8 +16,7 @@ from storyfi_lite.placement.queue import Job, Pace, run
 from storyfi_lite.placement.reward import Earnings, earnings
 from storyfi_lite.placement.traffic import TOGETHER_S, Arrival
 
-# What is not cut short differs in length: from the usual, each as often as the others.
-LENGTHS = (0.8, 1.0, 1.25)
+LEAST_LENGTH = 0.5  # of the usual: chance has its limits
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ def simulate(
     for number, arrival in enumerate(arrivals):
         before = arrivals[number - 1] if number else arrival
         group += before.kind != arrival.kind or arrival.at_s - before.at_s > TOGETHER_S
-        one, scale = work(arrival.kind, a_char).within(n_ctx), dice.choice(LENGTHS)
+        one, chance = work(arrival.kind, a_char).within(n_ctx), dice.gauss(0.0, 1.0)
         if one is None:
             refused += 1
         else:
-            jobs.append(Job(arrival.at_s, one, group, scale))
+            jobs.append(Job(arrival.at_s, one, group, max(LEAST_LENGTH, 1.0 + chance * one.spread)))
     run(jobs, pace, n_slots)
     answered = [job for job in jobs if job.seconds is not None]
     weighed = [(1.0, job.seconds) for job in jobs] + [(1.0, None)] * refused
