@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import logging
 import statistics
 import time
@@ -165,9 +164,12 @@ class LocalModelLoader:
         at_once = self.promises.keep(inner, decided)
 
         def convert(generation: Generation) -> Answer:
+            report = constraint.check(generation.text)  # correctness never rests on the constraint alone
+            if not report.canonical or report.data is None:
+                raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
             if self.promises.pace is not None:
                 kind = forecast.kind_of(job.request)
-                chars = lengths.factor(kind) * sum(map(len, script.texts(json.loads(generation.text))))
+                chars = lengths.factor(kind) * sum(map(len, script.texts(report.data)))
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
                 written = len(generation.tokens) - thought, share * _writing_s(generation)
@@ -196,10 +198,7 @@ class LocalModelLoader:
     def _answer(
         self, generation: Generation, constraint: Constraint, script: Script, sampling: SamplingParams
     ) -> Answer:
-        """Check what came before it is an answer: correctness never rests on the constraint alone."""
-        report = constraint.check(generation.text)
-        if not report.canonical:
-            raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
+        """Put the proof's header to what was written."""
         proof = ProofHeader(
             sampler=SAMPLER,
             seed=sampling.seed,
