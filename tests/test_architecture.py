@@ -1,4 +1,5 @@
-"""The list of rooms in docs/architecture.md is true: it names every room, and no room imports from one below its line."""
+"""What is said of the code is true: docs/architecture.md names every room, and no room imports from one below its line; a module
+that a docstring or comment names is there."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "storyfi_lite"
+OF_OTHERS = {"bittensor/metagraph.py", "chat_template_utils.py"}  # the second is of transformers
 FACES = {"__init__.py", "__main__.py"}  # of the package itself: a version, and the command line
 
 
@@ -46,3 +48,15 @@ def test_no_room_imports_from_below_its_line() -> None:
             if lines.get(room, -1) > lines[own] or {own, room} == {"miner/", "rounds/"}:
                 upward.append(f"{path.relative_to(ROOT)} imports {module}")
     assert not upward, "\n".join(upward)
+
+
+def test_every_module_that_a_docstring_or_comment_names_is_there() -> None:
+    there = {
+        f"/{path.relative_to(ROOT)}" for place in (PACKAGE, "scripts", "tests") for path in (ROOT / place).rglob("*.py")
+    }
+    gone = []
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        for name in re.findall(r"(?<![\w/.-])[\w/]+\.py\b", path.read_text(encoding="utf-8")):
+            if name not in OF_OTHERS and not any(one.endswith(f"/{name}") for one in there):
+                gone.append(f"{path.relative_to(ROOT)} names {name}")
+    assert not gone, "\n".join(gone)

@@ -384,23 +384,21 @@ class ChainSession:
     async def _call(self, job: Callable[[Client], Awaitable[T]], timeout_s: float) -> T:
         """Run a job on the client thread, opening one if there is none. A thread that times out is abandoned."""
         async with self._opening:
-            thread = self._client_thread or await self._open_client_thread()
+            thread = self._client_thread
+            if thread is None:
+                thread = ClientThread(self._endpoints[self._turn].client)
+                try:
+                    await thread.open(self._timing.open_s)
+                    self._block_time_s = await thread.call(lambda client: client.block_time(), self._timing.read_s)
+                except BaseException:
+                    thread.abandon()
+                    raise
+                self._client_thread = thread
         try:
             return await thread.call(job, timeout_s)
         except TimeoutError:
             self._drop_client_thread(thread)
             raise
-
-    async def _open_client_thread(self) -> ClientThread:
-        thread = ClientThread(self._endpoints[self._turn].client)
-        try:
-            await thread.open(self._timing.open_s)
-            self._block_time_s = await thread.call(lambda client: client.block_time(), self._timing.read_s)
-        except BaseException:
-            thread.abandon()
-            raise
-        self._client_thread = thread
-        return thread
 
     def _drop_client_thread(self, thread: ClientThread | None = None) -> None:
         """Abandon the current client thread, or `thread` if that is still the current one."""

@@ -4,7 +4,7 @@
     the engine's thread        each step: admit jobs to free slots, fill one batch (a token or more for each running
                                slot, prompt chunks in what room is left), decode, choose, finish
 
-It knows prompts (tasks.base.Messages), grammars and deadlines; nothing of HTTP, hotkeys, the chain, or what the single tasks ask.
+It knows scripts (grammar/script.py) and deadlines; nothing of HTTP, hotkeys, the chain, or what the single tasks ask.
 """
 
 from __future__ import annotations

@@ -122,8 +122,10 @@ def read_header(read_range: ReadRange, size_bytes: int, name: str) -> Header:
     types = ggml_types()
     tensors = tuple(_tensor(reader, types) for _ in range(n_tensors))
     start = _data_start(metadata, reader)
-    if not types:
-        tensors = _sized_by_offsets(tensors, size_bytes - start)
+    if not types:  # no size is known: a tensor's bytes go up to the next one, and are at most an alignment too many
+        offsets = sorted(tensor.offset for tensor in tensors)
+        next_offset = dict(zip(offsets, [*offsets[1:], max(size_bytes - start, 0)], strict=True))
+        tensors = tuple(replace(one, size_bytes=next_offset[one.offset] - one.offset) for one in tensors)
     end = max((start + tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
     if end > size_bytes:
         raise BadInput(
@@ -202,13 +204,6 @@ def _data_start(metadata: Mapping[str, Value], reader: _Reader) -> int:
             "convert it again, or take another file of this model"
         )
     return -(-reader.position // alignment) * alignment
-
-
-def _sized_by_offsets(tensors: tuple[Tensor, ...], data_bytes: int) -> tuple[Tensor, ...]:
-    """Give each tensor the bytes up to the next one: its own, and at most an alignment more."""
-    offsets = sorted(tensor.offset for tensor in tensors)
-    next_offset = dict(zip(offsets, [*offsets[1:], max(data_bytes, 0)], strict=True))
-    return tuple(replace(tensor, size_bytes=next_offset[tensor.offset] - tensor.offset) for tensor in tensors)
 
 
 def read_local(path: Path) -> Header:
