@@ -173,7 +173,7 @@ def show_story(response: StoryResponse) -> None:
     story = response.output_data
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")  # Chinese has no spaces to break at
     for name in ("genre", "tone", "target_audience"):
         table.add_row(name.replace("_", " "), Text(story[name]))
     table.add_row("themes", Text(" · ".join(story["themes"])))
@@ -246,7 +246,11 @@ def show_round(net: DevNetwork, scratch: Path, story: str) -> None:
         str(scratch / "policy.yaml"),
     ]
     command = [*PROGRAM, "validate", "--network", net.name, "--state-dir", str(scratch), *flags]
-    run(command, stderr=subprocess.DEVNULL)
+    with (scratch / "validate.log").open("w+b") as log:
+        run(command, stderr=log)
+        log.seek(0)
+        if b"nobody answered" in log.read():
+            raise Busy("nobody answered")
 
 
 def send(endpoint: tuple[str, int], headers: dict[str, str], body: bytes) -> int:
