@@ -111,7 +111,7 @@ def test_a_listing_knows_sets_and_what_is_no_model() -> None:
     said = dict(listing.others)
     assert "image encoder" in said["mmproj-m-F16.gguf"] and "LoRA" in said["m-lora-F16.gguf"]
     assert "importance matrix" in said["imatrix.dat"] and "importance matrix" in said["m.imatrix.gguf"]
-    assert said["m-Q6_K-00002-of-00003.gguf"] == "a set of 3 parts of which 1 are here"
+    assert said["m-Q6_K-00002-of-00003.gguf"] == "a set of 3 parts that lacks 2"
     assert "stands for another" in said["other/m-Q2_K.gguf"] and "cut by hand" in said["m-Q5_K_M.gguf.part1of2"]
     assert said["m-Q3_K_M.gguf"] == "empty" and "README.md" not in said
 
@@ -203,6 +203,12 @@ def test_a_name_that_leads_nowhere_says_why(repo: Hub, name: str, quant: str | N
     with pytest.raises(LiteError, match=says):
         pinned_by(name, quant=quant)
     assert not own_registry().exists()
+
+
+def test_what_lies_beside_a_pinned_model_is_still_called_by_its_kind(repo: Hub) -> None:
+    pinned_by(REPO)
+    with pytest.raises(BadInput, match=r"is an image encoder \(mmproj\), no model"):
+        pinned_by(f"{REPO}/mmproj-Tiny-F16.gguf")
 
 
 def test_a_repository_without_gguf_files_says_where_to_look(repo: Hub) -> None:

@@ -121,6 +121,7 @@ def _run() -> int:
     try:
         return cli.main(standalone_mode=False) or 0
     except click.exceptions.Abort:
+        click.echo(err=True)  # the question's line ends without an answer
         return _failed("error: the input ended where an answer was needed", BadInput.exit_code)
     except click.ClickException as error:
         shown = io.StringIO()

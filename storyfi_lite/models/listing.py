@@ -49,6 +49,12 @@ def quant_of(path: str) -> str:
     return UNKNOWN_QUANT
 
 
+def kind_of(path: str) -> str:
+    """Return what a file is that is no model, by its name; "" if it may be one."""
+    name = PurePosixPath(path).name.lower()
+    return next((what for pattern, what in _NO_MODEL if pattern.search(name)), "")
+
+
 def read_listing(found: Iterable[HubFile], source: HubSource) -> Listing:
     """Sort a repository's files into quantizations and the rest. A file whose name, in the store's one directory, is another's
     already, is among the rest; so is a split set that lacks a part."""
@@ -59,9 +65,7 @@ def read_listing(found: Iterable[HubFile], source: HubSource) -> Listing:
     for one in sorted(found, key=lambda one: one.path):
         if not one.path.isprintable() or "\\" in one.path or ".." in PurePosixPath(one.path).parts:
             continue  # no converter names a file so, and a terminal obeys what it prints
-        base = PurePosixPath(one.path).name.lower()
-        what = next((what for pattern, what in _NO_MODEL if pattern.search(base)), "")
-        if what:
+        if what := kind_of(one.path):
             others.append((one.path, what))
         elif one.path.endswith(".gguf"):
             match = _SPLIT.fullmatch(one.path)
@@ -70,7 +74,7 @@ def read_listing(found: Iterable[HubFile], source: HubSource) -> Listing:
         names = {PurePosixPath(part.path).name for part in parts}
         match = _SPLIT.fullmatch(parts[0].path)
         if match and len(parts) != int(match[3]):
-            others.append((parts[0].path, f"a set of {int(match[3])} parts of which {len(parts)} are here"))
+            others.append((parts[0].path, f"a set of {int(match[3])} parts that lacks {int(match[3]) - len(parts)}"))
         elif stored & names or not all(part.size_bytes for part in parts):
             others.append(
                 (parts[0].path, "a file of a name that stands for another here" if stored & names else "empty")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from storyfi_lite.errors import BadInput
 from storyfi_lite.models import hub, own_registry
 from storyfi_lite.models.gguf import Header, architecture
+from storyfi_lite.models.listing import kind_of
 from storyfi_lite.models.names import ModelName, parse
 from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Registry, unlisted_model
 from storyfi_lite.options import ModelOptions
@@ -99,6 +100,8 @@ def named_file(spec: ModelSpec, name: ModelName) -> GGUFFile:
     for file in spec.files:
         if name.file in [part.path for part in file.parts]:
             return file
+    if what := kind_of(name.file or ""):
+        raise BadInput(f"{name.file} is {what}, no model")
     there = ", ".join(file.parts[0].path for file in spec.files)
     raise BadInput(f"{name.repo_and_revision} has no model file {name.file}; there are {there}")
 

@@ -165,7 +165,7 @@ class _Loop:
         else:
             said = f"no miner on {printable(network)}, netuid {self._options.chain.netuid}, has published an endpoint"
         if dev_directory(network):
-            said += f"\n  storyfi-lite mine --network {network}   in another terminal, first"
+            said += f"\n  storyfi-lite mine --network {network}   in another terminal, if none runs there"
         return said
 
     async def _round(self) -> RoundReport | None:
@@ -180,7 +180,8 @@ class _Loop:
         log.info("asking %d miners for %s: %s", len(targets), question.request.task_type, question.request.user_input)
         replies = await self._ask_all(targets, question)
         if not any(isinstance(reply, Reply) for reply in replies.values()):
-            log.warning("nobody answered; this round is not counted")
+            why = "; ".join(sorted({str(reply) for reply in replies.values()}))
+            log.warning("nobody answered (%s); this round is not counted", why)
             return None
         registered, own = self._session.snapshot.by_hotkey, self._rules.validator_ss58
         # registered miners of earlier rounds that have no endpoint now get 0; else they would keep their weight for ever
