@@ -566,6 +566,13 @@ def test_the_btcli_commands_exist() -> None:
 # Names and addresses ----------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "hotkey"), [("../x", "default"), ("miner", "a/b"), (".", "default"), ("", "default")])
+@pytest.mark.parametrize("network", ["dev", "test"])
+def test_a_wallets_name_is_no_path(network: str, name: str, hotkey: str) -> None:
+    with pytest.raises(BadInput, match="--wallet-path"):
+        open_wallet(network, name, hotkey)
+
+
 def test_network_names() -> None:
     def labels(network: str) -> list[str]:
         return [endpoint.label for endpoint in networks.endpoints(network)]

@@ -122,6 +122,8 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(small_model_pa
         ),
         (["story", "a", "heist"], "put the text in quotes"),
         (["qqqqq"], "No such command 'qqqqq'"),
+        (["halp"], "Did you mean help?"),
+        (["generate", " "], "empty; say what the story is about"),
     ],
 )
 def test_a_slip_of_the_fingers_is_told_what_was_meant(typed: list[str], says: str) -> None:

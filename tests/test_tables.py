@@ -89,6 +89,7 @@ def test_help_is_whole_at_every_width(names: tuple[str, ...], width: int) -> Non
         assert said or isinstance(option, click.Argument), f"{option.opts} has no help"
         assert set(said.split()) <= words and "".join(said.split()) in dense
         assert set(option.opts) <= {word.rstrip(",") for word in words} or isinstance(option, click.Argument)
+        assert not isinstance(option, click.Argument) or option.make_metavar(click.Context(command)) in printed
     for line in command.help.splitlines() if command.help else ():
         assert set(line.replace("\b", "").split()) <= words
 

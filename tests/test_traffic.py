@@ -13,9 +13,14 @@ from click.testing import CliRunner
 
 from storyfi_lite.cli import cli
 from storyfi_lite.errors import BadInput
+from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.miner import requests
+from storyfi_lite.models.registry import SHIPPED, load_registry
+from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import lengths, tokenizer, traffic
+from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.lengths import Work
+from storyfi_lite.placement.plan import place
 from storyfi_lite.placement.queue import Job, Pace, plan, run
 from storyfi_lite.placement.reward import expected, share_of_points
 from storyfi_lite.placement.simulate import simulate
@@ -77,6 +82,18 @@ def test_traffic_that_is_none_is_one_line(tmp_path: Path, text: str, says: str) 
     path.write_text(text)
     with pytest.raises(BadInput, match=says):
         traffic.read(path)
+
+
+def test_a_mistake_in_a_traffic_file_is_no_models_fault(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.yaml"
+    path.write_text("[]")
+    with pytest.raises(BadInput, match=r"\A.*is no traffic.*\Z"):
+        place(
+            load_registry(SHIPPED),
+            Hardware((), 16 << 30, 16 << 30, 4, 10**12),
+            ModelOptions(traffic=path),
+            EmptyCatalog(),
+        )
 
 
 def test_shares_must_add_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storyfi_lite.chain.networks import dev_directory
-from storyfi_lite.errors import ConfigError
+from storyfi_lite.errors import BadInput, ConfigError
 
 if TYPE_CHECKING:
     from bittensor import Wallet
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 def open_wallet(network: str, name: str, hotkey: str, path: Path | None = None) -> Wallet:
     """Open the bittensor wallet and load its hotkey. On the dev network a missing wallet is made.
 
-    `path` is the wallets' directory; None means bittensor's own, or the dev chain's. Raises ConfigError.
+    `path` is the wallets' directory; None means bittensor's own, or the dev chain's. Raises ConfigError, or BadInput for a
+    name that is a path.
     """
     from bittensor.wallet import DEFAULT_WALLET_PATH, Wallet
 
+    for flag, given in (("--wallet", name), ("--wallet-hotkey", hotkey)):
+        if not given or Path(given).name != given:
+            raise BadInput(f"{flag} {given!r} is no name; the directory of the wallets goes with --wallet-path")
     dev = dev_directory(network)
     if dev is not None and path is None:
         path = dev / "wallets"

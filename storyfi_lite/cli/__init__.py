@@ -68,8 +68,10 @@ class LazyGroup(SentenceGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, n=2)):
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?")
+        typed = args[0] if args else ""
+        near = difflib.get_close_matches(typed, (*COMMANDS, "help", "version"), n=2)
+        if typed not in COMMANDS and near:
+            ctx.fail(f"No such command {typed!r}. Did you mean {' or '.join(near)}?")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -126,7 +128,7 @@ def _run() -> int:
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        return _failed(shown.getvalue(), error.exit_code)
+        return _failed(shown.getvalue().expandtabs(2), error.exit_code)
     except LiteError as error:
         return _failed(f"error: {error}", error.exit_code)
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storyfi_lite.cli.options import (
-    UTF8,
+    TEXT,
     Number,
     api_options,
     chapter_ids_option,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("text", type=UTF8)
+@click.argument("text", type=TEXT)
 @task_option
 @click.option("--context", "context_files", type=click.File("rb"), multiple=True, metavar="FILE",
               help="Earlier stages for the later tasks: what `generate` or `story` wrote. May be repeated.")  # fmt: skip

@@ -10,12 +10,12 @@ from storyfi_lite.cli.options import TASK_NAMES, chapter_ids_option
 
 
 @click.command()
-@click.argument("task", type=click.Choice(TASK_NAMES))
+@click.argument("task", metavar="TASK", type=click.Choice(TASK_NAMES))
 @click.option("--format", "spelling", type=click.Choice(["gbnf", "json-schema", "lark"]), default="gbnf",
               help="gbnf for llama.cpp, json-schema for other servers, lark for llguidance.")  # fmt: skip
 @chapter_ids_option
 def command(task: str, spelling: str, chapter_ids: list[int] | None) -> None:
-    """Print the grammar of TASK's answers.
+    """Print the grammar of TASK's answers: blueprint, characters, story_arc or chapters.
 
     \b
     storyfi-lite grammar blueprint > blueprint.gbnf

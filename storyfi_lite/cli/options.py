@@ -58,8 +58,8 @@ class SentenceGroup(click.Group):
             formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
 
 
-class _Utf8(click.ParamType):
-    """Takes text for a story. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
+class _Text(click.ParamType):
+    """Takes text for a story, and not nothing. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
 
     name = "text"
 
@@ -68,10 +68,12 @@ class _Utf8(click.ParamType):
             str(value).encode()
         except UnicodeEncodeError:
             self.fail("not UTF-8; the terminal or script that it comes from uses another encoding", param, ctx)
+        if not str(value).strip():
+            self.fail("empty; say what the story is about", param, ctx)
         return str(value)
 
 
-UTF8 = _Utf8()
+TEXT = _Text()
 
 
 class _Ids(click.ParamType):

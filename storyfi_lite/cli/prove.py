@@ -14,7 +14,7 @@ from storyfi_lite.cli.options import (
     FILE,
     FILE_OR_STDIN,
     NEW_FILE,
-    UTF8,
+    TEXT,
     json_option,
     model_options,
     signing_options,
@@ -32,7 +32,7 @@ EXIT_CODES = {"proven": 0, "inconclusive": 3, "refuted": 1}  # of several answer
 
 @click.command()
 @click.argument("file", type=FILE_OR_STDIN)
-@click.option("--text", type=UTF8, help="The user input that was asked about, if the file does not say it.")
+@click.option("--text", type=TEXT, help="The user input that was asked about, if the file does not say it.")
 @task_option
 @click.option("--request", "request_file", type=FILE, help="The whole request as JSON, in place of --text and --task.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The challenge seed.  [default: the one in the answer]")

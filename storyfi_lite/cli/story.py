@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storyfi_lite.cli.options import NEW_FILE, UTF8, api_options, model_options, placement_options, think_option
+from storyfi_lite.cli.options import NEW_FILE, TEXT, api_options, model_options, placement_options, think_option
 from storyfi_lite.cli.writing import format_option, put, speed, write
 from storyfi_lite.errors import BadInput, LiteError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("text", type=UTF8)
+@click.argument("text", type=TEXT)
 @click.option("--output", "-o", type=NEW_FILE, help="[default: standard output]")
 @format_option
 @click.option("--chapters", "count", type=click.IntRange(1, 12), default=1, help="How many, from the first.")

@@ -277,7 +277,8 @@ def place_one(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalo
 
 def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
     """Place the named model, or the best of all by the policy, and say why. Raises DoesNotFit with every model's reason, or
-    BadInput for an unknown or API model."""
+    BadInput for an unknown or API model, or a file of traffic that is none."""
+    traffic_of(options)  # or each model would be refused for it
     if options.name:
         return _place_named(registry, hardware, options, catalog)
     share = TIE if options.policy == "reward" else POLICY_SHARE
