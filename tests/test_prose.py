@@ -99,7 +99,7 @@ def test_no_character_is_begun_that_a_label_cannot_have(before: str, begun: byte
 @pytest.mark.parametrize(
     ("asked", "written", "refused"),
     [
-        ("a café by the sea", "The café closes.", ["Она", "海", "ℳ"]),
+        ("a café by the sea", "The café closes.", ["Она", "海", "ℳ", "ↄ", "ₒ"]),
         ("a ship called Ελένη", "The Ελένη sails.", ["Она"]),
         ("一个守灯塔的人", "灯塔很高。He said OK.", ["Она", "바다", "うみ"]),
         ("灯台を守るひと", "海が話す。「カモメ」", ["바다"]),
@@ -136,6 +136,7 @@ def test_where_a_sentence_ends(text: str, whole: bool) -> None:
         "It was 1932, 1989, 1990 in all there.",
         "The sea, the ship, the storm, the night, the rocks, the waves, the wind, the sand, the salt, the cold.",
         "She was ½ a year old.",
+        "A-I-N-I-O-E was all of it.",
     ],
 )
 def test_what_prose_refuses(text: str) -> None:
@@ -165,6 +166,11 @@ def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
     for share in (2_000, 300, 40):
         text = told(people, share)
         assert 0 < len(text) <= share and text.startswith("Ada – She sails.") and "{" not in text and "id1" not in text
+
+
+def test_what_is_cut_of_an_earlier_stage_ends_with_a_sentence_or_a_word() -> None:
+    assert told({"setting": "She sails away at dawn. The sea was wide and cold."}, 40) == "She sails away at dawn."
+    assert told({"setting": "The sea was wide and the storm was near the coast"}, 40) == "The sea was wide and the…"
 
 
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:

@@ -159,8 +159,9 @@ _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 
 @lru_cache(maxsize=65536)
 def _alphabet(letter: str) -> str:
-    """Return the first word of the letter's name in Unicode, which names its script."""
-    return unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+    """Return the first word of the letter's name in Unicode, which names its script; nothing for Latin that no language writes."""
+    script = unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+    return "" if script == "LATIN" and not (letter < "\u0250" or "\u1e00" <= letter < "\u1f00") else script
 
 
 def alphabets_of(text: str) -> Alphabets:
@@ -178,7 +179,8 @@ def is_of(text: str, alphabets: Alphabets) -> bool:
 @lru_cache(maxsize=65536)
 def _is_plain(sign: str) -> bool:
     kind = unicodedata.category(sign)
-    return kind[0] in "MPZ" or kind == "Sc" or sign in "0123456789〇"
+    ornament = "\u2060" <= sign < "\u3000"
+    return (kind[0] in "MP" and not ornament) or kind == "Sc" or sign in " 0123456789〇"
 
 
 class Cursor:
@@ -474,6 +476,7 @@ class Cursor:
     def _signs(self, char: str) -> None:
         self._expect(not (char.isdigit() and _DIGITS.search(self._tail)))
         self._expect(char.isalnum() or self._tail[-3:] != char * 3)
+        self._expect(char not in PAUSES or self._tail.count(char) < 3)  # no A-B-C-D-E
 
     def _append(self, text: str) -> None:
         self._chars += len(text)

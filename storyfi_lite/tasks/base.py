@@ -186,12 +186,20 @@ def _fitting(stage: dict[str, Any], max_chars: int, spelled: Callable[[Any], str
 def _cut(value: Any, longest: int) -> Any:
     if isinstance(value, str):
         value = value.encode(errors="replace").decode()
-        return value if len(value) <= longest else value[: longest - 1] + "…"
+        return value if len(value) <= longest else _begun(value[: longest - 1])
     if isinstance(value, dict):
         return {str(key): _cut(item, longest) for key, item in value.items()}
     if isinstance(value, list):
         return [_cut(item, longest) for item in value]
     return value
+
+
+def _begun(text: str) -> str:
+    """The beginning of a text without the word or, if half of it or more is left, the sentence that was cut: models go on like what they read."""
+    sentences = re.match(r"(.*[.!?。！？][\"”’」』]*)(?:\s|(?<=[。！？]))", text, re.DOTALL)
+    if sentences and len(sentences[1]) * 2 >= len(text):
+        return sentences[1]
+    return (text.rpartition(" ")[0] or text) + "…"
 
 
 def no_rules(data: Any) -> Iterable[str]:
