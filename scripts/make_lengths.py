@@ -76,18 +76,20 @@ def table(rows: list[dict[str, Any]], vocabularies: list[Path]) -> dict[str, Any
         for language in INPUTS:
             own = [row for row in rows if (row["task"], row["lang"]) == (task, language)]
 
-            def mean(name: str, form: str, own: list[dict[str, Any]] = own) -> int:
-                return round(statistics.mean(row[name] for row in own if row["form"] == form))
+            def usual(name: str, form: str, own: list[dict[str, Any]] = own) -> int:
+                return round(statistics.median(row[name] for row in own if row["form"] == form))
 
             chars[task][language] = {
                 "turns": own[0]["turns"],
-                "opening": mean("opening_chars", "whole"),
-                "bridges": mean("bridge_chars", "whole"),
-                **{form: mean("turn_chars", form) for form in FORMS},
+                "opening": usual("opening_chars", "whole"),
+                "bridges": usual("bridge_chars", "whole"),
+                **{form: usual("turn_chars", form) for form in FORMS},
             }
             row = chars[task][language]
             # names, labels and turned phrases take more tokens than the sample
-            row["factor"] = round(statistics.mean(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3)
+            row["factor"] = round(
+                statistics.median(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3
+            )
             whole = [one["turn_chars"] for one in own if one["form"] == "whole"]
             row["spread"] = round(statistics.stdev(whole) / statistics.mean(whole), 3)
             row["least"] = min(row["least"], row["brief"])  # where a brief answer is as short as can be, chance decides
