@@ -90,9 +90,15 @@ def table(rows: list[dict[str, Any]], vocabularies: list[Path]) -> dict[str, Any
             row["factor"] = round(
                 statistics.median(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3
             )
-            whole = [one["turn_chars"] for one in own if one["form"] == "whole"]
-            row["spread"] = round(statistics.stdev(whole) / statistics.mean(whole), 3)
             row["least"] = min(row["least"], row["brief"])  # where a brief answer is as short as can be, chance decides
+        # both languages together: that much more is known of it
+        shares = [
+            row["turn_chars"] / chars[task][row["lang"]]["whole"]
+            for row in rows
+            if (row["task"], row["form"]) == (task, "whole")
+        ]
+        for by_language in chars[task].values():
+            by_language["spread"] = round(statistics.stdev(shares), 3)
     prose = json.loads(PROSE.read_text())
     texts = {"en": " ".join(" ".join(text) for text in prose["en"])[:SAMPLE_CHARS], "zh": CHINESE}
     return {
