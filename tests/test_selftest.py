@@ -19,6 +19,8 @@ from storyfi_lite.machine import build, devices, selftest
 
 BAD = {
     "crash": "int ggml_backend_sched_graph_compute_async() { __builtin_trap(); }",
+    "abort": "#include <stdio.h>\n#include <stdlib.h>\n"
+    'int ggml_backend_sched_graph_compute_async() { fputs("ggml.c:1: no kernel\\n#0 main\\n", stderr); abort(); }',
     "wrong": "#include <string.h>\n"
     "void ggml_backend_tensor_get_async(void *b, void *t, void *to, size_t at, size_t size) { memset(to, 1, size); }",
     "refused": "void *gguf_init_from_file() { return 0; }",
@@ -100,6 +102,7 @@ def test_a_full_disk_is_not_blamed_on_the_build() -> None:
     ("how", "said"),
     [
         ("crash", "crashed (SIGILL)"),
+        ("abort", "crashed (SIGABRT: ggml.c:1: no kernel) in its self-test"),
         ("wrong", "computed wrong (numbers 100% off)"),
         ("refused", "failed (llama_model_load: error loading model: "),
     ],

@@ -65,11 +65,12 @@ def _ask_child(where: Where) -> str | None:
         return f"gave no answer in {TIMEOUT_S} s"
     if child.returncode == DoesNotFit.exit_code or "out of memory" in child.stderr:
         return None
-    said = child.stderr.strip().splitlines()[-1:]
+    said = child.stderr.strip().splitlines()
     if child.returncode < 0:
-        return f"crashed ({': '.join([signal.Signals(-child.returncode).name, *said])})"
+        why = said[:1]  # what ggml says before the functions that it was in
+        return f"crashed ({': '.join([signal.Signals(-child.returncode).name, *why])})"
     if child.returncode:
-        reason = (said or ["no reason given"])[0]
+        reason = (said or ["no reason given"])[-1]
         if child.returncode == os.EX_IOERR:
             raise ConfigError(reason)
         return f"failed ({reason})"
