@@ -173,6 +173,20 @@ def test_what_is_cut_of_an_earlier_stage_ends_with_a_sentence_or_a_word() -> Non
     assert told({"setting": "The sea was wide and the storm was near the coast"}, 40) == "The sea was wide and the…"
 
 
+@pytest.mark.parametrize("text", ["ⱼⱯ", "ﬆ", "ʃip", "½"])
+def test_letters_that_no_language_s_everyday_spelling_uses_are_not_written(text: str) -> None:
+    """A small model that finds no other way takes one of the many tokens that hardly differ in likelihood."""
+    for form in (Words(2, 20), Prose(20, 200)):
+        cursor = Cursor((Row("", form),), alphabets_of("a lighthouse in Đà Nẵng, Łódź and Århus"))
+        assert advanced(cursor, "Đà Nẵng".encode()) and advanced(cursor, text.encode()) is None
+
+
+def test_a_space_alone_begins_no_label() -> None:
+    """A small model means a number by it; no token of a word follows."""
+    label, prose = (Cursor((Row("", form),)) for form in (Words(2, 20), Prose(20, 200)))
+    assert advanced(label, b" ") is None and advanced(label, b" Young") and advanced(prose, b" ")
+
+
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:
     task = tasks.get("blueprint")
     names = {task.script(request_for("blueprint", text)).version for text in ("a ship", "an island")}

@@ -89,13 +89,15 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
         assert int(kept[np.argmax(scores(logits, kept, 2.0, 5, params))]) == 1
 
 
-def penalties(history: list[int], words: frozenset[int] = frozenset(), **params: Any) -> dict[int, float]:
+def penalties(
+    history: list[int], words: frozenset[int] = frozenset(), of_prose: bool = True, **params: Any
+) -> dict[int, float]:
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
         repetition.append(token, token in words)
     logits = np.zeros(10, dtype=np.float32)
-    repetition.apply(logits)
+    repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
 
 
@@ -111,6 +113,7 @@ def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
     words = frozenset((1, 2))
     assert penalties([1, 3, 2, 3, 4, 1], words) == pytest.approx({1: 2 * WORD_NATS, 2: WORD_NATS})
     assert penalties([1, *[3, 4, 5, 6] * (WORD_TOKENS // 4)], words, dry_multiplier=0.0) == {}
+    assert penalties([1, 3, 2, 3, 4, 1], words, of_prose=False) == {}  # a title may say what the story says
 
 
 @pytest.mark.parametrize("vector", VECTORS["repetition"])
@@ -120,7 +123,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     for token in vector["tokens"]:
         repetition.append(token, token in vector["words"])
     logits = np.zeros(10, dtype=np.float32)
-    repetition.apply(logits)
+    repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)
 
 

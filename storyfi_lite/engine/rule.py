@@ -175,8 +175,8 @@ class ChoiceRule:
 
     def _adjust(self, logits: Floats) -> None:
         """Lowers repeats. Counts all ways to end a line as one: the likeliest of them. Raises ends near the maximum."""
-        self._repetition.apply(logits)
         words, cursor = self._vocabulary, self._cursor
+        self._repetition.apply(logits, of_prose=isinstance(cursor, Cursor) and cursor.is_prose)
         if isinstance(cursor, Thought):
             marks = words.marks(self._conversation.thought_mark)
             logits[self._end] = logits[[*words.turn_ends, *marks]].max()

@@ -95,8 +95,9 @@ class Repetition:
     temperature.
 
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
-    Words: a token that begins a word loses WORD_NATS for each time that it stands among the last WORD_TOKENS tokens. What goes on
-    inside a word loses nothing by that, so a name that is begun is spelled as before.
+    Words: in whole sentences, a token that begins a word loses WORD_NATS for each time that it stands among the last WORD_TOKENS
+    tokens. What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which
+    would find no word left.
     """
 
     def __init__(self, params: SamplingParams) -> None:
@@ -110,10 +111,10 @@ class Repetition:
         self._tokens.append(token)
         self._words.append(token if begins_word else None)
 
-    def apply(self, logits: Floats) -> None:
+    def apply(self, logits: Floats, of_prose: bool) -> None:
         """Lowers the logits in place."""
         for token, times in Counter(self._words).items():
-            if token is not None:
+            if of_prose and token is not None:
                 logits[token] -= WORD_NATS * times
         if self._params.dry_multiplier and self._tokens:
             for token, length in self._repeats().items():

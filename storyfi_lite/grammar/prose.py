@@ -349,6 +349,10 @@ class Cursor:
             text, length = codecs.utf_8_decode(data, "strict", False)
         except UnicodeDecodeError:
             raise GrammarError("no UTF-8") from None
+        lone_space = text == " " and not (self._tail or self.literal)
+        self._expect(
+            not lone_space or self.is_prose
+        )  # a model means a digit by it, and finds the way to a name no more
         pending, self._partial = data[length:], b""
         if self._chars and _PLAIN.fullmatch(text):
             self._run(text)
