@@ -145,6 +145,9 @@ def test_help_and_version_are_commands_too(typed: list[str], says: str) -> None:
     [
         ("storyfi-lite pull lla", {"llama-3-70b", "llama-3-8b"}),
         ("storyfi-lite generate x --model.name gem", {"gemma-7b"}),
+        ("storyfi-lite models a", {"add"}),
+        ("storyfi-lite models gem", {"gemma-7b"}),
+        ("storyfi-lite models add x ./my", {"./my"}),  # the shell finds the files that begin so
         ("storyfi-lite place --model.name qwen-72b --quant q4", {"Q4_K_M"}),
         ("storyfi-lite mine --network d", {"dev"}),
         ("storyfi-lite doctor --model.name gem", {"gemma-7b"}),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from storyfi_lite.cli.options import SentenceGroup, complete_models, hardware_option, json_option
 
@@ -30,9 +31,16 @@ class _ShowByDefault(SentenceGroup):
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
 
+def _complete(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    """Tell the shell what may follow `models`: a model, or a command."""
+    return [name for name in command.commands if name.startswith(begun)] + complete_models(ctx, param, begun)
+
+
 @click.group(cls=_ShowByDefault)
 def command() -> None:
     """List the models, their multipliers, and how each fits this machine. Speeds are predictions.
+
+    `storyfi-lite models show --help` has the options.
 
     \b
     storyfi-lite models                                  all of them
@@ -44,7 +52,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("name", required=False, shell_complete=complete_models)
+@click.argument("name", required=False, shell_complete=_complete)
 @hardware_option
 @json_option
 def show(name: str | None, hardware: Path | None, as_json: bool) -> None:
@@ -166,7 +174,8 @@ def pay_words(spec: ModelSpec) -> str:
 
 @command.command()
 @click.argument("name")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...",
+                shell_complete=lambda ctx, param, begun: [CompletionItem(begun, type="file")])  # fmt: skip
 def add(name: str, sources: tuple[str, ...]) -> None:
     """Make a model known as NAME: in your own models.yaml, which upgrades never touch. Its header is read, nothing is fetched.
 
