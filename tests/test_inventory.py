@@ -83,7 +83,7 @@ def test_rm_of_what_was_not_downloaded_is_refused(pulled: Hub, tmp_path: Path, t
     mine.write_bytes(tiny)
     run("models", "add", "mine", str(mine))
     assert here()["mine", "Q4_K_M"]["state"] == "yours"
-    for name, says in (("mine", "leaves it to you"), (str(mine), "leaves it to you"), ("llama-3-8b", "nothing of llama-3-8b"), ("x/y", "nothing of x/y")):  # fmt: skip
+    for name, says in (("mine", "take mine out of"), (str(mine), "leaves it to you"), ("llama-3-8b", "nothing of llama-3-8b"), ("x/y", "nothing of x/y")):  # fmt: skip
         with pytest.raises(BadInput, match=says):
             run("rm", name, "--yes")
     with pytest.raises(BadInput, match="say what"):

@@ -82,6 +82,7 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
 def _named(names: tuple[str, ...], items: list[Item], registry: Registry) -> list[Item]:
     """Find the items that the names mean. Raises BadInput for a name of nothing that is here, and for the user's own files."""
     from storyfi_lite.errors import BadInput
+    from storyfi_lite.models.registry import own_registry
 
     chosen = []
     for name in names:
@@ -90,7 +91,10 @@ def _named(names: tuple[str, ...], items: list[Item], registry: Registry) -> lis
         own = [item for item in found if item.state == "yours"]
         if own or Path(name).is_file():
             path = own[0].path if own else name
-            raise BadInput(f"{path} is a file of your own; storyfi-lite did not download it, and leaves it to you")
+            named = f"\n  the name alone: take {key} out of {own_registry()}" if own else ""
+            raise BadInput(
+                f"{path} is a file of your own; storyfi-lite did not download it, and leaves it to you{named}"
+            )
         if not found and not _is_own(registry, key):
             raise BadInput(f"nothing of {name} is here\n  storyfi-lite list")
         chosen += [item for item in found if item not in chosen]
