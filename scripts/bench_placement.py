@@ -37,7 +37,7 @@ from typing import Any
 from storyfi_lite import tasks
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import DoesNotFit
-from storyfi_lite.loaders.base import Answer, Job
+from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.gguf import architecture, read_local
@@ -278,44 +278,32 @@ def task_seconds(path: Path, n_threads: int) -> None:
         loader = LocalModelLoader(model, EngineSettings(n_slots=n_slots, n_threads=n_threads))
         loader.warm_up()
         for task in tasks.TASKS:
+            needed = {name: story[name] for name in tasks.get(task).needs}
             # each group asks for something else, so that no slot holds the prompt already
             inputs = [f"Story {number}: {text}" for number in range(ANSWERS // n_slots)]
-            asked = [StoryRequest.model_validate({"task_type": task, "user_input": one, **story}) for one in inputs]
+            asked = [StoryRequest.model_validate({"task_type": task, "user_input": one, **needed}) for one in inputs]
             found = [_group(loader, request, n_slots) for request in asked]
-            each = [
-                statistics.mean(chain(*column))
-                for column in ((one.promised_s for one in found), (one.taken_s for one in found))
-            ]
-            last = [
-                statistics.mean(map(max, column))
-                for column in ((one.promised_s for one in found), (one.taken_s for one in found))
-            ]
-            cells = [f"{promised:.1f} | {taken:.1f} | {promised / taken - 1:+.0%}" for promised, taken in (each, last)]
+            promised, taken = [one.promised_s for one in found], [one.taken_s for one in found]
+            each = [statistics.mean(chain(*side)) for side in (promised, taken)]
+            last = [statistics.mean(map(max, side)) for side in (promised, taken)]
+            cells = [f"{before:.1f} | {after:.1f} | {before / after - 1:+.0%}" for before, after in (each, last)]
             print(f"| {n_slots} | {task} | {' | '.join(cells)} |", flush=True)
-            tokens = [[answer.completion_tokens for answer in one.answers] for one in found]
-            rows.append(
-                {
-                    "at_once": n_slots,
-                    "task": task,
-                    "each_s": each,
-                    "last_s": last,
-                    "expected": found[0].tokens,
-                    "tokens": tokens,
-                }
-            )
-            story[task] = story.get(task) or json.loads(found[0].answers[0].text)
+            rows.append({"at_once": n_slots, "task": task, "each_s": each, "last_s": last,
+                         "tokens_expected": found[0].tokens_expected, "tokens": [one.tokens for one in found]})  # fmt: skip
+            story.setdefault(task, json.loads(found[0].text))
         loader.close()
     print(json.dumps(rows))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Answers to the same request, all at once. `tokens`: that were expected of one."""
+    """Answers to the same request, all at once; the text of one of them."""
 
     promised_s: list[float]
     taken_s: list[float]
-    answers: list[Answer]
-    tokens: int
+    tokens_expected: int
+    tokens: list[int]
+    text: str
 
 
 def _group(loader: LocalModelLoader, request: StoryRequest, count: int) -> Group:
@@ -326,13 +314,16 @@ def _group(loader: LocalModelLoader, request: StoryRequest, count: int) -> Group
     jobs = [queue.Job(0.0, work, 0, scale) for scale in work.lengths(count)]
     queue.run(jobs, pace.queue, count, float("inf"), float("inf"))
     loader.promises.pace = None  # nothing is shortened, nothing learnt
-    cpu_s, taken_s = time.process_time(), list[float]()
-    futures = [loader.submit(Job(request, seed, cpu_s + 3600)) for seed in range(count)]
-    for future in futures:
-        future.add_done_callback(lambda _: taken_s.append(time.process_time() - cpu_s))
+    futures = [loader.submit(Job(request, seed, time.process_time() + 3600)) for seed in range(count)]
     answers = [future.result() for future in futures]
     loader.promises.pace = pace
-    return Group([job.seconds or 0.0 for job in jobs], taken_s, answers, work.whole)
+    return Group(
+        [job.seconds or 0.0 for job in jobs],
+        [answer.generation_time_s for answer in answers],
+        work.whole,
+        [answer.completion_tokens for answer in answers],
+        answers[0].text,
+    )
 
 
 def occupy(path: Path) -> None:
