@@ -17,6 +17,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from storyfi_lite.bench import wait_until
 from storyfi_lite.engine.engine import PROMPT_CHUNK_TOKENS, Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Feed, Model
 from storyfi_lite.engine.prompt import ChatTemplate
@@ -229,6 +230,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_wait(own_engine: Eng
     with pytest.raises(Busy, match="0 s to wait"):
         own_engine.submit(job(script=LONG, within_s=100))
     own_engine.submit(job(script=LONG, within_s=100, planned=True)).cancel()  # its caller knows better
+    wait_until(lambda: not (own_engine.health().running or own_engine.health().queued))
     own_engine.submit(job(within_s=100)).result()  # the long ones of before are no reason to refuse a short one
     own_engine._tokens_per_s, own_engine._length_share = 10.0, 1.0
     running = own_engine.submit(job(script=LONG, within_s=600))
