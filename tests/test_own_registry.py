@@ -129,3 +129,8 @@ def test_another_registry_is_named_before_the_command(tmp_path: Path, own: Path)
     other = own.rename(tmp_path / "other.yaml")
     listed = CliRunner().invoke(cli, ["--registry", str(other), "models", "tales", "--json"])
     assert json.loads(listed.stdout)["repository"] == "a/Tales-GGUF"
+
+
+def test_a_registry_that_is_not_there_is_said_not_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listed = CliRunner().invoke(cli, ["--registry", str(tmp_path / "modles.yaml"), "models", "--help"])
+    assert listed.exit_code == 0 and "modles.yaml is not there yet" in caplog.text

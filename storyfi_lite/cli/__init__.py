@@ -24,6 +24,8 @@ from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.machine.build import rebuild_command
 from storyfi_lite.terminal import printable
 
+log = logging.getLogger(__name__)
+
 # package -> the extra that brings it
 EXTRAS = {"llama_cpp": "local", "gguf": "local", "jinja2": "local", "google": "gemini", "openai": "openai"}
 
@@ -105,6 +107,8 @@ def cli(registry: str | None) -> None:
     """
     if registry:
         os.environ["STORYFI_LITE_REGISTRY"] = registry  # also for the processes that a command starts
+        if not os.path.lexists(registry):
+            log.warning("%s is not there yet: only the shipped models are known until one is added", registry)
 
 
 def main() -> None:
