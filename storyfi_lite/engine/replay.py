@@ -77,7 +77,7 @@ class Replayer:
     def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
         """Replays all answers, those to one request together; yields each one's place in `answers` with what was found. The
         context has cells for the longest. Raises EngineError if llama.cpp fails."""
-        for places in _groups(answers, self._context.n_cells, self._context.n_sequences):
+        for places in _groups(answers, range(len(answers)), self._context.n_cells, self._context.n_sequences):
             self._replay_together([answers[at] for at in places])
             yield from ((at, answers[at].judge.result()) for at in places)
 
@@ -118,29 +118,32 @@ class StepReplayer:
         self._model, self._settings = model, settings
 
     def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
-        """As Replayer's. An answer for which a context has too few cells gets larger contexts, and fewer of them."""
+        """As Replayer's. Answers for which one batch has too little room come one after the other: while a context computes a second
+        batch, it still holds what the first one's logits took."""
         planned = self._settings
-        cells = max(planned.n_ctx, *(len(one.fed) + SPARE_CELLS for one in answers))
-        at_once = max(1, planned.n_contexts * planned.n_ctx // cells)
-        share = sum(len(one.fed) for one in answers) // at_once
-        groups = list(_groups(answers, min(cells, max(planned.n_batch, share)), MAX_TOGETHER))
-        for start in range(0, len(groups), at_once):
-            works = [partial(self._replay, answers, places, cells) for places in groups[start : start + at_once]]
-            for found in in_step(works):
-                yield from found
+        sizes = [len(one.fed) + SPARE_CELLS for one in answers]
+        short = [at for at, size in enumerate(sizes) if size <= planned.n_batch]
+        long = [at for at, size in enumerate(sizes) if size > planned.n_batch]
+        all_cells = max(planned.n_ctx * planned.n_contexts, *sizes)
+        for places, cells, at_once in ((short, planned.n_batch, planned.n_contexts), (long, all_cells, 1)):
+            groups = list(_groups(answers, places, cells, MAX_TOGETHER))
+            for start in range(0, len(groups), at_once):
+                works = [partial(self._replay, answers, group, cells) for group in groups[start : start + at_once]]
+                for found in in_step(works):
+                    yield from found
 
     def _replay(
-        self, answers: Sequence[GivenAnswer], places: list[int], n_ctx: int, after_layer: Callable[[], None]
+        self, answers: Sequence[GivenAnswer], places: list[int], cells: int, after_layer: Callable[[], None]
     ) -> list[tuple[int, Replay]]:
-        settings = replace(self._settings, n_ctx=n_ctx)
+        settings = replace(self._settings, n_ctx=cells)
         with closing(Context(self._model, settings, len(places), after_layer=after_layer)) as context:
             found = Replayer(context).replay_all([answers[at] for at in places])
             return [(places[which], replay) for which, replay in found]
 
 
-def _groups(answers: Sequence[GivenAnswer], cells: int, most: int) -> Iterator[list[int]]:
-    """The places of the answers, those to one request together: as many at a time as so many cells hold, at least one."""
-    order = sorted(range(len(answers)), key=lambda at: answers[at].opening)
+def _groups(answers: Sequence[GivenAnswer], places: Sequence[int], cells: int, most: int) -> Iterator[list[int]]:
+    """These places of the answers, those to one request together: as many at a time as so many cells hold, at least one."""
+    order = sorted(places, key=lambda at: answers[at].opening)
     while order:
         count = 1
         while count < min(len(order), most):

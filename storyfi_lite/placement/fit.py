@@ -22,7 +22,7 @@ from storyfi_lite.placement.weights import Weights
 GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
 RAM_MARGIN_BYTES = 512 << 20
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
-MAPPED_BATCHES = (8192, 4096, 2048, 1024, 512, 256)  # tokens
+MAPPED_BATCHES = (8192, 4096, 2048, 1024, 768, 512, 384, 256)  # tokens
 A_PASS_TOKENS = 32768  # 64 answers of the longest kind but chapters
 UNFILLED_TOKENS = 256  # of a batch: the next answer would not fit
 UNASKED_KV_TYPES = KV_TYPES[:2]  # q4_0 costs answers their quality, and is for step_down's last resort

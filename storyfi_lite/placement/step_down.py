@@ -40,7 +40,7 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
     if settings.n_contexts > 1:
         return replace(settings, n_contexts=settings.n_contexts // 2), "half as many batches in step"
     if settings.mapped and settings.n_batch > MAPPED_BATCHES[-1]:
-        width = settings.n_batch // 2
+        width = next(width for width in MAPPED_BATCHES if width < settings.n_batch)
         return replace(settings, n_batch=width, n_ubatch=width), f"batches of {width} tokens"
     kinds = kv_types(placement.arch)
     if options.kv_type is None and settings.kv_type != kinds[-1]:
