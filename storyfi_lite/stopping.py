@@ -15,6 +15,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import termios
 import threading
 import time
@@ -75,12 +76,16 @@ def exit_code(of_command: int) -> int:
 
 
 def finish() -> None:
-    """Let a stop that is under way have its say, and then heed no signal. Call this last, when a command is done or has failed.
+    """Let a stop that is under way have its say and end the process; else heed no signal from now on. Call this last, when a command
+    is done or has failed.
 
     Without it the main thread would report what the stop took from under it, or Python, which puts the defaults back while it
     ends, would die of the signal itself."""
     if _received is not None:
         _goes_on.wait(LAST_WORDS_S + 1.0)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(128 + _received)  # Python's own end takes longer than all before it: 1.7 s of 2.7 s on a busy machine
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

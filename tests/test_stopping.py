@@ -22,8 +22,7 @@ from tests.hub_server import Hub, serve
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "storyfi_lite"]
-# "within a second" is of a machine with a core to spare; here other tests run beside
-SOON_S = 1.0 if (os.cpu_count() or 1) > 4 else 3.0
+SOON_S = 1.0
 MOMENTS_S = (0.1, 0.3, 0.6, 1.0, 1.5, 2.2, 3.0, 4.0, 6.0, 9.0)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = (  # those that run longer than a second
