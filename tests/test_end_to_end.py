@@ -117,7 +117,7 @@ def test_verify_reads_no_more_than_it_must_of_a_huge_input() -> None:
     ("arguments", "says"),
     [
         (["generate", "x\x01y"], "control character U+0001"),
-        (["generate", "   "], "blank"),
+        (["generate", "   "], "empty"),
         (["generate", "a" * 10_001], "10000 characters"),
         (["generate", "x", "--model.name", "llama-3-9b"], "did you mean llama-3-8b"),
         (["generate", "x", "--model.name", "gpt-4-turbo", "--quant", "Q4"], "API model"),
