@@ -79,17 +79,19 @@ def table(rows: list[dict[str, Any]], vocabularies: list[Path]) -> dict[str, Any
             def usual(name: str, form: str, own: list[dict[str, Any]] = own) -> int:
                 return round(statistics.median(row[name] for row in own if row["form"] == form))
 
+            # Names, labels and turned phrases take more tokens than the sample, and a brief answer has more of them: each form counts
+            # by its tokens, in characters of a whole answer.
+            factor = statistics.median(
+                one["tokens"] / one["turn_chars"] / one["a_char"] for one in own if one["form"] == "whole"
+            )
             chars[task][language] = {
                 "turns": own[0]["turns"],
                 "opening": usual("opening_chars", "whole"),
                 "bridges": usual("bridge_chars", "whole"),
-                **{form: usual("turn_chars", form) for form in FORMS},
+                **{form: round(usual("tokens", form) / own[0]["a_char"] / factor) for form in FORMS},
+                "factor": round(factor, 3),
             }
             row = chars[task][language]
-            # names, labels and turned phrases take more tokens than the sample
-            row["factor"] = round(
-                statistics.median(one["tokens"] / one["turn_chars"] / one["a_char"] for one in own), 3
-            )
             row["least"] = min(row["least"], row["brief"])  # where a brief answer is as short as can be, chance decides
         # both languages together: that much more is known of it
         shares = [
