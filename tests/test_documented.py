@@ -119,7 +119,10 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, small_model_path: Path) -> Shell:
-    return Shell(tmp_path_factory.mktemp("home"), small_model_path)
+    """With the blueprint that a later command reads, which an earlier one writes: they may run in two processes."""
+    made = Shell(tmp_path_factory.mktemp("home"), small_model_path)
+    (made.home / "blueprint.json").write_bytes(as_bytes(ENGLISH))
+    return made
 
 
 @pytest.fixture(scope="module")
