@@ -45,6 +45,9 @@ def test_the_pace_follows_the_answers() -> None:
 def test_what_a_token_looks_back_on_is_no_slower_machine() -> None:
     pace = Pace(queue.Pace(0.01, 0.005, 0.001, cell_s=1e-5), {"en": 0.3, "zh": 0.8})
     assert pace.after(900, 900 * 0.02, "en", 3000, cells=1000).queue == pace.queue
+    assert (
+        pace.after(900, 900 * 0.02, "en", None, cells=1000) == pace
+    )  # a brief answer says nothing of a whole one's characters
     assert pace.after(900, 900 * 0.04, "en", 3000, cells=1000).queue.cell_s == pytest.approx(1.3e-5)
 
 

@@ -42,14 +42,21 @@ class Pace:
     tokens_a_char: Mapping[Language, float]
 
     def after(
-        self, tokens: int, seconds: float, language: Language, chars: float, at_once: float = 1.0, cells: float = 0.0
+        self,
+        tokens: int,
+        seconds: float,
+        language: Language,
+        chars: float | None,
+        at_once: float = 1.0,
+        cells: float = 0.0,
     ) -> Pace:
-        """Add one more answer, of so many tokens and characters (times lengths.factor), written in so many seconds beside others;
-        `cells`: that each token looked back on."""
+        """Add one more answer, of so many tokens and characters (times lengths.factor; None for a brief one, which has a larger share
+        of names and labels), written in so many seconds beside others; `cells`: that each token looked back on."""
         slower = _mean(1.0, seconds / tokens / self.queue.step_of(at_once, at_once * cells))
         steps = replace(self.queue.times(slower), prompt_token_s=self.queue.prompt_token_s)
-        a_char = {**self.tokens_a_char, language: _mean(self.tokens_a_char[language], tokens / chars)}
-        return Pace(steps, a_char)
+        if chars is None:
+            return replace(self, queue=steps)
+        return Pace(steps, {**self.tokens_a_char, language: _mean(self.tokens_a_char[language], tokens / chars)})
 
 
 @dataclass
@@ -60,10 +67,7 @@ class Promises:
     clock: Callable[[], float] = time.monotonic
     pace: Pace | None = None
     _ends_s: dict[int, float] = field(default_factory=dict)  # of what is in hand, on the clock
-    _slots_s: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # until when, and for how long the slots were in use until then, all together
+    _slots_s: tuple[float, float] = (0.0, 0.0)  # until when, and for how long all slots together were in use until then
     _lock: Any = field(default_factory=threading.Lock)
 
     def plan(self, job: Job, work: Work | None) -> Plan | None:

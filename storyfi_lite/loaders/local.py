@@ -170,7 +170,7 @@ class LocalModelLoader:
                 raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
             if self.promises.pace is not None:
                 kind = forecast.kind_of(job.request)
-                chars = lengths.factor(kind) * sum(map(len, script.texts(report.data)))
+                chars = None if brief else lengths.factor(kind) * sum(map(len, script.texts(report.data)))
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
                 written = len(generation.tokens) - thought, share * _writing_s(generation)
