@@ -278,10 +278,8 @@ def task_seconds(path: Path, n_threads: int) -> None:
         loader = LocalModelLoader(model, EngineSettings(n_slots=n_slots, n_threads=n_threads))
         loader.warm_up()
         for task in tasks.TASKS:
-            needed = {name: story[name] for name in tasks.get(task).needs}
             # each group asks for something else, so that no slot holds the prompt already
-            inputs = [f"Story {number}: {text}" for number in range(max(1, ANSWERS // n_slots))]
-            asked = [StoryRequest.model_validate({"task_type": task, "user_input": one, **needed}) for one in inputs]
+            asked = [_request(task, story, f"Story {number}: {text}") for number in range(max(1, ANSWERS // n_slots))]
             found = [_group(loader, request, n_slots) for request in asked]
             promised, taken = [one.promised_s for one in found], [one.taken_s for one in found]
             each = [statistics.mean(chain(*side)) for side in (promised, taken)]
@@ -293,6 +291,14 @@ def task_seconds(path: Path, n_threads: int) -> None:
             story.setdefault(task, json.loads(found[0].text))
         loader.close()
     print(json.dumps(rows))
+
+
+def _request(task: str, story: dict[str, Any], user_input: str) -> StoryRequest:
+    """Ask for the next stage of this story; the blueprint, which is the first that a prompt names, is called like the input."""
+    stages = {name: story[name] for name in tasks.get(task).needs}
+    if "blueprint" in stages:
+        stages["blueprint"] = {**stages["blueprint"], "title": user_input}
+    return StoryRequest.model_validate({"task_type": task, "user_input": user_input, **stages})
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
 from storyfi_lite import tasks
-from storyfi_lite.engine.engine import Engine, EngineJob
+from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
+from storyfi_lite.grammar.script import Script
 from storyfi_lite.loaders.forecast import EXAMPLES
 from storyfi_lite.machine import devices
 from storyfi_lite.placement import tokenizer
@@ -47,23 +49,26 @@ FORMS = {"whole": 6, "brief": 2, "least": 2}  # with so many seeds: whole ones d
 
 
 def answers(language: str, path: Path, out: Path, template: str | None) -> None:
-    """Whole stories, brief ones and the shortest, each task from the stages before it; a line for each answer."""
-    engine = Engine(path, EngineSettings(n_ctx=8192, n_threads=1), template)
+    """Whole stories, brief ones and the shortest, each task from the stages before it, all seeds at once; a line for each answer."""
+    engine = Engine(path, EngineSettings(n_ctx=8192, n_slots=max(FORMS.values())), template)
     a_char = (tokenizer.tokens_a_char(path) or {})[language]  # type: ignore[index]
-    for form, seeds in FORMS.items():
-        for seed in range(1, seeds + 1):
-            stages: dict[str, Any] = {}
-            for name, task in tasks.TASKS.items():
+    for form, count in FORMS.items():
+        stories: dict[int, dict[str, Any]] = {seed: {} for seed in range(1, count + 1)}
+        for name, task in tasks.TASKS.items():
+            writing: list[tuple[int, Script, Future[Generation]]] = []
+            for seed, stages in stories.items():
                 fields = {"task_type": name, "user_input": INPUTS[language], "chapter_ids": [1], **stages}
                 request = StoryRequest.model_validate(fields)
                 script = task.script(request, task.constraint(request, brief=form != "whole"))
                 budget = script.min_tokens_bound if form == "least" else None
-                job = EngineJob(script, SamplingParams(seed), time.monotonic() + 3600, budget)
-                written = engine.submit(job).result()
-                stages[name] = json.loads(written.text)
+                job = EngineJob(script, SamplingParams(seed), time.monotonic() + 7200, budget)
+                writing.append((seed, script, engine.submit(job)))
+            for seed, script, future in writing:
+                written = future.result()
+                stories[seed][name] = json.loads(written.text)
                 row = {"lang": language, "seed": seed, "task": name, "form": form, "turns": len(script.pieces),
-                       "turn_chars": sum(map(len, script.texts(stages[name]))), "tokens": len(written.tokens), "a_char": a_char,
-                       "opening_chars": len(script.system) + len(script.asks[0]),
+                       "turn_chars": sum(map(len, script.texts(stories[seed][name]))), "tokens": len(written.tokens),
+                       "a_char": a_char, "opening_chars": len(script.system) + len(script.asks[0]),
                        "bridge_chars": sum(map(len, script.asks[1:]))}  # fmt: skip
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

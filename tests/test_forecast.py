@@ -42,6 +42,12 @@ def test_the_pace_follows_the_answers() -> None:
     assert pace.tokens_a_char == {"en": 0.3, "zh": pytest.approx(1.5, rel=0.01)}
 
 
+def test_an_input_tells_of_its_answer_only_where_the_vocabulary_hardly_knows_its_language() -> None:
+    pace = Pace(queue.Pace(0.01, 0.0, 0.0), {"en": 0.2, "zh": 0.7})
+    assert pace.tokens_a_char_of("a lighthouse keeper hears the sea", 9) == 0.2  # 0.27: short words, no more
+    assert pace.tokens_a_char_of("นักทำแผนที่ผู้วาดเมือง", 22) == 1.0
+
+
 def test_what_a_token_looks_back_on_is_no_slower_machine() -> None:
     pace = Pace(queue.Pace(0.01, 0.005, 0.001, cell_s=1e-5), {"en": 0.3, "zh": 0.8})
     assert pace.after(900, 900 * 0.02, "en", 3000, cells=1000).queue == pace.queue

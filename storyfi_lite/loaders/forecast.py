@@ -26,6 +26,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, language_of
 
 _PACE_MEMORY = 0.7
+_OTHER_SCRIPT = 1.6
 # Requests like the network's: an input, and stubs for the earlier stages.
 _STUBS = {"blueprint": {"title": "-"}, "characters": {"characters": []}, "story_arc": {"chapters": [{"id": 1}]}}
 EXAMPLES = {
@@ -40,6 +41,13 @@ class Pace:
 
     queue: queue.Pace
     tokens_a_char: Mapping[Language, float]
+
+    def tokens_a_char_of(self, user_input: str, tokens: int) -> float:
+        """Return the tokens a character of an answer to this input, which takes so many tokens itself. An input that takes
+        _OTHER_SCRIPT times the usual is in a language that the vocabulary hardly knows (Thai is not English), and its answer will be;
+        less is chance: a line of text is often a quarter above the usual."""
+        usual, asked = self.tokens_a_char[language_of(user_input)], tokens / len(user_input)
+        return asked if asked > _OTHER_SCRIPT * usual else usual
 
     def after(
         self,

@@ -29,7 +29,6 @@ from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.placement import lengths, queue
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
-from storyfi_lite.tasks.base import language_of
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +137,7 @@ class LocalModelLoader:
         if self.promises.pace is None:
             return None
         asked = self.engine.model.vocabulary.tokenize(request.user_input, special=False)
-        a_char = self.promises.pace.tokens_a_char[language_of(request.user_input)]
-        a_char = max(a_char, len(asked) / len(request.user_input))  # Thai is not English
+        a_char = self.promises.pace.tokens_a_char_of(request.user_input, len(asked))
         conversation = self.engine.conversation(tasks.get(request.task_type).script(request))
         opening = len(conversation.opening)
         bridges, thought = len(conversation) - opening, self._think_tokens or 0
