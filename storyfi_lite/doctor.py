@@ -199,6 +199,7 @@ def check_build(setup: Setup) -> Check:
     from storyfi_lite.machine import selftest
     from storyfi_lite.machine.hardware import probe
 
+    selftest.ask_again()
     machine = probe()
     wrong = "" if machine.llama_gpu_build is None else selftest.fault("cpu")
     has_key = check_api_keys(setup).status == "ok"
@@ -206,6 +207,8 @@ def check_build(setup: Setup) -> Check:
 
 
 def judge_build(machine: Hardware, has_key: bool) -> Check:
+    from storyfi_lite.machine import selftest
+
     names = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     if machine.fault:
         first, _, fix = machine.fault.partition("\n")
@@ -214,7 +217,9 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
         return Check("llama.cpp", "skip", "not installed; the API key will be used, at half the reward")
     if machine.llama_gpu_build is None:
         return Check("llama.cpp", "mend", "llama.cpp is not installed", rebuild_command())
-    built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; its self-test passed"
+    passed = ", ".join(part for part, why in selftest.noted("gpu").items() if not why) if machine.gpus else ""
+    on_gpu = f", on the GPU with {passed}" if passed else ""
+    built = f"{names}; built for the {'GPU' if machine.llama_gpu_build else 'CPU'}; its self-test passed{on_gpu}"
     return Check("llama.cpp", "ok", "; ".join([built, *machine.hints]))
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from storyfi_lite import files
+from storyfi_lite.engine import reference
+from storyfi_lite.errors import ConfigError
 from storyfi_lite.machine import build, devices, selftest
+from storyfi_lite.machine.gpus import Gpu
+from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.opening.local import LocalOpener, Notices
+from storyfi_lite.options import ModelOptions
 
 BAD = {
     "crash": "int ggml_backend_sched_graph_compute_async() { __builtin_trap(); }",
@@ -24,17 +30,18 @@ BAD = {
     "wrong": "#include <string.h>\n"
     "void ggml_backend_tensor_get_async(void *b, void *t, void *to, size_t at, size_t size) { memset(to, 1, size); }",
     "refused": "void *gguf_init_from_file() { return 0; }",
+    "experts": "void *ggml_mul_mat_id() { __builtin_trap(); }",
 }
 
 
 @pytest.fixture(autouse=True)
 def untested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    before = set(selftest.SOUND)
-    selftest.SOUND.clear()
+    before = dict(selftest.TESTED)
+    selftest.TESTED.clear()
     yield
-    selftest.SOUND.clear()
-    selftest.SOUND.update(before)
+    selftest.TESTED.clear()
+    selftest.TESTED.update(before)
 
 
 def preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
@@ -46,8 +53,8 @@ def preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 def test_this_build_is_sound_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert selftest.fault("cpu") == ""
-    assert list(files.read_cache("selftest.json")) == [f"cpu {build.fingerprint()}"]
-    selftest.SOUND.clear()  # another process
+    assert files.read_cache(selftest.CACHE) == {f"cpu {build.fingerprint()}": dict.fromkeys(selftest.PARTS, "")}
+    selftest.TESTED.clear()  # another process
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
     assert selftest.fault("cpu") == ""
 
@@ -57,6 +64,7 @@ def test_another_build_driver_or_choice_of_gpus_is_asked_anew(tmp_path: Path, mo
     known = {build.fingerprint()}
     for change in (
         lambda: monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0"),
+        lambda: monkeypatch.setenv("GGML_VK_DISABLE_F16", "1"),
         lambda: (tmp_path / "lvp_icd.json").write_text("{}"),
         lambda: monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path)),
     ):
@@ -84,7 +92,7 @@ def test_kernels_for_every_cpu_compute_right(kernels: Path, tmp_path: Path, monk
 def test_a_gpu_that_had_no_memory_for_the_test_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     full = subprocess.CompletedProcess([], -signal.SIGABRT, "", "CUDA error: out of memory")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: full)
-    assert selftest.fault("gpu") == "" and not files.read_cache("selftest.json")
+    assert selftest.fault("gpu") == "" and not files.read_cache(selftest.CACHE)
 
 
 def test_a_full_disk_is_not_blamed_on_the_build() -> None:
@@ -95,7 +103,43 @@ def test_a_full_disk_is_not_blamed_on_the_build() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found.startswith("llama.cpp could not be tested: cannot write") and "TMPDIR=DIRECTORY" in found
-    assert "CMAKE_ARGS" not in found and not files.read_cache("selftest.json")
+    assert "CMAKE_ARGS" not in found and not files.read_cache(selftest.CACHE)
+
+
+def test_a_gpu_that_fails_in_one_part_is_refused_for_that_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A "GPU" without one: llama.cpp takes the CPU, and the test is the same."""
+    preload(tmp_path, monkeypatch, "experts")
+    asked = ["Q4_1", "experts in Q4_1", "Q8_0"]
+    assert selftest.wrong("gpu", asked) == {"experts in Q4_1": "crashed (SIGILL)"}
+    assert selftest.fault("gpu") == ""
+    assert selftest.noted("gpu") == {"F16": "", "Q4_1": "", "Q8_0": "", "experts in Q4_1": "crashed (SIGILL)"}
+    selftest.require("gpu", ["Q4_1", "Q8_0", "F32"])
+    with pytest.raises(ConfigError, match=r"crashed \(SIGILL\) .* with experts in Q4_1(.|\n)*storyfi-lite doctor"):
+        selftest.require("gpu", asked)
+    monkeypatch.delenv("LD_PRELOAD")  # another driver, which the fingerprint does not show
+    selftest.TESTED.clear()
+    assert selftest.wrong("gpu", asked), "asked again"
+    selftest.TESTED.clear()
+    selftest.ask_again()
+    assert selftest.wrong("gpu", asked) == {}
+
+
+def test_a_file_that_the_gpu_cannot_compute_goes_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preload(tmp_path, monkeypatch, "experts")
+    gpu = Gpu("a card", 8 << 30, 8 << 30, 100.0, index=0)
+    hardware = Hardware((gpu,), 16 << 30, 16 << 30, 2, 100 << 30, cpu_bandwidth_gb_s=20.0)
+    notes: list[str] = []
+    opener = LocalOpener(Notices(lambda *_: None, notes.append), hardware=hardware)
+    layers = {}
+    for part in ("Q4_1", "experts in Q4_1"):
+        path = tmp_path / f"{part}.gguf"
+        reference.make_model(path, part)
+        layers[part] = opener.find(ModelOptions(path=path, n_ctx=512)).placement.settings.n_gpu_layers
+    assert layers == {"Q4_1": 2, "experts in Q4_1": 0}
+    assert notes[0] == "testing llama.cpp on the GPU, once: Q4_1"
+    assert notes[-1].startswith("llama.cpp crashed (SIGILL) on this machine's GPU with experts in Q4_1")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +158,7 @@ def test_a_bad_build_is_named_with_what_mends_it(
     what, mend = selftest.fault("cpu").splitlines()
     assert said in what and "CPU" in what
     assert mend.strip().startswith('CMAKE_ARGS="-DGGML_CPU_ALL_VARIANTS=off" ')
-    assert not files.read_cache("selftest.json"), "a failure must be asked again"
+    assert not files.read_cache(selftest.CACHE), "a failure must be asked again"
 
 
 def test_a_command_refuses_a_build_that_would_crash_under_it(

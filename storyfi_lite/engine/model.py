@@ -27,6 +27,7 @@ from storyfi_lite.engine.settings import KV_TYPE_IDS, EngineSettings
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
 from storyfi_lite.machine import devices, limits, selftest
+from storyfi_lite.models.gguf import products, read_local
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
@@ -43,7 +44,7 @@ class Model:
         self, path: Path, settings: EngineSettings, chat_template: str | None = None, *, dry_run: bool = False
     ) -> None:
         if not dry_run:
-            selftest.require("gpu" if settings.n_gpu_layers else "cpu")
+            _require_sound(path, settings)
         devices.ggml()
         _check_magic(path)
         self.path = path
@@ -137,6 +138,13 @@ class Model:
         if self.handle:
             llama_cpp.llama_model_free(self.handle)
             self.handle = None
+
+
+def _require_sound(path: Path, settings: EngineSettings) -> None:
+    if settings.n_gpu_layers:
+        selftest.require("gpu", products(read_local(path)))
+    else:
+        selftest.require("cpu")
 
 
 def _check_magic(path: Path) -> None:

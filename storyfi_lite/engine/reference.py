@@ -1,15 +1,15 @@
-"""Compares llama.cpp, as it is built here, with plain numpy: a made-up model with every type of weights, computed by both.
+"""Compares llama.cpp, as it is built here, with plain numpy: made-up models of one layer, one for each type of weights, computed by both.
 
-It runs in a process of its own (`python -m storyfi_lite.engine.reference cpu`, or `gpu`), because a bad build may crash;
-machine/selftest.py starts it and judges. It prints the worst relative error of the logits.
+It runs in a process of its own (`python -m storyfi_lite.engine.reference gpu Q4_K "experts in Q4_K"`), because a bad build may crash;
+machine/selftest.py starts it and judges. It prints the worst relative error of each part's logits.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +31,28 @@ _SCALES: dict[str, tuple[int, tuple[int, float] | None]] = {
     "IQ2_XS": (0, None), "IQ2_XXS": (0, None), "Q4_0": (0, None), "Q4_1": (0, (2, -7.5)), "IQ4_NL": (0, None),
     "Q5_0": (0, None), "Q5_1": (0, (2, -15.5)),
 }  # fmt: skip
-TYPES = (*_SCALES, "F16", "BF16")
 WIDTH, VOCABULARY = 256, 288
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 64
 EXPERTS = 2  # both always used: which of many would be chosen hangs on the last digit
-PLAIN = {
+ATTENTION = {
     "attn_q": (WIDTH, WIDTH),
     "attn_k": (KV_HEADS * HEAD_SIZE, WIDTH),
     "attn_v": (KV_HEADS * HEAD_SIZE, WIDTH),
     "attn_output": (WIDTH, WIDTH),
 }
-OF_EXPERTS = {f"ffn_{name}_exps": (EXPERTS, WIDTH, WIDTH) for name in ("gate", "up", "down")}
-LAYERS = -(-len(TYPES) // len(PLAIN))  # each type is a plain matrix once; the first fifteen are experts' too
+FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down")
 EPSILON, ROPE_BASE = 1e-5, 10_000.0
 PROMPT_TOKENS = (70, 33)  # of two sequences in one batch: enough for every blocked product, and no round numbers
-STEPS = 3  # tokens after the prompt: of the first sequence alone, then of both together
 
 Weights = dict[str, Floats]
 
 
-def make_model(path: Path) -> Weights:
-    """Writes a GGUF file of 2 MB with random weights. Returns what they are as float32, by tensor."""
+def make_model(path: Path, part: str) -> Weights:
+    """Writes a GGUF file of 1 MB, one layer with random weights of the part's type. Returns what they are as float32, by tensor."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     weights: Weights = {}
+    kind, with_experts = part.removeprefix(selftest.EXPERTS), part.startswith(selftest.EXPERTS)
 
     def add(name: str, shape: tuple[int, ...], kind: str) -> None:
         raw = _random(random, shape, kind)
@@ -62,19 +60,21 @@ def make_model(path: Path) -> Weights:
         writer.add_tensor(f"{name}.weight", raw, raw_dtype=quant)
         weights[name] = dequantize(raw, quant).reshape(shape)
 
-    plain, of_experts = itertools.cycle(TYPES), itertools.cycle(TYPES)
-    for layer in range(LAYERS):
-        for name in PLAIN:
-            add(f"blk.{layer}.{name}", PLAIN[name], next(plain))
-        for name in OF_EXPERTS:
-            add(f"blk.{layer}.{name}", OF_EXPERTS[name], next(of_experts))
-        add(f"blk.{layer}.ffn_gate_inp", (EXPERTS, WIDTH), "F32")
-        for name in ("attn_norm", "ffn_norm"):
-            add(f"blk.{layer}.{name}", (WIDTH,), "F32")
-    add("token_embd", (VOCABULARY, WIDTH), "Q4_K")
-    add("output", (VOCABULARY, WIDTH), "Q6_K")
+    for name in ATTENTION:
+        add(f"blk.0.{name}", ATTENTION[name], "F32" if with_experts else kind)
+    for name in FEED_FORWARD:
+        if with_experts:
+            add(f"blk.0.{name}_exps", (EXPERTS, WIDTH, WIDTH), kind)
+        else:
+            add(f"blk.0.{name}", (WIDTH, WIDTH), kind)
+    if with_experts:
+        add("blk.0.ffn_gate_inp", (EXPERTS, WIDTH), "F32")
+    for name in ("attn_norm", "ffn_norm"):
+        add(f"blk.0.{name}", (WIDTH,), "F32")
+    add("token_embd", (VOCABULARY, WIDTH), "F32")
+    add("output", (VOCABULARY, WIDTH), "F32" if with_experts else kind)
     add("output_norm", (WIDTH,), "F32")
-    _describe(writer)
+    _describe(writer, with_experts)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,8 +107,8 @@ def _random(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> n
     return flat
 
 
-def _describe(writer: gguf.GGUFWriter) -> None:
-    writer.add_block_count(LAYERS)
+def _describe(writer: gguf.GGUFWriter, with_experts: bool) -> None:
+    writer.add_block_count(1)
     writer.add_context_length(512)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(WIDTH)
@@ -117,8 +117,9 @@ def _describe(writer: gguf.GGUFWriter) -> None:
     writer.add_rope_dimension_count(HEAD_SIZE)
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_layer_norm_rms_eps(EPSILON)
-    writer.add_expert_count(EXPERTS)
-    writer.add_expert_used_count(EXPERTS)
+    if with_experts:
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(EXPERTS)
     writer.add_vocab_size(VOCABULARY)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [f"word{number}" for number in range(VOCABULARY - len(tokens))]
@@ -132,12 +133,12 @@ def _describe(writer: gguf.GGUFWriter) -> None:
 
 
 def logits(weights: Weights, tokens: list[int]) -> Floats:
-    """Of every position, (tokens, vocabulary): llama.cpp's "llama" architecture with experts, as its llama-graph.cpp has it."""
+    """Of every position, (tokens, vocabulary): llama.cpp's "llama" architecture, as its llama-graph.cpp has it."""
+    of_layer = {name.removeprefix("blk.0."): value for name, value in weights.items()}
     hidden = weights["token_embd"][tokens]
-    for layer in range(LAYERS):
-        of_layer = {name.split(".")[2]: value for name, value in weights.items() if name.startswith(f"blk.{layer}.")}
-        hidden = hidden + _attention(of_layer, _normed(hidden, of_layer["attn_norm"]))
-        hidden = hidden + _experts(of_layer, _normed(hidden, of_layer["ffn_norm"]))
+    hidden = hidden + _attention(of_layer, _normed(hidden, of_layer["attn_norm"]))
+    forward = _experts if "ffn_gate_inp" in of_layer else _feed_forward
+    hidden = hidden + forward(of_layer, _normed(hidden, of_layer["ffn_norm"]))
     return _normed(hidden, weights["output_norm"]) @ weights["output"].T
 
 
@@ -165,11 +166,18 @@ def _rotated(heads: Floats) -> Floats:
 
 
 def _experts(weights: Weights, hidden: Floats) -> Floats:
-    gate, up, down = (weights[name].transpose(0, 2, 1) for name in OF_EXPERTS)
-    gated = hidden @ gate
-    answers = (gated / (1 + np.exp(-gated)) * (hidden @ up)) @ down  # (experts, tokens, width)
+    each = [weights[f"{name}_exps"] for name in FEED_FORWARD]
+    answers = [
+        _feed_forward(dict(zip(FEED_FORWARD, of_one, strict=True)), hidden) for of_one in zip(*each, strict=True)
+    ]
     shares = _softmax(hidden @ weights["ffn_gate_inp"].T)
-    return np.einsum("etw,te->tw", answers, shares)
+    return np.einsum("etw,te->tw", np.stack(answers), shares)
+
+
+def _feed_forward(weights: Weights, hidden: Floats) -> Floats:
+    gate, up, down = (weights[name].T for name in FEED_FORWARD)
+    gated = hidden @ gate
+    return (gated / (1 + np.exp(-gated)) * (hidden @ up)) @ down
 
 
 def _softmax(scores: Floats) -> Floats:
@@ -183,13 +191,17 @@ def _softmax(scores: Floats) -> Floats:
 def worst_error(path: Path, weights: Weights, n_gpu_layers: int) -> float:
     """The largest error of one position's logits, relative to their spread; infinite if one is no number."""
     random = np.random.default_rng(1)
-    lengths = (PROMPT_TOKENS[0] + 2 * STEPS, PROMPT_TOKENS[1] + STEPS)
+    lengths = (PROMPT_TOKENS[0] + 2, PROMPT_TOKENS[1] + 1)
     texts = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]
     want = [logits(weights, text) for text in texts]
-    model = Model(path, EngineSettings(n_gpu_layers=n_gpu_layers))
-    context = Context(model, EngineSettings(n_ctx=256, n_slots=2, n_gpu_layers=n_gpu_layers))
+    layers = EngineSettings(n_ctx=256, n_slots=2, n_gpu_layers=n_gpu_layers)
+    with closing(Model(path, layers)) as model, closing(Context(model, layers)) as context:
+        return _worst_error(context, texts, want)
+
+
+def _worst_error(context: Context, texts: list[list[int]], want: list[Floats]) -> float:
     done, worst = [0, 0], 0.0
-    for counts in (PROMPT_TOKENS, *[(1, 0)] * STEPS, *[(1, 1)] * STEPS):
+    for counts in (PROMPT_TOKENS, (1, 0), (1, 1)):
         feeds = [
             Feed(sequence, done[sequence], texts[sequence][done[sequence] :][:count], list(range(count)))
             for sequence, count in enumerate(counts)
@@ -205,11 +217,16 @@ def worst_error(path: Path, weights: Weights, n_gpu_layers: int) -> float:
 
 
 def main() -> None:
-    selftest.SOUND.update(("cpu", "gpu"))  # what this process is for: it must load the model unasked
+    """Test the named parts on a device. Prints each one's error as soon as it is known."""
+    where, *parts = sys.argv[1:]
+    # what this process is for: it must load the model unasked
+    selftest.TESTED.update({(device, part): "" for device in selftest.ALWAYS for part in selftest.PARTS})
     try:
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "every-type.gguf"
-            print(worst_error(path, make_model(path), 99 if sys.argv[1:] == ["gpu"] else 0))
+            for part in parts:
+                path = Path(directory) / f"{part}.gguf"
+                print(worst_error(path, make_model(path, part), 99 if where == "gpu" else 0), flush=True)
+                path.unlink()
     except LiteError as error:
         print("; ".join(devices.complaints) or error, file=sys.stderr)
         sys.exit(error.exit_code)

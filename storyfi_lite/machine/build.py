@@ -21,7 +21,7 @@ def rebuild_command(cmake_args: str = "") -> str:
 
 
 def fingerprint() -> str:
-    """Hash what may change how llama.cpp computes: its libraries, the CPU, the GPUs, their drivers and which are to be seen. Returns
+    """Hash what may change how llama.cpp computes: its libraries, the CPU, the GPUs, their drivers, what ggml is told of them. Returns
     hex; "" without llama.cpp. A file counts by its size and time of change, because a CUDA library takes a second to read."""
     found = importlib.util.find_spec("llama_cpp")
     if found is None or found.origin is None:
@@ -33,7 +33,11 @@ def fingerprint() -> str:
     wanted = ("model name", "flags", "Features", "CPU part")
     cpu = [platform.machine(), platform.processor(), *(line for line in lines if line.startswith(wanted))]
     devices = (path for folder in ("/proc/driver/nvidia/gpus", "/dev/dri") for path in sorted(Path(folder).glob("*")))
-    visible = (f"{name}={value}" for name, value in sorted(os.environ.items()) if name.endswith("_VISIBLE_DEVICES"))
+    visible = (
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.endswith("_VISIBLE_DEVICES") or name.startswith("GGML_")
+    )
     gpus = [_text(Path("/proc/driver/nvidia/version")), *map(str, devices), *visible]
     return sha256("\n".join([*parts, *cpu, *gpus]).encode()).hexdigest()
 

@@ -41,6 +41,7 @@ class Hardware:
     llama_devices: tuple[str, ...] = ()
     cpu_bandwidth_gb_s: float | None = None  # None: measured here (placement/calibrate.py)
     fault: str = ""
+    broken: tuple[str, ...] = ()  # parts of the self-test that failed on a GPU: files that need them run on the CPU
     hints: tuple[str, ...] = ()
 
     @property
@@ -104,6 +105,9 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
     gpus = _with_memory(driver.gpus, seen, total_bytes, available_bytes)
     if seen:
         gpus, available_bytes = _shared_once(gpus, available_bytes)
+    broken = (
+        {part: why for part, why in selftest.noted("gpu").items() if why} if seen and llama and not llama.fault else {}
+    )
     return Hardware(
         gpus=gpus,
         ram_total_bytes=total_bytes,
@@ -114,7 +118,8 @@ def probe(models_root: Path | None = None, nvml: Any = None) -> Hardware:
         llama_gpu_build=None if llama is None else llama.for_gpus,
         llama_devices=tuple(f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} GiB free" for gpu in seen),
         fault=driver.fault or _fault(gpus, llama),
-        hints=(*driver.hints, *_hints(gpus, llama)),
+        broken=tuple(broken),
+        hints=(*driver.hints, *_hints(gpus, llama), *map(broken_hint, broken, broken.values())),
     )
 
 
@@ -143,6 +148,11 @@ def _shared_once(gpus: tuple[Gpu, ...], ram_bytes: int) -> tuple[tuple[Gpu, ...]
     most = ram_bytes - host_bytes
     gpus = tuple(replace(gpu, free_bytes=min(gpu.free_bytes, most)) if gpu in shared else gpu for gpu in gpus)
     return gpus, host_bytes
+
+
+def broken_hint(part: str, why: str) -> str:
+    words = selftest.in_words(part, why)
+    return f"{words}: such files run on the CPU; with a newer driver ask again: storyfi-lite doctor"
 
 
 def _fault(gpus: tuple[Gpu, ...], llama: LlamaBuild | None) -> str:

@@ -35,6 +35,9 @@ MIN_ALIGNMENT = 32  # below, llama.cpp aborts: its computing wants tensors at mu
 # GGUF value type -> struct's code
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# tables that llama.cpp looks rows up in: they stay in RAM, also gemma3n's, which are larger than its layers
+LOOKED_UP = ("token_embd.weight", "position_embd.weight", "token_types.weight")
+EXPERT_TENSORS = ("_exps.weight", "_chexps.weight")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -246,6 +249,17 @@ def _read_part(path: Path) -> Header:
             return read_header(read_range, path.stat().st_size, path.name)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
+
+
+def products(header: Header) -> frozenset[str]:
+    """Return what a file's weights are multiplied as: the types, with "experts in " before those of a mixture's experts. Tables that rows
+    are looked up in are none, but for an embedding that is the output matrix too."""
+    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
+    return frozenset(
+        f"experts in {tensor.type_name}" if tensor.name.endswith(EXPERT_TENSORS) else tensor.type_name
+        for tensor in header.tensors
+        if not tensor.name.endswith(LOOKED_UP) or (tied and tensor.name == "token_embd.weight")
+    )
 
 
 def architecture(header: Header, name: str) -> Architecture:

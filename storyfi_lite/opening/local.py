@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from storyfi_lite.errors import BadInput, ConfigError, DoesNotFit, Unavailable
-from storyfi_lite.machine.hardware import Hardware, from_json, probe
+from storyfi_lite.machine import selftest
+from storyfi_lite.machine.hardware import Hardware, broken_hint, from_json, probe
 from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.gguf import architecture, read_local
 from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Registry, load_registry, unlisted_model
@@ -147,7 +148,8 @@ class LocalOpener:
         header = read_local(path) if len(file.parts) == 1 else None
 
         def load(options: ModelOptions) -> Prover:
-            return self._prover(PlacedFile(place_file(spec, file, self.hardware, options, header), path), options)
+            placed = self._sound(lambda: PlacedFile(place_file(spec, file, self.hardware, options, header), path))
+            return self._prover(placed, options)
 
         wanted = ModelOptions(name=spec.key, quant=file.quant, kv_type="f16", n_threads=n_threads)
         return self._or_mapped(wanted, load)
@@ -177,6 +179,23 @@ class LocalOpener:
 
     def find(self, options: ModelOptions) -> PlacedFile:
         """Find the file that the options ask for, fetch it if it is missing, and place it by its own header."""
+        return self._sound(lambda: self._find(options))
+
+    def _sound(self, place: Callable[[], PlacedFile]) -> PlacedFile:
+        """Place until the GPU is sound in all that the file needs: where it is not, such files are for the CPU."""
+        while True:
+            placed = place()
+            needs = placed.placement.loads.products if placed.placement.settings.n_gpu_layers else ()
+            if untested := selftest.untested("gpu", needs):
+                self._notices.note(f"testing llama.cpp on the GPU, once: {', '.join(untested)}")
+            wrong = selftest.wrong("gpu", needs)
+            if not wrong:
+                return placed
+            for part, why in wrong.items():
+                self._notices.note(broken_hint(part, why))
+            self.hardware = replace(self.hardware, broken=(*self.hardware.broken, *wrong))
+
+    def _find(self, options: ModelOptions) -> PlacedFile:
         known = {file.quant for spec in self.registry.local for file in spec.files}
         if options.quant and not options.name and options.quant.upper() not in {quant.upper() for quant in known}:
             raise BadInput(f"no file has the quantization {options.quant!r}; there are {', '.join(sorted(known))}")

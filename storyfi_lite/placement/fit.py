@@ -60,6 +60,7 @@ class Fitter:
         most = min(at_once, MAX_SLOTS)
         self._slots = sorted({1, most, *(2**power for power in range(most.bit_length()))})
         self._gpus = hardware.usable_gpus
+        self._on_cpu = not self._gpus or not weights.products.isdisjoint(hardware.broken)
         *gpu_room, self.host_room = room_bytes(hardware)
         # figures from models.yaml are good to a percent or two; those of a header to the byte
         spare = 0 if weights.exact else weights.file_bytes // 50
@@ -84,7 +85,7 @@ class Fitter:
     def _mapped(self, base: EngineSettings) -> Iterator[EngineSettings]:
         """Yield the batches that may share one reading of the file, those that hold most answers first; several in step where the
         CPU computes all."""
-        alone = bool(self._gpus) or not in_step.IS_POSSIBLE
+        alone = not self._on_cpu or not in_step.IS_POSSIBLE
         shapes = [
             (width, count) for width in MAPPED_BATCHES for count in range(1, 2 if alone else 1 + A_PASS_TOKENS // width)
         ]
@@ -106,7 +107,7 @@ class Fitter:
         """Return these settings with as much on the GPUs as fits: all; all but some layers' experts; some layers. None if nothing
         fits."""
         layers = self.arch.block_count
-        if not self._gpus:
+        if self._on_cpu:
             return self.check(settings)
         whole = replace(settings, n_gpu_layers=layers + 1)
         tries = [[whole], [replace(whole, n_gpu_layers=n) for n in range(layers, -1, -1)]]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from storyfi_lite.models.gguf import Header
+from storyfi_lite.models.gguf import LOOKED_UP, Header, products
 from storyfi_lite.models.registry import Architecture, GGUFFile
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -19,8 +19,6 @@ _EMBEDDING_BITS = {"IQ2_XXS": 2.625, "IQ2_XS": 2.625, "Q2_K": 2.625, "IQ3_XS": 3
                    "Q4_1": 8.5, "Q4_K_M": 4.5, "Q5_K_M": 5.5, "Q6_K": 6.5625, "Q8_0": 8.5}  # fmt: skip
 _OUTPUT_BITS = {"IQ2_XXS": 5.5, "IQ2_XS": 5.5, "Q8_0": 8.5}
 _OUTPUT_BITS_ELSE = 6.5625
-# tables that llama.cpp looks rows up in: they stay in RAM, also gemma3n's, which are larger than its layers
-_LOOKED_UP = ("token_embd.weight", "position_embd.weight", "token_types.weight")
 _METADATA_BYTES_PER_TOKEN = 45  # the vocabulary and its merges
 
 
@@ -43,6 +41,7 @@ class Weights:
     largest_dense_bytes: int  # of a layer's tensors; what a GPU copies in when it helps with a layer in RAM
     largest_expert_bytes: int
     mix: tuple[tuple[str, float], ...]  # ggml's types and the share of bytes that a token reads of each
+    products: frozenset[str] = frozenset()  # see models.gguf.products; empty while the header is not known
 
     @property
     def file_bytes(self) -> int:
@@ -64,7 +63,7 @@ def from_header(header: Header, block_count: int) -> Weights:
             largest[id(kind)] = max(largest[id(kind)], size)
         elif tensor.name == "rope_freqs.weight":
             dense[0] += size
-        elif tensor.name.endswith(_LOOKED_UP):
+        elif tensor.name.endswith(LOOKED_UP):
             embedding += size
             if not (tied and tensor.name == "token_embd.weight"):
                 continue  # one row of it is read
@@ -75,7 +74,9 @@ def from_header(header: Header, block_count: int) -> Weights:
     total = max(sum(types.values()), 1)
     mix = tuple((name, size / total) for name, size in types.items())
     layers = tuple(Layer(d, e) for d, e in zip(dense, experts, strict=True))
-    return Weights(layers, embedding, output, tied_bytes, True, largest[id(dense)], largest[id(experts)], mix)
+    return Weights(
+        layers, embedding, output, tied_bytes, True, largest[id(dense)], largest[id(experts)], mix, products(header)
+    )
 
 
 @lru_cache
