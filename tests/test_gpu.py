@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from storyfi_lite.engine import reference
+from storyfi_lite.engine.dry_run import measure
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import Context, Model
 from storyfi_lite.engine.replay import Replay, Replayer
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import EngineSettings, SamplingParams
+from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.grammar.prose import Prose
 from storyfi_lite.grammar.script import one_turn
 from storyfi_lite.machine import devices, selftest
@@ -78,6 +81,16 @@ def replays(model: Model, settings: EngineSettings, answers: list[Generation]) -
         return [
             replayer.replay(rule, one.conversation, list(one.tokens)) for rule, one in zip(rules, answers, strict=True)
         ]
+
+
+def test_more_keys_than_it_takes_in_one_piece_are_refused(tmp_path: Path) -> None:
+    """Where llama.cpp would end the process, also when it only adds up what a layout takes."""
+    n_cells = 1 << 20
+    reference.make_model(tmp_path / "model.gguf", "F16")
+    if devices.gpus()[0].can_compute(1, reference.KV_HEADS * reference.HEAD_SIZE, n_cells):
+        pytest.skip("this GPU has no such limit, or a higher one")
+    with pytest.raises(DoesNotFit, match="one layer's keys of 1048576 tokens are more than"):
+        measure(tmp_path / "model.gguf", EngineSettings(n_ctx=n_cells, n_gpu_layers=ALL))
 
 
 def test_a_layout_that_does_not_fit_there_gives_way_to_a_smaller_one(small_model_path: Path) -> None:

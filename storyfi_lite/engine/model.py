@@ -28,6 +28,7 @@ from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput, DoesNotFit, EngineError, LiteError
 from storyfi_lite.machine import devices, limits, selftest
 from storyfi_lite.models.gguf import products, read_local
+from storyfi_lite.options import KVType
 
 ENGINE_NAME = f"llama-cpp-python {llama_cpp.__version__}"
 _FLASH_ATTN = {True: 1, False: 0}  # llama_flash_attn_type: disabled 0, enabled 1
@@ -71,6 +72,7 @@ class Model:
         present = devices.gpus()
         used = settings.used_gpus(len(present))
         handles = (ctypes.c_void_p * (len(used) + 1))(*(present[number].handle for number in used))  # ends with a null
+        self._gpus = [present[number] for number in used]
         params.devices = ctypes.cast(handles, ctypes.c_void_p)
         self._keep.append(handles)
         if settings.tensor_split:
@@ -118,6 +120,19 @@ class Model:
         return sorted(
             keys, key=lambda key: (key.endswith(".tool_use"), not key.endswith(("_template", ".default")), key)
         )
+
+    def check_cache(self, kv_type: KVType, n_cells: int) -> None:
+        """Raise DoesNotFit where a layer's keys are beyond what a GPU computes with in one piece: llama.cpp would end the process."""
+        kind, model = self.metadata("general.architecture"), self.handle
+        each = llama_cpp.llama_model_n_embd(model) // max(1, llama_cpp.llama_model_n_head(model))
+        lengths = (int(self.metadata(f"{kind}.attention.{name}_length") or each) for name in ("key", "value"))
+        columns = max(lengths) * llama_cpp.llama_model_n_head_kv(model)
+        columns += -columns % 32  # whole blocks
+        for gpu in self._gpus:
+            if not gpu.can_compute(KV_TYPE_IDS[kv_type], columns, n_cells):
+                raise DoesNotFit(
+                    f"one layer's keys of {n_cells} tokens are more than {gpu.description} takes in one piece"
+                )
 
     @property
     def n_layers(self) -> int:
@@ -201,6 +216,7 @@ class Context:
         threads = settings.n_threads or limits.cores()
         self.n_cells = params.n_ctx = settings.n_ctx * settings.n_slots
         self.n_sequences = n_sequences or 1
+        model.check_cache(settings.kv_type, -(-self.n_cells // 256) * 256)
         params.n_seq_max = n_sequences or settings.n_slots
         self.n_batch = max(settings.n_batch, settings.n_slots)  # a token for each sequence at least
         params.n_batch, params.n_ubatch = self.n_batch, min(settings.n_ubatch, self.n_batch)

@@ -17,8 +17,17 @@ log = logging.getLogger("storyfi_lite.llama")
 complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last errors: its functions return no reasons
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
 _ERROR = 4
+_TENSOR_BYTES = 1 << 12  # a tensor's description, without data
 _CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type of ggml-backend.h
 _HANDLE, _SIZE, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+
+
+class InitParams(ctypes.Structure):
+    """Mirrors ggml_init_params of ggml.h."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_reg_count": (_SIZE, []),
     "ggml_backend_reg_get": (_HANDLE, [_SIZE]),
@@ -35,6 +44,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buft_is_host": (ctypes.c_bool, [_HANDLE]),
     "ggml_backend_buft_get_device": (_HANDLE, [_HANDLE]),
     "ggml_get_name": (_TEXT, [_HANDLE]),
+    "ggml_init": (_HANDLE, [InitParams]),
+    "ggml_free": (None, [_HANDLE]),
+    "ggml_new_tensor_3d": (_HANDLE, [_HANDLE, ctypes.c_int, *[ctypes.c_int64] * 3]),
+    "ggml_backend_dev_supports_op": (ctypes.c_bool, [_HANDLE, _HANDLE]),
 }
 LIBRARIES: Path = llama_cpp.llama_cpp._base_path  # the package's, or what LLAMA_CPP_LIB_PATH names
 
@@ -77,6 +90,16 @@ class Device:
         free, total = _SIZE(), _SIZE()
         ggml().ggml_backend_dev_memory(self.handle, ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
+
+    def can_compute(self, kind: int, columns: int, rows: int) -> bool:
+        """Return whether a tensor of this ggml_type and size is within the device's limits; Vulkan's have one for each buffer."""
+        library = ggml()
+        context = library.ggml_init(InitParams(_TENSOR_BYTES, None, True))
+        try:
+            tensor = library.ggml_new_tensor_3d(context, kind, columns, rows, 1)
+            return bool(library.ggml_backend_dev_supports_op(self.handle, tensor))
+        finally:
+            library.ggml_free(context)
 
     def buffer_type(self) -> int:
         """Return ggml's pointer to the device's own kind of memory."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from storyfi_lite import files
 from storyfi_lite.machine.build import fingerprint
-from storyfi_lite.machine.devices import Device, ggml
+from storyfi_lite.machine.devices import Device, InitParams, ggml
 
 COLUMNS, ROWS = 4096, 24_576  # 50 to 200 MB a matrix: larger than any cache that one core has to itself
 TILE_ROWS = 16  # so many rows of real quantized numbers, again and again: made-up ones are up to twice as fast or slow
@@ -29,14 +29,7 @@ _GRAPH_BYTES = 1 << 20  # the descriptions of tensors and graph, without data
 _POINTER, _SIZE, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_float
 
 
-class _InitParams(ctypes.Structure):
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "ggml_init": (_POINTER, [_InitParams]),
-    "ggml_free": (None, [_POINTER]),
-    "ggml_new_tensor_3d": (_POINTER, [_POINTER, ctypes.c_int, _NUMBER, _NUMBER, _NUMBER]),
     "ggml_get_first_tensor": (_POINTER, [_POINTER]),
     "ggml_get_next_tensor": (_POINTER, [_POINTER, _POINTER]),
     "ggml_nbytes": (_SIZE, [_POINTER]),
@@ -126,7 +119,7 @@ class KernelBench:
         """Return the time of the fastest tenth of many runs: other programs slow the rest. `build` gives a result, and what fills
         its inputs again and again; the others are zero."""
         ggml = self._ggml
-        context = ggml.ggml_init(_InitParams(_GRAPH_BYTES, None, True))
+        context = ggml.ggml_init(InitParams(_GRAPH_BYTES, None, True))
         try:
             result, data = build(context)
             self._place(context, data)
