@@ -15,7 +15,8 @@ import llama_cpp
 log = logging.getLogger("storyfi_lite.llama")
 
 complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last errors: its functions return no reasons
-_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # ggml_log_level
+# of ggml_log_level; llama.cpp's warnings are about a file, to its makers
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 _ERROR = 4
 _TENSOR_BYTES = 1 << 12  # a tensor's description, without data
 _CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type of ggml-backend.h
