@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import llama_cpp
@@ -57,8 +57,14 @@ def job(seed: int, asked: Script | None = None) -> EngineJob:
 
 
 def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
-    """Measure llama.cpp alone, with one sequence, its own sampler and no grammar, in tokens a second."""
-    with engine.borrowed() as context, _own_sampler() as sampler:
+    """Measure llama.cpp alone, with one sequence, its own sampler (our temperature and min-p) and no grammar, in tokens a second."""
+    params = SamplingParams(seed=1)
+    sampler = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    with ExitStack() as opened, engine.borrowed() as context:
+        opened.callback(llama_cpp.llama_sampler_free, sampler)
+        llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
+        llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_temp(params.temperature))
+        llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_dist(params.seed))
         prompt = list(engine.conversation(script()).opening)
         context.decode([Feed(0, 0, prompt, [len(prompt) - 1])])
         start = time.perf_counter()
@@ -66,20 +72,6 @@ def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
             token = llama_cpp.llama_sampler_sample(sampler, context.handle, -1)
             context.decode([Feed(0, position, [token], [0])])
         return n_tokens / (time.perf_counter() - start)
-
-
-@contextmanager
-def _own_sampler() -> Iterator[llama_cpp.llama_sampler_p]:
-    """Make llama.cpp's own sampler, with our temperature and min-p."""
-    params = SamplingParams(seed=1)
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    try:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(params.temperature))
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(params.seed))
-        yield chain
-    finally:
-        llama_cpp.llama_sampler_free(chain)
 
 
 @contextmanager

@@ -13,17 +13,23 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import httpx
 
 from storyfi_lite import files
+from storyfi_lite.chain import ChainSession, connect, open_wallet
+from storyfi_lite.chain.address import external_ip
+from storyfi_lite.chain.networks import url_host
 from storyfi_lite.errors import LiteError, Unavailable
 from storyfi_lite.loaders.keys import API_KEYS, load_key
+from storyfi_lite.machine import hardware, selftest
 from storyfi_lite.machine.build import rebuild_command
+from storyfi_lite.models.gguf import read_local
+from storyfi_lite.models.registry import ApiModel, load_registry
+from storyfi_lite.models.resolve import find
+from storyfi_lite.models.store import Store
 from storyfi_lite.options import ChainOptions
-
-if TYPE_CHECKING:
-    from storyfi_lite.chain import ChainSession
-    from storyfi_lite.machine.hardware import Hardware
 
 Status = Literal["ok", "mend", "skip"]
 
@@ -75,8 +81,6 @@ def run(setup: Setup) -> Iterator[Check]:
 
 def check_wallet(setup: Setup) -> Check:
     """Check that the wallet is there and its hotkey can be read."""
-    from storyfi_lite.chain import open_wallet
-
     try:
         wallet = open_wallet(setup.chain.network, setup.chain.wallet, setup.chain.hotkey, setup.chain.wallet_path)
     except LiteError as error:
@@ -90,8 +94,6 @@ def check_chain(setup: Setup) -> tuple[Check, ...]:
 
 
 async def _check_chain(setup: Setup) -> tuple[Check, ...]:
-    from storyfi_lite.chain import connect, open_wallet
-
     chain, wallet = setup.chain, None
     with suppress(LiteError):  # check_wallet says it
         wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
@@ -142,8 +144,6 @@ def judge_clock(skew_s: float) -> Check:
 
 def check_port(setup: Setup) -> Check:
     """Check that the port is free (or our miner's), and that the address that would be published leads back to it."""
-    from storyfi_lite.chain.address import external_ip
-
     name, port = "port", setup.port
     try:
         ip = asyncio.run(external_ip(setup.external_ip, setup.chain.network))
@@ -180,10 +180,6 @@ def _leads_back(ip: str, port: int) -> bool:
 
 
 def _is_miner(ip: str, port: int) -> bool:
-    import httpx
-
-    from storyfi_lite.chain.networks import url_host
-
     try:
         answer = httpx.get(f"http://{url_host(ip)}:{port}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
         return answer.status_code in (200, 503)
@@ -196,19 +192,14 @@ def _is_miner(ip: str, port: int) -> bool:
 
 def check_build(setup: Setup) -> Check:
     """Check that llama.cpp is installed, computes right, and uses the GPU that is there."""
-    from storyfi_lite.machine import selftest
-    from storyfi_lite.machine.hardware import probe
-
     selftest.ask_again()
-    machine = probe()
+    machine = hardware.probe()
     wrong = "" if machine.llama_gpu_build is None else selftest.fault("cpu")
     has_key = check_api_keys(setup).status == "ok"
     return judge_build(replace(machine, fault=wrong) if wrong else machine, has_key)
 
 
-def judge_build(machine: Hardware, has_key: bool) -> Check:
-    from storyfi_lite.machine import selftest
-
+def judge_build(machine: hardware.Hardware, has_key: bool) -> Check:
     names = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     if machine.fault:
         first, _, fix = machine.fault.partition("\n")
@@ -225,11 +216,6 @@ def judge_build(machine: Hardware, has_key: bool) -> Check:
 
 def check_model(setup: Setup) -> Check:
     """Check that the model's file is whole, or any model's if none is named, by its header; no checksum is computed."""
-    from storyfi_lite.models.gguf import read_local
-    from storyfi_lite.models.registry import ApiModel, load_registry
-    from storyfi_lite.models.resolve import find
-    from storyfi_lite.models.store import Store
-
     try:
         registry = load_registry()
         wanted = find(setup.model, registry) if setup.model else None
@@ -254,8 +240,6 @@ def check_model(setup: Setup) -> Check:
 
 def check_api_keys(setup: Setup) -> Check:
     """Check which keys are set. A key is needed only for an API model."""
-    from storyfi_lite.models.registry import ApiModel, load_registry
-
     try:
         present = [name for name in API_KEYS.values() if load_key(name, setup.api_key_file)]
     except LiteError as error:
@@ -274,8 +258,6 @@ def check_api_keys(setup: Setup) -> Check:
 
 def check_disk() -> Check:
     """Check that there is room where models are kept."""
-    from storyfi_lite.models.store import Store
-
     store = Store()
     there, free_bytes = files.nearest(store.root), store.free_bytes
     detail = f"{free_bytes / 2**30:.1f} GiB free in {there}"

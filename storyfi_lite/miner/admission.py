@@ -12,14 +12,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from storyfi_lite.chain import Neuron
 from storyfi_lite.protocol.messages import MAX_BODY_BYTES, StoryRequest
 from storyfi_lite.wire.http_status import Refused
 from storyfi_lite.wire.transport import NonceStore, SignedCaller, Transport
-
-if TYPE_CHECKING:
-    from storyfi_lite.chain import Neuron
 
 MAX_HEADERS = 64
 BODY_TIMEOUT_S = 10.0

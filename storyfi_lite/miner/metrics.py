@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pynvml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -20,11 +21,10 @@ from storyfi_lite.loaders.base import Answer, Loader
 from storyfi_lite.miner.admission import Admitted, Caller
 from storyfi_lite.miner.requests import RequestLog
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
+from storyfi_lite.validator.reward import Reward, reward
+from storyfi_lite.validator.score import Context, Score, score
+from storyfi_lite.validator.verdict import Verdict
 from storyfi_lite.wire.http_status import Refused
-
-if TYPE_CHECKING:
-    from storyfi_lite.validator.reward import Reward
-    from storyfi_lite.validator.score import Score
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,6 @@ class Event:
         page is first opened."""
         if self.story is None:
             return None
-        from storyfi_lite.validator.score import Context, score
-
         request, response = self.story
         return score(response, Context(request, self.seconds or 0.0))
 
@@ -66,9 +64,6 @@ class Event:
         is no answer."""
         if self.story is None or self.score is None:
             return None
-        from storyfi_lite.validator.proof import Verdict
-        from storyfi_lite.validator.reward import reward
-
         claim = self.story[1]
         return reward(self.score, claim, Verdict("proven", model=claim.model_name)), reward(self.score, claim)
 
@@ -235,8 +230,6 @@ class GpuCollector(Collector):
 
 def watch_gpus(registry: CollectorRegistry) -> bool:
     """Publish the GPUs' figures. Returns False if there is no NVIDIA driver to ask."""
-    import pynvml
-
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

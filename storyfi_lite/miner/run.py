@@ -10,10 +10,12 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import platformdirs
+from bittensor.sp_core import ss58_decode
 
+from storyfi_lite.chain import ChainSession, connect, open_wallet
+from storyfi_lite.chain.networks import printable
 from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
@@ -29,9 +31,6 @@ from storyfi_lite.options import ChainOptions, ModelOptions
 from storyfi_lite.wire.btauth import BtAuth
 from storyfi_lite.wire.dendrite import Dendrite
 from storyfi_lite.wire.transport import Transport
-
-if TYPE_CHECKING:
-    from storyfi_lite.chain import ChainSession
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +63,6 @@ def run(options: MineOptions) -> None:
 
 
 async def _run(options: MineOptions) -> None:
-    from storyfi_lite.chain import connect, open_wallet
-
     policy = _policy(options)
     chain = options.chain
     wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
@@ -112,8 +109,6 @@ async def _run(options: MineOptions) -> None:
 
 
 def _policy(options: MineOptions) -> AdmissionPolicy:
-    from bittensor.sp_core import ss58_decode
-
     for hotkey in (*options.allow, *options.deny):
         try:
             ss58_decode(hotkey)
@@ -141,8 +136,6 @@ def _metrics(loader: Loader, session: ChainSession, requests: RequestLog) -> Met
 
 def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, dict[str, str]]:
     """Return the status page's cards on this miner and its chain."""
-    from storyfi_lite.chain.networks import printable
-
     neuron, health = session.own_neuron, session.health()
     miner = {
         "hotkey": hotkey,

@@ -14,6 +14,7 @@ from storyfi_lite.errors import BadInput, ConfigError, LiteError
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.loaders.keys import API_KEYS, load_key
 from storyfi_lite.machine.hardware import Hardware
+from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.registry import ApiModel
 from storyfi_lite.models.store import Store
 from storyfi_lite.opening import api
@@ -78,8 +79,6 @@ def open_claimed_prover(options: ModelOptions, model_name: str, quantization: st
 def open_other_provers(sha256: str, vocab_size: int, notices: Notices) -> Iterator[tuple[str, Prover]]:
     """Load the registry's files that are here one after the other, but for the one of this sha256 and those of another vocabulary's
     size; yields each with its name, and closes it. One that cannot be loaded is noted and left out."""
-    from storyfi_lite.models.digest import file_sha256
-
     opener = LocalOpener(notices)
     for spec, file, path in Store().complete_files(opener.registry):
         if spec.architecture.vocab_size == vocab_size and file_sha256(path) != sha256:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storyfi_lite.errors import BadInput, LiteError
+from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import Store
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
@@ -51,8 +52,6 @@ class Candidate:
 
 def known_files(registry: Registry, store: Store, paths: Iterable[Path] = ()) -> dict[str, KnownFile]:
     """Return the files to replay with, by sha256. Raises BadInput if a file of `paths` is not, byte for byte, the registry's."""
-    from storyfi_lite.models.digest import file_sha256
-
     found = {}
     for spec, file, path in store.complete_files(registry):
         sha256 = file_sha256(path)

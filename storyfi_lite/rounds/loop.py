@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from storyfi_lite.chain import ChainSession, connect, open_wallet
+from storyfi_lite.chain.networks import dev_directory, is_public, printable
 from storyfi_lite.errors import BadInput, LiteError, Unavailable
 from storyfi_lite.models.registry import load_registry
 from storyfi_lite.models.store import Store
@@ -34,8 +36,6 @@ from storyfi_lite.validator.reward import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from bittensor import Wallet
-
-    from storyfi_lite.chain import ChainSession
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,6 @@ def run(options: ValidateOptions, show: Callable[[RoundReport], None]) -> None:
 
 
 async def _run(options: ValidateOptions, show: Callable[[RoundReport], None]) -> None:
-    from storyfi_lite.chain import connect, open_wallet
-
     registry = load_registry()
     inputs = _inputs(options.inputs_path)
     policy = load_policy(options.policy_path or DEFAULT_POLICY, registry)
@@ -111,8 +109,6 @@ def _inputs(path: Path | None) -> list[str]:
 
 
 def _state(options: ValidateOptions, wallet: Wallet) -> State:
-    from storyfi_lite.chain.networks import dev_directory
-
     root = options.state_dir or Path(platformdirs.user_state_dir("storyfi-lite"))
     # by the subnet, not by the endpoint's name: the same chain is reached under several
     subnet = "dev" if dev_directory(options.chain.network) else f"netuid-{options.chain.netuid}"
@@ -157,8 +153,6 @@ class _Loop:
 
     def _nobody(self) -> str:
         """Say who is missing, and on a development chain how to start one."""
-        from storyfi_lite.chain.networks import dev_directory, printable
-
         network = self._options.chain.network
         if self._miners():
             said = "nobody answered"
@@ -198,8 +192,6 @@ class _Loop:
     def _miners(self) -> dict[str, tuple[str, int]]:
         """Return every miner with a published endpoint. On a public network only public addresses count, or a miner could make
         this machine call its own neighbours."""
-        from storyfi_lite.chain.networks import is_public
-
         public = is_public(self._options.chain.network)
         return {
             neuron.hotkey_ss58: neuron.axon
