@@ -41,7 +41,7 @@ from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.machine.hardware import Hardware, probe
 from storyfi_lite.models.gguf import architecture, read_local
-from storyfi_lite.models.quantization import finer_than
+from storyfi_lite.models.listing import finer_than
 from storyfi_lite.models.registry import SHIPPED, ModelSpec, load_registry
 from storyfi_lite.options import MIN_QUANT, ModelOptions
 from storyfi_lite.placement import memory, speed, traffic, weights

@@ -36,10 +36,10 @@ from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.forecast import EXAMPLES
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
 from storyfi_lite.placement import traffic
+from storyfi_lite.placement.catalog import tokens_a_char
 from storyfi_lite.placement.queue import Pace
 from storyfi_lite.placement.reward import earnings
 from storyfi_lite.placement.simulate import Outcome, simulate
-from storyfi_lite.placement.tokenizer import tokens_a_char
 from storyfi_lite.placement.traffic import Arrival
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.tasks.base import Language, language_of

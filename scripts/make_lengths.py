@@ -28,7 +28,7 @@ from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.grammar.script import Script
 from storyfi_lite.loaders.forecast import EXAMPLES
 from storyfi_lite.machine import devices
-from storyfi_lite.placement import tokenizer
+from storyfi_lite.placement import catalog
 from storyfi_lite.placement.lengths import TABLE
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import language_of
@@ -51,7 +51,7 @@ FORMS = {"whole": 6, "brief": 2, "least": 2}  # with so many seeds: whole ones d
 def answers(language: str, path: Path, out: Path, template: str | None) -> None:
     """Whole stories, brief ones and the shortest, each task from the stages before it, all seeds at once; a line for each answer."""
     engine = Engine(path, EngineSettings(n_ctx=8192, n_slots=max(FORMS.values())), template)
-    a_char = (tokenizer.tokens_a_char(path) or {})[language]  # type: ignore[index]
+    a_char = (catalog.tokens_a_char(path) or {})[language]  # type: ignore[index]
     for form, count in FORMS.items():
         stories: dict[int, dict[str, Any]] = {seed: {} for seed in range(1, count + 1)}
         for name, task in tasks.TASKS.items():

@@ -28,7 +28,7 @@ from storyfi_lite.loaders.keys import API_KEYS, Secret
 from storyfi_lite.loaders.meter import Caps, Meter
 from storyfi_lite.loaders.openai import OpenAIClient
 from storyfi_lite.models.registry import ApiModel
-from storyfi_lite.opening.api import api_choices, api_loader
+from storyfi_lite.opening.loader import api_choices, api_loader
 from storyfi_lite.protocol.messages import StoryRequest
 from tests import gemini_server, openai_server
 from tests.api_server import Script, Step, serve

@@ -40,8 +40,7 @@ from storyfi_lite.loaders.keys import API_KEYS, Secret, load_key
 from storyfi_lite.loaders.meter import DAY_S, Caps, Meter, Prices
 from storyfi_lite.loaders.openai import OpenAIClient
 from storyfi_lite.models.registry import ApiModel, load_registry
-from storyfi_lite.opening.api import api_choices, api_client, api_loader
-from storyfi_lite.opening.loader import open_loader
+from storyfi_lite.opening.loader import api_choices, api_client, api_loader, open_loader
 from storyfi_lite.opening.local import Notices
 from storyfi_lite.options import ApiOptions, ModelOptions
 from storyfi_lite.protocol.messages import ModelInfo, StoryRequest

@@ -19,7 +19,7 @@ from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine import devices
 from storyfi_lite.machine.gpus import Gpu
 from storyfi_lite.machine.hardware import Hardware
-from storyfi_lite.models.quantization import bits, finer_than
+from storyfi_lite.models.listing import bits, finer_than
 from storyfi_lite.models.registry import GGUFFile, ModelSpec, load_registry
 from storyfi_lite.opening import loader as loading
 from storyfi_lite.opening import local as local_opening

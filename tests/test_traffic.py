@@ -17,7 +17,7 @@ from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.miner import requests
 from storyfi_lite.models.registry import SHIPPED, load_registry
 from storyfi_lite.options import ModelOptions
-from storyfi_lite.placement import lengths, tokenizer, traffic
+from storyfi_lite.placement import catalog, lengths, traffic
 from storyfi_lite.placement.catalog import EmptyCatalog
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.placement.plan import place
@@ -122,9 +122,9 @@ def test_every_task_has_its_tokens(language: str) -> None:
 
 
 def test_a_file_that_is_here_is_asked_itself(small_model_path: Path) -> None:
-    found = tokenizer.tokens_a_char(small_model_path)
+    found = catalog.tokens_a_char(small_model_path)
     assert found is not None and found == pytest.approx(lengths.tokens_a_char(49_152), abs=1e-3)
-    assert tokenizer.tokens_a_char(Path(__file__)) is None
+    assert catalog.tokens_a_char(Path(__file__)) is None
 
 
 def test_a_context_that_is_too_short_is_no_place_for_an_answer() -> None:

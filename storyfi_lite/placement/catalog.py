@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 from storyfi_lite.errors import LiteError
@@ -11,8 +12,7 @@ from storyfi_lite.models.gguf import Header, read_local
 from storyfi_lite.models.hub import read_remote
 from storyfi_lite.models.registry import GGUFFile, ModelSpec
 from storyfi_lite.models.store import Store
-from storyfi_lite.placement import tokenizer
-from storyfi_lite.placement.lengths import TokensAChar
+from storyfi_lite.placement.lengths import LANGUAGES, TokensAChar, sample
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StoreCatalog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._local = cache(lambda path: read_local(path))
-        self._tokens = cache(tokenizer.tokens_a_char)
+        self._tokens = cache(tokens_a_char)
         self.remote: dict[tuple[str, str], Header] = {}
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
@@ -71,3 +71,26 @@ class StoreCatalog:
             log.info("the header of %s %s stays unread: %s", spec.key, file.quant, error)
             return False
         return True
+
+
+def tokens_a_char(path: Path) -> TokensAChar | None:
+    """Ask a file's own tokenizer, on the samples of lengths.json, how many tokens a character takes; no weight is read. None without llama.cpp, or for a file that it cannot read."""
+    try:
+        import llama_cpp
+
+        from storyfi_lite.engine.vocabulary import Vocabulary
+        from storyfi_lite.machine import devices
+    except (ImportError, RuntimeError):
+        return None
+    devices.ggml()  # its log goes to ours
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        return None
+    try:
+        vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(model))
+        texts = {language: sample(language) for language in LANGUAGES}
+        return {language: len(vocabulary.tokenize(text, special=False)) / len(text) for language, text in texts.items()}
+    finally:
+        llama_cpp.llama_model_free(model)

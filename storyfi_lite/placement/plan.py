@@ -14,7 +14,7 @@ from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
-from storyfi_lite.models.quantization import QUANT_BITS, bits, finer_than
+from storyfi_lite.models.listing import QUANT_BITS, bits, finer_than
 from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions

@@ -12,7 +12,7 @@ from dataclasses import replace
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import DoesNotFit
 from storyfi_lite.machine.hardware import Hardware
-from storyfi_lite.models.quantization import bits
+from storyfi_lite.models.listing import bits
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import MAPPED_BATCHES, kv_types

@@ -1,6 +1,6 @@
 """Lays a story out for a reader: which of its fields are headings, paragraphs and lists, and what they are called in its language.
 
-Knows no format: formats.py and page.py spell what is laid out here. Fields of a writer's own (`Open` in a task's schema) may hold
+Knows no format: formats.py spells what is laid out here. Fields of a writer's own (`Open` in a task's schema) may hold
 any JSON, and are shown as text.
 """
 
