@@ -45,7 +45,7 @@ from storyfi_lite.models.listing import finer_than
 from storyfi_lite.models.registry import SHIPPED, ModelSpec, load_registry
 from storyfi_lite.options import MIN_QUANT, ModelOptions
 from storyfi_lite.placement import memory, speed, traffic, weights
-from storyfi_lite.placement.catalog import EmptyCatalog
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import Fitter
 from storyfi_lite.placement.plan import Placement, place, place_file
 from storyfi_lite.placement.simulate import simulate
@@ -369,7 +369,7 @@ HOURS, SEEDS, SCALES = 12, (11, 12), (0.8, 1.0, 1.25)
 
 def played(one: Placement) -> float:
     """The mean reward of the simulator's hours, with three speeds around the predicted one."""
-    layout, asked = one.settings, traffic.network()
+    layout, asked = one.settings, traffic.read(traffic.NETWORK)
     rewards = [
         simulate(asked.arrivals(HOURS * 3600, seed), one.speed.pace.times(scale), layout.n_slots, layout.n_ctx,
                  one.spec.multiplier, one.a_char, seed).earnings.reward
@@ -399,7 +399,7 @@ def rewards(before: dict[str, Any]) -> None:
     registry = load_registry(SHIPPED)
     for size, names in {**CARDS, **OTHER_CARDS}.items():
         machine, card = described(size.strip(), names), f"{size.strip()} GB {names[0]}"
-        chosen = place(registry, machine, ModelOptions(), EmptyCatalog())
+        chosen = place(registry, machine, ModelOptions(), Catalog())
         ours = played(chosen)
         # the simulator takes its time only for what could win
         likely = [one for one in every_layout(machine) if one.earnings.reward > 0.9 * chosen.earnings.reward]

@@ -134,7 +134,7 @@ def main() -> None:
     given = parser.parse_args()
     shares: dict[Language, float] = {"en": 1 - given.chinese, "zh": given.chinese}
     languages = {language: share for language, share in shares.items() if share}
-    asked = replace(traffic.network(), gap_s=given.gap, languages=languages)
+    asked = replace(traffic.read(traffic.NETWORK), gap_s=given.gap, languages=languages)
     arrivals = asked.arrivals(given.minutes * 60, given.seed)
     requests = requests_of(arrivals, {language: stages_of(given.file, language) for language in languages})
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:

@@ -178,7 +178,7 @@ def cards() -> str:
     choice of model and file to the user."""
     from storyfi_lite.models.registry import SHIPPED, load_registry
     from storyfi_lite.options import ModelOptions
-    from storyfi_lite.placement.catalog import EmptyCatalog
+    from storyfi_lite.placement.catalog import Catalog
     from storyfi_lite.placement.plan import place
 
     heads = ("GPU memory, GB", "card", "model", "file", "where", "at once", "p95 of all tasks, s", "multiplier", "expected reward",
@@ -188,7 +188,7 @@ def cards() -> str:
     for size, names in CARDS.items():
         gb, machine = int(size.split()[-1]) * len(names), described(size, names)
         original = next(model for least, model in ORIGINAL if gb >= least)
-        best = place(registry, machine, ModelOptions(), EmptyCatalog())
+        best = place(registry, machine, ModelOptions(), Catalog())
         earns, layout = best.earnings, best.settings
         p95 = "late" if earns.p95_s == float("inf") else f"{earns.p95_s:.0f}"
         cells = [size, names[0], best.spec.key, best.file.quant, f"{best.where}, {layout.kv_type} KV", str(layout.n_slots), p95,

@@ -26,7 +26,7 @@ from storyfi_lite.models.registry import load_registry
 from storyfi_lite.opening.local import SILENT, LocalOpener, Notices
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory, weights
-from storyfi_lite.placement.catalog import EmptyCatalog
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.plan import place
 
 MIB, GIB = 2**20, 2**30
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(small_model_path: Path, t
 def test_without_the_figure_the_prediction_has_to_do(small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "_BREAKDOWN", "of another version")
     assert measure(small_model_path, EngineSettings()) is None
-    best = place(load_registry(), RAM_ONLY, ModelOptions(name="smollm2-135m"), EmptyCatalog())
+    best = place(load_registry(), RAM_ONLY, ModelOptions(name="smollm2-135m"), Catalog())
     assert best.measured(None, RAM_ONLY) == best
 
 
@@ -197,7 +197,7 @@ def test_tables_that_rows_are_looked_up_in_stay_in_ram() -> None:
 
 def test_what_does_not_fit_by_llama_cpp_s_own_figures_is_said_by_device() -> None:
     hardware = replace(RAM_ONLY, gpus=(Gpu("RTX 3090", 24 * GIB, 24 * GIB, 936.0),))
-    best = place(load_registry(), hardware, ModelOptions(name="llama-3-8b"), EmptyCatalog())
+    best = place(load_registry(), hardware, ModelOptions(name="llama-3-8b"), Catalog())
     fits = (Demand(10 * GIB, GIB), Demand(GIB))
     told = best.measured(fits, hardware)
     assert [need.buffer_bytes for need in told.demands] == [11 * GIB, GIB]

@@ -28,7 +28,7 @@ from storyfi_lite.opening import local as local_opening
 from storyfi_lite.opening.loader import open_loader
 from storyfi_lite.opening.local import SILENT, LocalOpener, Notices, PlacedFile
 from storyfi_lite.options import ApiOptions, ModelOptions
-from storyfi_lite.placement.catalog import EmptyCatalog
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.plan import MIN_CONTEXT, Placement, place, place_file
 from storyfi_lite.validator import proof
 
@@ -269,7 +269,7 @@ def test_model_name_from_the_environment_yields_to_the_option(tmp_path: Path) ->
 # --- the net at loading ----------------------------------------------------------------------------------------
 
 
-class TwoFiles(EmptyCatalog):
+class TwoFiles(Catalog):
     """Of every model, its two coarsest files of the default order are here."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -327,9 +327,9 @@ def test_with_no_rung_left_the_reason_comes_through(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(local, "LocalModelLoader", refuse)
     hardware = machine(gpu_gb=24)
-    start = place(REGISTRY, hardware, ModelOptions(name="llama-3-8b"), EmptyCatalog())
+    start = place(REGISTRY, hardware, ModelOptions(name="llama-3-8b"), Catalog())
     opener = LocalOpener(SILENT, REGISTRY, hardware)
-    monkeypatch.setattr(opener, "_catalog", EmptyCatalog())
+    monkeypatch.setattr(opener, "_catalog", Catalog())
     monkeypatch.setattr(opener, "find", lambda options: PlacedFile(start, Path("x.gguf")))
     with pytest.raises(DoesNotFit, match="another program"):
         opener.loader(ModelOptions(), warm_up=False)

@@ -25,7 +25,7 @@ from storyfi_lite.opening import loader as loading
 from storyfi_lite.opening import local as local_opening
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import memory
-from storyfi_lite.placement.catalog import EmptyCatalog
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import GPU_MARGIN_BYTES
 from storyfi_lite.placement.plan import LEAST_SCORE, MIN_CONTEXT, Placement, place, place_one
 from storyfi_lite.placement.step_down import step_down
@@ -44,7 +44,7 @@ def machine(*gpus_gb: float, held_gb: float = 0, ram_gb: int = 64, names: tuple[
 
 
 def placed(hardware: Hardware, **wish: object) -> Placement:
-    return place(REGISTRY, hardware, ModelOptions(**wish), EmptyCatalog())  # type: ignore[arg-type]
+    return place(REGISTRY, hardware, ModelOptions(**wish), Catalog())  # type: ignore[arg-type]
 
 
 # --- layers and devices --------------------------------------------------------------------------------------------
@@ -156,14 +156,14 @@ def test_keys_that_cannot_be_quantized_are_not() -> None:
     assert isinstance(spec, ModelSpec)
     odd = spec.model_copy(update={"architecture": spec.architecture.model_copy(update={"key_length": 80})})
     hardware = machine(6)
-    best = place_one(odd, hardware, ModelOptions(quant="Q6_K"), EmptyCatalog())
+    best = place_one(odd, hardware, ModelOptions(quant="Q6_K"), Catalog())
     assert 0 < best.n_on_gpu < best.n_layers and best.settings.kv_type == "f16"
-    while step := step_down(best, ModelOptions(), hardware, EmptyCatalog()):
+    while step := step_down(best, ModelOptions(), hardware, Catalog()):
         best = step[0]
         assert best.settings.kv_type == "f16"
 
 
-class OneFile(EmptyCatalog):
+class OneFile(Catalog):
     """Only the coarsest file of each model that is fine enough is here."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
@@ -192,7 +192,7 @@ def test_a_second_and_slower_card_slows_nothing() -> None:
     assert both.speed.tokens_per_s == alone.speed.tokens_per_s and both.settings.tensor_split[1] == 0
 
 
-class Pulled(EmptyCatalog):
+class Pulled(Catalog):
     """llama-3-8b Q4_K_M is on disk, nothing else."""
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
@@ -208,7 +208,7 @@ def test_of_equally_paid_models_the_one_on_disk_is_run() -> None:
     assert dearer.spec.multiplier > 1.2  # paid better: worth a download
 
 
-class Damaged(EmptyCatalog):
+class Damaged(Catalog):
     def header(self, spec: ModelSpec, file: GGUFFile) -> None:
         if spec.key == "mistral-7b":
             raise BadInput(f"{file.quant} is cut off")
@@ -252,7 +252,7 @@ def test_the_ladder_goes_down_and_ends() -> None:
     hardware = machine(12)
     current = placed(hardware, name="llama-3-8b", n_ctx=8192)
     words = []
-    while step := step_down(current, ModelOptions(), hardware, EmptyCatalog()):
+    while step := step_down(current, ModelOptions(), hardware, Catalog()):
         assert step[0].speed.tokens_per_s <= current.speed.tokens_per_s * 1.1  # told anew, not kept from above
         current, said = step
         words.append(said)
@@ -266,7 +266,7 @@ def test_a_mixture_steps_down_by_its_experts_first() -> None:
     hardware = machine(24)
     current = placed(hardware, name="mixtral-8x7b", quant="Q4_K_M")
     in_ram = current.settings.experts_in_ram
-    while step := step_down(current, ModelOptions(), hardware, EmptyCatalog()):
+    while step := step_down(current, ModelOptions(), hardware, Catalog()):
         lower, said = step
         if "experts" in said:
             assert lower.settings.experts_in_ram > current.settings.experts_in_ram

@@ -18,7 +18,7 @@ from storyfi_lite.miner import requests
 from storyfi_lite.models.registry import SHIPPED, load_registry
 from storyfi_lite.options import ModelOptions
 from storyfi_lite.placement import catalog, lengths, traffic
-from storyfi_lite.placement.catalog import EmptyCatalog
+from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.placement.plan import place
 from storyfi_lite.placement.queue import Job, Pace, plan, run
@@ -37,13 +37,13 @@ FAST = Pace(0.01, 0.001, 0.0005)
 
 
 def test_the_network_s_figures_add_up() -> None:
-    asked = traffic.network()
+    asked = traffic.read(traffic.NETWORK)
     assert asked.tasks == {"blueprint": 0.4, "characters": 0.25, "story_arc": 0.25, "chapters": 0.1}
     assert asked.languages["zh"] > 0.5 and sum(asked.kinds.values()) == pytest.approx(1)
 
 
 def test_made_up_requests_are_the_same_for_a_seed_and_have_the_shares() -> None:
-    asked = traffic.network()
+    asked = traffic.read(traffic.NETWORK)
     once, again, other = (asked.arrivals(400 * 3600, seed) for seed in (1, 1, 2))
     assert once == again != other
     groups = 400 * 3600 / asked.gap_s
@@ -92,7 +92,7 @@ def test_a_mistake_in_a_traffic_file_is_no_models_fault(tmp_path: Path) -> None:
             load_registry(SHIPPED),
             Hardware((), 16 << 30, 16 << 30, 4, 10**12),
             ModelOptions(traffic=path),
-            EmptyCatalog(),
+            Catalog(),
         )
 
 
@@ -114,7 +114,7 @@ def test_chinese_takes_llama_2_s_vocabulary_the_most() -> None:
 
 @pytest.mark.parametrize("language", lengths.LANGUAGES)
 def test_every_task_has_its_tokens(language: str) -> None:
-    for task in traffic.network().tasks:
+    for task in traffic.read(traffic.NETWORK).tasks:
         one = lengths.work(Kind(task, language), LLAMA_3)  # type: ignore[arg-type]
         assert 0 < one.least <= one.brief < one.whole and one.opening > 0 and one.bridges > 0
     three = lengths.work(Kind("chapters", language, 3), LLAMA_3)  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_points_fall_with_time_and_end_with_the_answer() -> None:
 @pytest.mark.parametrize("n_slots", [1, 2, 4])
 @pytest.mark.parametrize("step_s", [0.008, 0.02, 0.04, 0.08])
 def test_the_arithmetic_is_what_many_hours_come_to(step_s: float, n_slots: int) -> None:
-    asked, pace = traffic.network(), Pace(step_s, 0.1 * step_s, 0.05 * step_s)
+    asked, pace = traffic.read(traffic.NETWORK), Pace(step_s, 0.1 * step_s, 0.05 * step_s)
     computed = expected(pace, n_slots, 8192, 1.3, asked, LLAMA_3)
     hours = asked.arrivals(60 * 3600, 5)
     scales = (0.8, 1.0, 1.25)  # the same doubt about the speed
@@ -202,7 +202,9 @@ def test_the_arithmetic_is_what_many_hours_come_to(step_s: float, n_slots: int) 
 
 
 def test_a_finer_answer_to_more_at_once() -> None:
-    one, four = (expected(Pace(0.03, 0.002, 0.001), n, 8192, 1.0, traffic.network(), LLAMA_3) for n in (1, 4))
+    one, four = (
+        expected(Pace(0.03, 0.002, 0.001), n, 8192, 1.0, traffic.read(traffic.NETWORK), LLAMA_3) for n in (1, 4)
+    )
     assert four.reward > one.reward and four.late < one.late
 
 

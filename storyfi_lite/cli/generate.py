@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,9 +20,8 @@ from storyfi_lite.cli.options import (
     think_option,
 )
 from storyfi_lite.cli.writing import format_option, put, speed, write
-
-if TYPE_CHECKING:
-    from storyfi_lite.options import ModelOptions
+from storyfi_lite.errors import BadInput
+from storyfi_lite.options import ModelOptions
 
 
 @click.command()
@@ -86,7 +85,6 @@ def command(
 
 def _context(files: tuple[Any, ...]) -> dict[str, Any]:
     """Read the stages that the files have. Raises BadInput."""
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.story.saved import MAX_FILE_BYTES, STAGES, read_answers, stages_of
 
     found: dict[str, Any] = {}

@@ -58,38 +58,27 @@ class SentenceGroup(click.Group):
             formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands if one])
 
 
-class _Text(click.ParamType):
-    """Takes text for a story, and not nothing. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            str(value).encode()
-        except UnicodeEncodeError:
-            self.fail("not UTF-8; the terminal or script that it comes from uses another encoding", param, ctx)
-        if not str(value).strip():
-            self.fail("empty; say what the story is about", param, ctx)
-        return str(value)
+def text(value: str) -> str:
+    """Take text for a story, and not nothing. What is not UTF-8 reaches Python as half characters, which no JSON may hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("not UTF-8; the terminal or script that it comes from uses another encoding") from None
+    if not value.strip():
+        raise click.BadParameter("empty; say what the story is about")
+    return value
 
 
-TEXT = _Text()
+def _ids(value: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,2,3") from None
 
 
-class _Ids(click.ParamType):
-    name = "ids"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        if isinstance(value, list):
-            return value
-        try:
-            return [int(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 1,2,3", param, ctx)
-
-
+TEXT = click.types.FuncParamType(text)
 chapter_ids_option = click.option(
-    "--chapter-ids", type=_Ids(), metavar="1,2,…", help="For the chapters task. [default: 1]"
+    "--chapter-ids", type=_ids, metavar="1,2,…", help="For the chapters task. [default: 1]"
 )
 task_option = click.option(
     "--task", type=click.Choice(TASK_NAMES), default="blueprint", help="Which of the four tasks."
@@ -106,18 +95,15 @@ class Number(click.FloatRange):
         return number
 
 
-class _Price(click.ParamType):
-    name = "price"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
-        model, _, figures = value.partition("=")
-        try:
-            prompt_usd, completion_usd = (float(figure) for figure in figures.split(","))
-        except ValueError:
-            prompt_usd = completion_usd = -1.0
-        if not (model and 0 <= prompt_usd < math.inf and 0 <= completion_usd < math.inf):
-            self.fail(f"{value!r} is not a model and two prices, such as gpt-6-luna=10,30")
-        return model, prompt_usd, completion_usd
+def _price(value: str) -> tuple[str, float, float]:
+    model, _, figures = value.partition("=")
+    try:
+        prompt_usd, completion_usd = (float(figure) for figure in figures.split(","))
+    except ValueError:
+        prompt_usd = completion_usd = -1.0
+    if not (model and 0 <= prompt_usd < math.inf and 0 <= completion_usd < math.inf):
+        raise click.BadParameter(f"{value!r} is not a model and two prices, such as gpt-6-luna=10,30")
+    return model, prompt_usd, completion_usd
 
 
 def _threads(parameter: str) -> Callable[[Any], Any]:
@@ -263,7 +249,7 @@ api_options = _together(
                  help="A file of mode 600 with a line GEMINI_API_KEY=… or OPENAI_API_KEY=…."),
     click.option("--api.daily-tokens", "model_api_daily_tokens", type=click.IntRange(min=1),
                  help="Use no more API tokens than this a day."),
-    click.option("--api.price", "model_api_prices", type=_Price(), multiple=True, metavar="MODEL=PROMPT,COMPLETION",
+    click.option("--api.price", "model_api_prices", type=_price, multiple=True, metavar="MODEL=PROMPT,COMPLETION",
                  help="The vendor's price of an API model: US dollars for a million tokens. May be repeated."),
     click.option("--api.daily-usd", "model_api_daily_usd", type=Number(min=0, min_open=True),
                  help="Spend no more US dollars than this a day; needs --api.price."),

@@ -19,10 +19,11 @@ from storyfi_lite.cli.options import (
     model_options,
     signing_options,
     task_option,
-)
+)  # fmt: skip
+from storyfi_lite.errors import BadInput
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
-    from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
     from storyfi_lite.validator.proof import Prover
     from storyfi_lite.validator.verdict import Verdict
@@ -56,7 +57,6 @@ def command(
     storyfi-lite prove their.json --text "a heist" --model.path model.gguf
     """
     from storyfi_lite.cli.table import say
-    from storyfi_lite.errors import BadInput
 
     if report is None and wallet:
         raise BadInput("a wallet signs a report: --report FILE")
@@ -90,7 +90,6 @@ def _read(
     file: Path, text: str | None, task: str, request_file: Path | None
 ) -> dict[str, tuple[StoryRequest, StoryResponse]]:
     """Read the file's answers by name, each with what was asked. Raises BadInput where that is not known."""
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.protocol.messages import parse_request
     from storyfi_lite.story.saved import MAX_FILE_BYTES, read_answers
 
@@ -120,7 +119,6 @@ def verdicts_on(
 ) -> dict[str, Verdict]:  # fmt: skip
     """Replay with the file that the options name, else with the one that the answers claim; keep a report."""
     from storyfi_lite import files
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.validator import report as reports
     from storyfi_lite.validator.verdict import NO_PROOF
 

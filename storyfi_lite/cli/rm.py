@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from storyfi_lite.cli.options import complete_models, models_dir_option
+from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
     from storyfi_lite.models.inventory import Item
@@ -17,21 +18,16 @@ if TYPE_CHECKING:
 UNITS_S = {"h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
 
-class _Age(click.ParamType):
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        number, unit = value[:-1], value[-1:]
-        if not number.isdigit() or unit not in UNITS_S:
-            self.fail(f"{value!r} is no age such as 30d, 12h or 2w", param, ctx)
-        return float(int(number) * UNITS_S[unit])
+def _age_s(value: str) -> float:
+    number, unit = value[:-1], value[-1:]
+    if not number.isdigit() or unit not in UNITS_S:
+        raise click.BadParameter(f"{value!r} is no age such as 30d, 12h or 2w")
+    return float(int(number) * UNITS_S[unit])
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_models)
-@click.option("--unused", "unused_s", type=_Age(), metavar="AGE", help="What was not used for so long: 30d, 12h, 2w.")
+@click.option("--unused", "unused_s", type=_age_s, metavar="AGE", help="What was not used for so long: 30d, 12h, 2w.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @models_dir_option
 def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_dir: Path | None) -> None:
@@ -46,7 +42,6 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
     storyfi-lite rm --unused 30d
     """
     from storyfi_lite.cli.table import say, size
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.models import own_registry
     from storyfi_lite.models.inventory import delete, inventory
     from storyfi_lite.models.registry import load_registry
@@ -81,7 +76,6 @@ def command(names: tuple[str, ...], unused_s: float | None, yes: bool, models_di
 
 def _named(names: tuple[str, ...], items: list[Item], registry: Registry) -> list[Item]:
     """Find the items that the names mean. Raises BadInput for a name of nothing that is here, and for the user's own files."""
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.models.registry import own_registry
 
     chosen = []

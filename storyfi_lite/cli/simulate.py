@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from storyfi_lite.cli.options import Number, hardware_option, json_option, model_options, placement_options
-
-if TYPE_CHECKING:
-    from storyfi_lite.options import ModelOptions
+from storyfi_lite.options import ModelOptions
 
 
 @click.command()

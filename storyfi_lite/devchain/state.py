@@ -159,12 +159,11 @@ class DevChain:
         raise ChainRefused(f"the dev chain does not implement the storage map {module}.{name}")
 
     def _runtime_call(self, api: str, method: str, params: list[Any]) -> Any:
-        if (api, method) == ("SubnetInfoRuntimeApi", "get_metagraph"):
-            return self._metagraph() if params == [self.state.netuid] else None
-        raise ChainRefused(f"the dev chain does not implement the runtime call {api}.{method}")
-
-    def _metagraph(self) -> dict[str, Any]:
-        """Return the record of SubnetInfoRuntimeApi.get_metagraph, with the fields that bittensor/metagraph.py reads."""
+        """Answer SubnetInfoRuntimeApi.get_metagraph, with the fields that bittensor/metagraph.py reads."""
+        if (api, method) != ("SubnetInfoRuntimeApi", "get_metagraph"):
+            raise ChainRefused(f"the dev chain does not implement the runtime call {api}.{method}")
+        if params != [self.state.netuid]:
+            return None
         state, neurons, block = self.state, self.state.neurons, self.block_number()
         stakes = [neuron.stake_rao for neuron in neurons]
         total = sum(stakes) or 1

@@ -128,7 +128,7 @@ class DevSubstrate:
 
 
 @dataclass
-class DevNetwork:
+class DevNetwork(contextlib.AbstractContextManager["DevNetwork"]):
     """Holds a dev network that this process uses. `server` is None if another process hosts the chain."""
 
     directory: Path
@@ -150,9 +150,6 @@ class DevNetwork:
         if self.server is not None:
             self.server.close()
             self.server = None
-
-    def __enter__(self) -> DevNetwork:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -191,11 +191,3 @@ class ApiClient(ABC):
             gone = ConfigError(f"{said}\n  {model.key} is not to be had at {host}; {hint}")
             return Failure(gone, retry=status == 404, fatal=status == 410, not_found=True)
         return Failure(ConfigError(said))
-
-
-def retry_after_s(headers: Any) -> float:
-    """Return the `Retry-After` header in seconds; 0 if it is missing or a date (vendors send seconds)."""
-    try:
-        return max(0.0, min(float(headers.get("retry-after", 0)), 86_400.0))
-    except (TypeError, ValueError):
-        return 0.0

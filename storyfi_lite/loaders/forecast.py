@@ -17,7 +17,7 @@ from typing import Any
 from storyfi_lite import tasks
 from storyfi_lite.errors import Busy
 from storyfi_lite.loaders.base import Job
-from storyfi_lite.placement import lengths, queue
+from storyfi_lite.placement import queue
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.placement.queue import Plan
 from storyfi_lite.placement.traffic import Kind
@@ -124,14 +124,6 @@ class Promises:
 def kind_of(request: StoryRequest) -> Kind:
     chapters = len(request.chapter_ids or [1]) if request.task_type == "chapters" else 1
     return Kind(request.task_type, language_of(request.user_input), chapters)
-
-
-def work_of(request: StoryRequest, tokens_a_char: float, opening: int, bridges: int, thought: int = 0) -> Work:
-    """Return the tokens of an answer: what is read is counted already, and what the model may think before it."""
-    kind = kind_of(request)
-    told = lengths.work(kind, {kind.language: tokens_a_char})
-    whole, brief, least = (thought + tokens for tokens in (told.whole, told.brief, told.least))
-    return Work(opening, bridges, whole, brief, least, told.spread)
 
 
 def examples() -> Iterator[tuple[str, str, StoryRequest]]:

@@ -18,19 +18,10 @@ from typing import Any
 from storyfi_lite.errors import ConfigError
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.answers import simple_schema
-from storyfi_lite.loaders.client import (
-    ApiClient,
-    ApiSettings,
-    ErrorInBody,
-    Failure,
-    Forms,
-    Prompt,
-    Reply,
-    logger,
-    retry_after_s,
-)
+from storyfi_lite.loaders.client import ApiClient, ApiSettings, ErrorInBody, Failure, Forms, Prompt, Reply, logger
 from storyfi_lite.loaders.connection import httpx_client, own_requests_session
 from storyfi_lite.loaders.keys import Secret
+from storyfi_lite.models.fetch import retry_after_s
 from storyfi_lite.proxies import proxy_fault
 
 _ROLES = {"user": "user", "assistant": "model"}
@@ -58,7 +49,7 @@ class _GeminiClient(ApiClient):
     vendor_url = "https://generativelanguage.googleapis.com"
 
     def _by_google(self, status: int, message: object, headers: Any, details: list[Any], body: str) -> Failure:
-        wait_s = retry_after_s(headers)
+        wait_s = retry_after_s(headers) or 0.0
         for detail in details:  # RetryInfo: Google says there how long to wait, not in a header
             delay = str(detail.get("retryDelay", "")) if isinstance(detail, dict) else ""
             if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?s", delay):

@@ -139,9 +139,10 @@ class LocalModelLoader:
         asked = self.engine.model.vocabulary.tokenize(request.user_input, special=False)
         a_char = self.promises.pace.tokens_a_char_of(request.user_input, len(asked))
         conversation = self.engine.conversation(tasks.get(request.task_type).script(request))
-        opening = len(conversation.opening)
-        bridges, thought = len(conversation) - opening, self._think_tokens or 0
-        work = forecast.work_of(request, a_char, opening, bridges, thought)
+        kind, opening, thought = forecast.kind_of(request), len(conversation.opening), self._think_tokens or 0
+        told = lengths.work(kind, {kind.language: a_char})
+        whole, brief, least = (thought + tokens for tokens in (told.whole, told.brief, told.least))
+        work = Work(opening, len(conversation) - opening, whole, brief, least, told.spread)
         return work.within(self._settings.n_ctx)
 
     def submit(self, job: Job) -> Future[Answer]:

@@ -11,8 +11,9 @@ from typing import Any
 from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.grammar.schema import dump
 from storyfi_lite.loaders.answers import simple_schema
-from storyfi_lite.loaders.client import ApiClient, ErrorInBody, Failure, Forms, Prompt, Reply, logger, retry_after_s
+from storyfi_lite.loaders.client import ApiClient, ErrorInBody, Failure, Forms, Prompt, Reply, logger
 from storyfi_lite.loaders.connection import httpx_client
+from storyfi_lite.models.fetch import retry_after_s
 
 # A refused parameter -> how servers speak of it; where they name several, the first that was sent is meant.
 _SPOKEN_OF = {
@@ -105,12 +106,12 @@ class OpenAIClient(ApiClient):
 
         if not isinstance(error, APIStatusError):
             return None
-        words = self.clean(_words(error))
+        words, wait_s = self.clean(_words(error)), retry_after_s(error.response.headers) or 0.0
         if error.code == "insufficient_quota":  # a 429 that waiting does not mend
-            return self.quota_spent(words, retry_after_s(error.response.headers))
+            return self.quota_spent(words, wait_s)
         if _is_filtered(error):
             return Failure(Unavailable(f"the {self.vendor} API refused to write this story: {words}"))
-        return self.by_status(error.status_code, words, retry_after_s(error.response.headers))
+        return self.by_status(error.status_code, words, wait_s)
 
 
 def _words(error: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-class KernelBench:
-    """Times kernels on one device, with 224 MiB of memory there. A context manager. Raises RuntimeError where ggml cannot."""
+class KernelBench(AbstractContextManager["KernelBench"]):
+    """Times kernels on one device, with 224 MiB of memory there. Raises RuntimeError where ggml cannot."""
 
     def __init__(self, device: Device, n_threads: int = 0) -> None:
         self._ggml = ggml()
@@ -70,9 +71,6 @@ class KernelBench:
             address = self._ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
             ctypes.CFUNCTYPE(None, _POINTER, ctypes.c_int)(address)(self._backend, n_threads)
         self._numbers = np.random.default_rng(0).normal(0, 0.02, (TILE_ROWS, COLUMNS)).astype(np.float32)
-
-    def __enter__(self) -> KernelBench:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._ggml.ggml_backend_buffer_free(self._buffer)

@@ -74,6 +74,10 @@ class Miner:
             self.answering -= 1
 
     async def _story(self, transport: Transport, request: Request, arrived_s: float) -> Response:
+        async def hung_up() -> None:  # wait until the client's connection ends; the body was read before
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
         if self.stopping:
             raise Refused("stopping", "this miner is shutting down")
         try:
@@ -83,7 +87,7 @@ class Miner:
                 raise
             raise Refused("bad_request" if status_of(error) == 400 else "not_ready", str(error)) from error
         try:
-            answer, response = await self.service.answer(admitted, arrived_s, lambda: _hung_up(request))
+            answer, response = await self.service.answer(admitted, arrived_s, hung_up)
             headers, body = transport.encode(admitted.claim, admitted.body, response)
         except Exception as error:
             outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
@@ -157,9 +161,3 @@ def _one_each(request: Request) -> Mapping[str, str]:
     for name, value in request.headers.items():
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
-
-
-async def _hung_up(request: Request) -> None:
-    """Wait until the client's connection ends. Call only after the body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -189,8 +189,8 @@ class _TryAgain(Exception):
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return how long a server asks to wait, seconds: Retry-After as a number or a date, or the rest of a RateLimit's window."""
     value = headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    with suppress(ValueError):
+        return max(0.0, min(float(value), 86_400.0))
     with suppress(ValueError, TypeError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))

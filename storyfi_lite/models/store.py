@@ -125,8 +125,12 @@ class Store:
                     raise BadInput(f"{path} is gone, or not what it was\n  storyfi-lite models add {spec.key} NEW_PATH")
             return self.path(spec, file)
         with self._disk_errors():
-            for part in file.parts:
-                self._set_damaged_aside(spec, file, part, on_note)
+            for part in file.parts:  # one that came some other way, or changed since, is hashed once
+                path = self._part_path(spec, file, part)
+                if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
+                    aside = path.replace(_damaged(path)).name
+                    said = f"{path.name} does not have the bytes that models.yaml pins: it is {aside} now"
+                    on_note(f"{said}, and fetched again")
             missing = [part for part in file.parts if not self._part_complete(spec, file, part)]
             if missing:
                 self._check_disk(self.missing_bytes(spec, file))
@@ -135,16 +139,6 @@ class Store:
                     if not self._part_complete(spec, file, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
         return self.path(spec, file)
-
-    def _set_damaged_aside(self, spec: ModelSpec, file: GGUFFile, part: Part, on_note: OnNote) -> None:
-        """Rename a file that does not have the pinned bytes. One that came some other way, or changed since, is hashed once."""
-        path = self._part_path(spec, file, part)
-        if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
-            aside = _damaged(path)
-            path.replace(aside)
-            on_note(
-                f"{path.name} does not have the bytes that models.yaml pins: it is {aside.name} now, and fetched again"
-            )
 
     def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
         """Try the sources in order; the last one's error is the answer."""

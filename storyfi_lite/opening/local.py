@@ -21,7 +21,7 @@ from storyfi_lite.models.registry import ApiModel, GGUFFile, ModelSpec, Part, Re
 from storyfi_lite.models.resolve import Resolved, resolve
 from storyfi_lite.models.store import Store
 from storyfi_lite.options import ModelOptions
-from storyfi_lite.placement.catalog import Catalog, EmptyCatalog, StoreCatalog
+from storyfi_lite.placement.catalog import Catalog, StoreCatalog
 from storyfi_lite.placement.plan import Placement, place, place_file, place_one
 from storyfi_lite.placement.step_down import step_down
 
@@ -94,7 +94,7 @@ class LocalOpener:
         if described is None:
             opener = cls(SILENT)
             return opener, opener._catalog
-        return cls(SILENT, hardware=from_json(described)), EmptyCatalog()
+        return cls(SILENT, hardware=from_json(described)), Catalog()
 
     def resolve(self, options: ModelOptions) -> ModelOptions:
         """Return the options with a key of the registry, or a path, in the place of any other name. May ask the hub; raises what

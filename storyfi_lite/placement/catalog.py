@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from storyfi_lite.errors import LiteError
 from storyfi_lite.models.gguf import Header, read_local
@@ -17,30 +16,22 @@ from storyfi_lite.placement.lengths import LANGUAGES, TokensAChar, sample
 log = logging.getLogger(__name__)
 
 
-class Catalog(Protocol):
-    def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
-        """Return the file's header; None if it is not known: then the registry's figures are used."""
-
-    def tokens_a_char(self, spec: ModelSpec, file: GGUFFile) -> TokensAChar | None:
-        """Return what the file's own tokenizer makes of text; None if the file is not here: then the table is used."""
-
-    def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int: ...
-
-
-class EmptyCatalog:
+class Catalog:
     """Knows no file: for planning a machine that is only described."""
 
     def header(self, spec: ModelSpec, file: GGUFFile) -> Header | None:
+        """Return the file's header; None if it is not known: then the registry's figures are used."""
         return None
 
     def tokens_a_char(self, spec: ModelSpec, file: GGUFFile) -> TokensAChar | None:
+        """Return what the file's own tokenizer makes of text; None if the file is not here: then the table is used."""
         return None
 
     def missing_bytes(self, spec: ModelSpec, file: GGUFFile) -> int:
         return file.size_bytes
 
 
-class StoreCatalog:
+class StoreCatalog(Catalog):
     """Reads the headers of this machine's files, each once. `remote` holds headers that were read from the hub."""
 
     def __init__(self, store: Store) -> None:

@@ -104,7 +104,15 @@ def _compute_bytes(
     in_ram = -1 in devices
     helps = bool(used) and device == used[0] and (in_ram or settings.experts_in_ram > 0)
     has_layers = device in devices[:-1] or helps
-    lasting = _mask_bytes(arch, settings) if has_layers or device == -1 else 0
+    lasting = 0
+    if (
+        has_layers or device == -1
+    ):  # the attention mask; without flash attention also the values' cell numbers; twice with windows
+        tokens = min(settings.n_ubatch, settings.n_batch)
+        mask = 2 * cells_per_slot(settings) * tokens
+        if not settings.flash_attn:
+            mask = 2 * mask + 8 * tokens * arch.attention_head_count_kv * arch.value_length
+        lasting = mask * (2 if arch.sliding_window else 1)
     phase = layer = _layer_bytes(arch, settings, device >= 0) if has_layers else 0
     if device == devices[-1]:
         phase = max(phase, row * arch.vocab_size + hidden * (3 if helps else 1))
@@ -116,15 +124,6 @@ def _compute_bytes(
     pipelined = len(used) > 1 and not in_ram and not settings.experts_in_ram
     others = (settings.n_contexts - 1) * (lasting + layer + SLACK_BYTES)
     return lasting * (PIPELINE_COPIES if pipelined else 1) + phase + SLACK_BYTES + others
-
-
-def _mask_bytes(arch: Architecture, settings: EngineSettings) -> int:
-    """Return the bytes of the attention mask; without flash attention also of the values' cell numbers. Twice with windows."""
-    tokens = min(settings.n_ubatch, settings.n_batch)
-    mask = 2 * cells_per_slot(settings) * tokens
-    if not settings.flash_attn:
-        mask = 2 * mask + 8 * tokens * arch.attention_head_count_kv * arch.value_length
-    return mask * (2 if arch.sliding_window else 1)
 
 
 def _layer_bytes(arch: Architecture, settings: EngineSettings, on_gpu: bool) -> int:

@@ -7,7 +7,6 @@ import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
@@ -207,14 +206,12 @@ def _most(found: list[Placement]) -> float:
     return max(one.earnings.reward for one in found)
 
 
+_read_traffic = lru_cache(traffic.read)
+
+
 def traffic_of(options: ModelOptions) -> Traffic:
     """Return the traffic to plan for. Raises BadInput."""
-    return _traffic(options.traffic or traffic.NETWORK)
-
-
-@lru_cache
-def _traffic(path: Path) -> Traffic:
-    return traffic.read(path)
+    return _read_traffic(options.traffic or traffic.NETWORK)
 
 
 def place_files(spec: ModelSpec, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> list[Placement]:
@@ -280,7 +277,14 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     BadInput for an unknown or API model, or a file of traffic that is none."""
     traffic_of(options)  # or each model would be refused for it
     if options.name:
-        return _place_named(registry, hardware, options, catalog)
+        spec = registry.find(options.name)
+        if isinstance(spec, ApiModel):
+            raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
+        best = place_one(spec, hardware, options, catalog)
+        blueprint_s = best.earnings.seconds_of("blueprint")
+        late = f"too slow for full marks: a blueprint takes {blueprint_s:.0f} s, the window is {FULL_MARKS_S:.0f} s"
+        too_late = (late,) if blueprint_s > FULL_MARKS_S else ()
+        return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
     share = TIE if options.policy == "reward" else POLICY_SHARE
     found, refused = _place_each(registry, hardware, options, catalog, share)
     usable = [one for one in found if one.earnings.score >= LEAST_SCORE]
@@ -363,17 +367,6 @@ def _in_words(one: Placement) -> str:
         f"{one.file.quant} would earn {earns.reward:.2f} ({one.where}, {one.settings.n_slots} at once, "
         f"{earns.seconds_of('blueprint'):.0f} s a blueprint{late})"
     )
-
-
-def _place_named(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> Placement:
-    spec = registry.find(options.name or "")
-    if isinstance(spec, ApiModel):
-        raise BadInput(f"{spec.key} is an API model; it needs no place on this machine")
-    best = place_one(spec, hardware, options, catalog)
-    blueprint_s = best.earnings.seconds_of("blueprint")
-    late = f"too slow for full marks: a blueprint takes {blueprint_s:.0f} s, the window is {FULL_MARKS_S:.0f} s"
-    too_late = (late,) if blueprint_s > FULL_MARKS_S else ()
-    return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
 
 
 def _at_hand(one: Placement, catalog: Catalog) -> int:

@@ -25,11 +25,18 @@ def step_down(
     placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
 ) -> tuple[Placement, str] | None:
     """Return the next smaller placement and, in words, what changed; None if there is none."""
-    changed = _next(placement, options)
-    if changed is None:
-        return None if options.quant or options.path else _coarser(placement, options, hardware, catalog)
-    settings, words = changed
-    return placement.at(settings, hardware), words
+    if changed := _next(placement, options):
+        settings, words = changed
+        return placement.at(settings, hardware), words
+    spec, now = placement.spec, bits(placement.file.quant, 99.0)
+    options = replace(options, n_ctx=placement.settings.n_ctx)
+    for file in sorted(spec.files, key=lambda file: -bits(file.quant, 0.0)):
+        named = options.quant or options.path
+        if not named and bits(file.quant, 99.0) < now and not catalog.missing_bytes(spec, file):
+            with suppress(DoesNotFit):
+                smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
+                return smaller, f"the coarser file {file.quant}"
+    return None
 
 
 def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, str] | None:
@@ -54,17 +61,4 @@ def _next(placement: Placement, options: ModelOptions) -> tuple[EngineSettings, 
         return replace(settings, n_gpu_layers=fewer), f"{fewer} of {placement.n_layers} layers on the GPU"
     if settings.n_ctx > MIN_CONTEXT:
         return replace(settings, n_ctx=MIN_CONTEXT), f"{MIN_CONTEXT} tokens of context"
-    return None
-
-
-def _coarser(
-    placement: Placement, options: ModelOptions, hardware: Hardware, catalog: Catalog
-) -> tuple[Placement, str] | None:
-    spec, now = placement.spec, bits(placement.file.quant, 99.0)
-    options = replace(options, n_ctx=placement.settings.n_ctx)
-    for file in sorted(spec.files, key=lambda file: -bits(file.quant, 0.0)):
-        if bits(file.quant, 99.0) < now and not catalog.missing_bytes(spec, file):
-            with suppress(DoesNotFit):
-                smaller = place_file(spec, file, hardware, options, catalog.header(spec, file))
-                return smaller, f"the coarser file {file.quant}"
     return None

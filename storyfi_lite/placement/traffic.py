@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -87,12 +87,6 @@ class Traffic:
         return found
 
 
-@lru_cache
-def network() -> Traffic:
-    """Return the network's own figures."""
-    return read(NETWORK)
-
-
 def read(path: Path) -> Traffic:
     """Read a file like traffic.yaml, or a miner's log. Raises BadInput with what is wrong."""
     try:
@@ -103,7 +97,8 @@ def read(path: Path) -> Traffic:
         raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     lines = text.splitlines()
     if lines and lines[0].startswith("{") and '"at"' in lines[0]:
-        return from_log(_logged(lines, path), path)
+        found = sorted(_entries(lines, path), key=lambda entry: entry[0])
+        return from_log([Arrival(at - found[0][0], kind) for at, kind in found], path)
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -140,11 +135,6 @@ def from_log(arrivals: list[Arrival], path: Path) -> Traffic:
 
 def _counted(values: list[Any]) -> dict[Any, float]:
     return {value: count / len(values) for value, count in Counter(values).items()}
-
-
-def _logged(lines: list[str], path: Path) -> list[Arrival]:
-    found = sorted(_entries(lines, path), key=lambda entry: entry[0])
-    return [Arrival(at - found[0][0], kind) for at, kind in found]
 
 
 def _entries(lines: list[str], path: Path) -> Iterator[tuple[float, Kind]]:

@@ -54,8 +54,7 @@ class Story:
 
     def is_ready_for(self, task: TaskName) -> bool:
         """Return whether `task` comes next: all stages before it are answered and it is not."""
-        done = list(self.stages)
-        return done == list(STAGES[: STAGES.index(task)])
+        return list(self.stages) == list(STAGES[: STAGES.index(task)])
 
 
 @dataclass(frozen=True)

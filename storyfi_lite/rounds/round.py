@@ -108,8 +108,8 @@ def judge_round(
         for hotkey, reply in replies.items()
         if isinstance(reply, Reply)
     }
-    drawn = choose([one.candidate for one in seen.values() if one.candidate], rules.proofs, rules.policy, dice)
-    verdicts = prove(drawn)
+    candidates = [one.candidate for one in seen.values() if one.candidate]
+    verdicts = prove(choose(candidates, rules.proofs, rules.policy, dice))
     scores = _scores(question, seen, verdicts, index)
     rows, after = [], {}
     for hotkey, reply in replies.items():

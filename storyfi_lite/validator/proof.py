@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storyfi_lite import tasks
+from storyfi_lite.engine.settings import KV_TYPE_IDS, SAMPLER, EngineSettings, SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
+from storyfi_lite.models.digest import file_sha256
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.calibration import calibration_of
 from storyfi_lite.validator.verdict import NO_PROOF, Verdict, judge, noise_of
@@ -23,22 +26,20 @@ from storyfi_lite.validator.verify import is_same, sampling
 if TYPE_CHECKING:
     from storyfi_lite.engine.model import Context, Model
     from storyfi_lite.engine.replay import GivenAnswer, Replay, Replayer, StepReplayer
-    from storyfi_lite.engine.settings import EngineSettings
 
 SHORTEST_ANSWER_TOKENS = 128  # of those replayed together: a context has no cells for more
 TWO_WAYS_TOKENS = 512  # of a batch: without flash attention a wide one takes much memory
 ENOUGH_POSITIONS = 40  # to tell the noise
 
 
-class Prover:
-    """A file, loaded once, against which any number of answers are proven. Close it, or use it as a context manager.
+class Prover(AbstractContextManager["Prover"]):
+    """Holds a file, loaded once, against which any number of answers are proven. Close it, or use it as a context manager.
 
     Raises BadInput, DoesNotFit or EngineError while loading."""
 
     def __init__(self, path: Path, settings: EngineSettings | None = None, chat_template: str | None = None) -> None:
         """`settings`: the whole layout of the weights. The context is made anew for each answer's length and KV type."""
         from storyfi_lite.engine.model import Model
-        from storyfi_lite.engine.settings import EngineSettings
 
         self._settings = replace(settings or EngineSettings(), n_slots=1)
         self._path = path
@@ -48,8 +49,6 @@ class Prover:
 
     @cached_property
     def sha256(self) -> str:
-        from storyfi_lite.models.digest import file_sha256
-
         return file_sha256(self._path)
 
     @property
@@ -144,7 +143,6 @@ class Prover:
     def _given(self, request: StoryRequest, response: StoryResponse) -> GivenAnswer:
         from storyfi_lite.engine.replay import GivenAnswer
         from storyfi_lite.engine.rule import ChoiceRule
-        from storyfi_lite.engine.settings import SamplingParams
 
         header = response.proof
         assert header is not None and response.tokens is not None
@@ -156,10 +154,11 @@ class Prover:
             dry_base=header.dry_base,
             dry_allowed_length=header.dry_allowed_length,
         )
-        constraint = _task(request).constraint_named(request, header.grammar_sha256)
+        task = tasks.get(request.task_type)
+        constraint = task.constraint_named(request, header.grammar_sha256)
         if constraint is None:
             raise BadInput("the header names no grammar of this task")
-        script = _task(request).script(request, constraint).thinking(header.think_tokens)
+        script = task.script(request, constraint).thinking(header.think_tokens)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
         rule = ChoiceRule(self.model.vocabulary, conversation, script, params, header.max_tokens)
         return GivenAnswer(rule, conversation, response.tokens)
@@ -189,12 +188,11 @@ class Prover:
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
         """What can be told without running the model."""
         from storyfi_lite.engine.rule import answer_of
-        from storyfi_lite.engine.settings import KV_TYPE_IDS, SAMPLER, SamplingParams
 
         header = response.proof
         if header is None or not response.tokens or response.output_text is None:
             return NO_PROOF
-        task = _task(request)
+        task = tasks.get(request.task_type)
         grammar = task.constraint_named(request, header.grammar_sha256) or task.constraint(request)
         script = task.script(request, grammar).thinking(header.think_tokens)
         conversation = self.model.chat_template.conversation(self.model.vocabulary, script)
@@ -232,9 +230,6 @@ class Prover:
         self._drop_context()
         self.model.close()
 
-    def __enter__(self) -> Prover:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -243,9 +238,3 @@ def claiming(response: StoryResponse, sha256: str) -> StoryResponse:
     """The response as if it named another file: if that is proven, that file wrote it, whatever was claimed."""
     assert response.proof is not None
     return response.model_copy(update={"proof": response.proof.model_copy(update={"model_sha256": sha256})})
-
-
-def _task(request: StoryRequest) -> Any:
-    from storyfi_lite import tasks
-
-    return tasks.get(request.task_type)

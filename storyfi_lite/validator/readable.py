@@ -78,7 +78,8 @@ class Reading:
         given = _instructions()
         at = np.searchsorted(given, self.hashes).clip(max=len(given) - 1)
         copied = float((given[at] == self.hashes).mean()) if len(self.hashes) else 0.0
-        cut = _cut_off_share(self.texts)
+        long = [text for text in map(visible, self.texts) if _is_long(text)]
+        cut = sum(not ends_a_sentence(text) for text in long) / len(long) if long else 0.0
         kept = {
             f"{copied:.0%} copied from the instructions": falling(copied, *_COPIED),
             f"{digits:.0%} digits": falling(digits, *_DIGITS),
@@ -111,12 +112,6 @@ def _strays(text: str) -> float:
     return sum(share for script, share in shares.items() if script not in own)
 
 
-def _cut_off_share(texts: Sequence[str]) -> float:
-    """Of the texts that are long enough to be sentences."""
-    long = [text for text in map(visible, texts) if _is_long(text)]
-    return sum(not ends_a_sentence(text) for text in long) / len(long) if long else 0.0
-
-
 def is_cut_off(text: str) -> bool:
     """Return whether a text that is long enough to be sentences stops inside one."""
     seen = visible(text)
@@ -140,10 +135,8 @@ class Pairs:
         self.scores = np.array([[ord(char) - ZERO for char in row] for row in rows], np.int64)
 
     def place(self, unit: str) -> int:
-        at = self.places.get(unit)
-        return self._rare(unit) if at is None else at
-
-    def _rare(self, unit: str) -> int:
+        if (at := self.places.get(unit)) is not None:
+            return at
         suffix = next((end for end in SUFFIXES if unit.endswith(end)), "") if len(unit) > 3 else ""
         return self.places[f"~{suffix}"]
 

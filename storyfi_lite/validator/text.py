@@ -196,8 +196,11 @@ def terms(folded: str) -> frozenset[str]:
         for run in _UNSPACED_RUN.findall(word):
             found.update(_unspaced_terms(run))
         for rest in _UNSPACED_RUN.split(word):
-            if _is_term(rest):  # its beginning is enough for keeper and keepers, and for Hangul without its particles
-                found.add(rest[:2] if _is_hangul(rest) else rest.removesuffix("s")[:5])
+            # its beginning is enough for keeper and keepers, and for Hangul without its particles
+            if "\uac00" <= rest[:1] <= "\ud7a3":
+                found.update([rest[:2]] if len(rest) >= 2 else [])
+            elif len(rest) >= (3 if rest.isascii() else 4) and rest not in _STOP_WORDS:
+                found.add(rest.removesuffix("s")[:5])
     return frozenset(found)
 
 
@@ -208,16 +211,6 @@ def _unspaced_terms(run: str) -> Iterator[str]:
     yield from re.findall("[\u30a1-\u30fc]{2,}", run)
     for han in _STOP_HAN.sub(" ", run).split():
         yield from map("".join, pairwise(han))
-
-
-def _is_term(word: str) -> bool:
-    if _is_hangul(word):
-        return len(word) >= 2
-    return len(word) >= (3 if word.isascii() else 4) and word not in _STOP_WORDS
-
-
-def _is_hangul(word: str) -> bool:
-    return "\uac00" <= word[:1] <= "\ud7a3"
 
 
 def sentence_lengths(text: str) -> list[tuple[int, int]]:
