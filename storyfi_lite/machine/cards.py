@@ -28,13 +28,13 @@ def _table() -> dict[str, list[tuple[int, float]]]:
 
 
 def _words(name: str) -> str:
-    """In lower case, with a blank around each word, without memory sizes and words that tell nothing apart."""
+    """Return the name in lower case, with a blank around each word, without memory sizes and words that tell nothing apart."""
     kept = re.sub(_LEFT_OUT, " ", name.lower().replace("mobile", "laptop"))
     return f" {' '.join(re.findall(r'[a-z0-9]+', kept))} "
 
 
 def shares_ram(name: str) -> bool:
-    """Whether this GPU has no memory of its own: Apple's, and NVIDIA's GB10."""
+    """Return whether this GPU has no memory of its own: Apple's, and NVIDIA's GB10."""
     return bool(re.search(r" (apple m\d+|gb10) ", _words(name)))
 
 

@@ -1,5 +1,5 @@
-"""How fast this CPU runs ggml's own kernels, measured in about two seconds: products with quantized weights, type by type,
-and attention. Kept per build, machine and number of threads. Nothing here knows a model.
+"""Measures how fast this CPU runs ggml's own kernels, in about two seconds: products with quantized weights, type by type,
+and attention. What it finds is kept per build, machine and number of threads. Nothing here knows a model.
 
 Types differ by a factor of five on one CPU: the simple ones are bound by memory, the finely packed ones by arithmetic.
 """
@@ -31,7 +31,7 @@ SPARE_CORE_SHARE = 0.2  # that other programs may use of the cores we count on
 
 @dataclass(frozen=True)
 class CpuSpeed:
-    """`gb_s`: of quantized weights, by type, for one token. `more_share`: what each further token of the same step costs, as a share
+    """Holds the speed of this CPU's kernels. `gb_s`: of quantized weights, by type, for one token. `more_share`: what each further token of the same step costs, as a share
     of the first. `attention_ns`, by type of key and value: for each query head, cell and number of a key. `row_ns`: for each row of a
     matrix, however short."""
 
@@ -41,7 +41,7 @@ class CpuSpeed:
     more_share: dict[str, float]
 
     def best_of(self, other: CpuSpeed) -> CpuSpeed:
-        """Kernel by kernel: whatever disturbs, slows."""
+        """Return, kernel by kernel, the faster of two measurements: whatever disturbs, slows."""
         gb_s = {kind: max(speed, other.gb_s[kind]) for kind, speed in self.gb_s.items()}
         attention_ns = {kind: min(ns, other.attention_ns[kind]) for kind, ns in self.attention_ns.items()}
         more = {kind: min(share, other.more_share[kind]) for kind, share in self.more_share.items()}
@@ -54,7 +54,7 @@ FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0,
 
 @cache
 def cpu_speed(n_threads: int) -> CpuSpeed:
-    """With so many threads, 0: all physical cores. Measured once, then read from the cache directory. While other programs have
+    """Return the CPU's speed with so many threads, 0: all physical cores. It is measured once, then read from the cache directory. While other programs have
     the cores, the best of three measurements counts, and is not kept."""
     try:
         import llama_cpp
@@ -81,7 +81,7 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
 
 
 def _measured(n_threads: int) -> tuple[CpuSpeed, bool]:
-    """And whether other programs left us the cores that we count on."""
+    """Measure once. Returns the speed, and whether other programs left us the cores that we count on."""
     start_s, others_s = time.monotonic(), cpu_seconds_of_others()
     measured = measure_cpu(n_threads)
     others = (cpu_seconds_of_others() - others_s) / (time.monotonic() - start_s)
@@ -89,7 +89,7 @@ def _measured(n_threads: int) -> tuple[CpuSpeed, bool]:
 
 
 def cpu_seconds_of_others() -> float:
-    """That all other programs, and a virtual machine's host, have used since the start, all cores together."""
+    """Return what all other programs, and a virtual machine's host, have used since the start, all cores together."""
     import psutil
 
     of_all, own = psutil.cpu_times(), psutil.Process().cpu_times()
@@ -98,7 +98,7 @@ def cpu_seconds_of_others() -> float:
 
 
 def measure_cpu(n_threads: int) -> CpuSpeed:
-    """The fastest tenth of many runs of each kernel: other programs slow the rest."""
+    """Measure each kernel by the fastest tenth of many runs: other programs slow the rest."""
     from storyfi_lite.machine import devices, selftest
     from storyfi_lite.machine.kernels import COLUMNS, KernelBench
 

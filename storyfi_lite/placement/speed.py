@@ -30,7 +30,7 @@ PCIE_GB_S, PROMPT_BATCH_TOKENS = 12.0, 256  # a GPU copies a layer from RAM once
 
 @dataclass(frozen=True)
 class Speed:
-    """`pace`: with as many answers at once as the layout has slots. `basis`: where it comes from, in words."""
+    """Holds a predicted speed. `pace`: with as many answers at once as the layout has slots. `basis`: where it comes from, in words."""
 
     pace: Pace
     basis: str

@@ -23,8 +23,8 @@ MOVED_BY = "XDG_CONFIG_HOME=DIRECTORY"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one file: its noise in nats (verdict.py), and of how many honest answers it was taken, and how many of these were
-    proven and refuted by it."""
+    """Holds the noise of one file in nats (verdict.py), of how many honest answers it was taken, and how many of these were proven and
+    refuted by it."""
 
     model_sha256: str
     noise: float
@@ -36,7 +36,7 @@ class Calibration:
 
 
 def calibrate(sha256: str, pairs: Sequence[tuple[Replay, Replay]], made_with: str) -> Calibration:
-    """From honest answers, each replayed in two ways. The noise knows nothing of who wrote them, so their verdicts test it.
+    """Measure a file's noise on honest answers, each replayed in two ways. The noise knows nothing of who wrote them, so their verdicts test it.
     Raises BadInput if they are too few."""
     if len(pairs) < MIN_ANSWERS:
         raise BadInput(f"{len(pairs)} answers; at least {MIN_ANSWERS} are needed")
@@ -49,14 +49,14 @@ def calibrate(sha256: str, pairs: Sequence[tuple[Replay, Replay]], made_with: st
 
 
 def calibration_of(sha256: str, path: Path | None = None) -> Calibration | None:
-    """The file's calibration on this machine, if there is one. Raises BadInput for a broken file."""
+    """Return the file's calibration on this machine; None if there is none. Raises BadInput for a broken file."""
     path = path or user_calibrations()
     rows = _read(path) if path.exists() else {}
     return Calibration(sha256, **rows[sha256]) if sha256 in rows else None
 
 
 def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
-    """Adds it to the user's own calibrations; returns their file. Raises ConfigError or DoesNotFit where it cannot be written."""
+    """Add it to the user's own calibrations; returns their file. Raises ConfigError or DoesNotFit where it cannot be written."""
     path = path or user_calibrations()
     rows = _read(path) if path.exists() else {}
     fields = {key: value for key, value in vars(calibration).items() if key != "model_sha256"}
@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def rate_bound(found: int, of: int) -> float:
-    """Clopper and Pearson's one-sided 95 % upper bound on a rate of which `found` in `of` were seen."""
+    """Return Clopper and Pearson's one-sided 95 % upper bound on a rate of which `found` in `of` were seen."""
     low, high = found / of, 1.0
     for _ in range(60):
         rate = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Proof of model: does this file, under this seed, write these tokens? One prefill, one verdict (docs/proof.md).
+"""Proves which model wrote an answer: whether this file, under this seed, writes these tokens. One prefill, one verdict (docs/proof.md).
 
 What it shows: that the answer came from the claimed file, this request's seed, prompt and grammar. What it cannot show:
 on which machine it ran, or that a miner without the file did not have it written by one who has it.
@@ -38,7 +38,7 @@ class Prover(AbstractContextManager["Prover"]):
     Raises BadInput, DoesNotFit or EngineError while loading."""
 
     def __init__(self, path: Path, settings: EngineSettings | None = None, chat_template: str | None = None) -> None:
-        """`settings`: the whole layout of the weights. The context is made anew for each answer's length and KV type."""
+        """Load the file. `settings`: the whole layout of the weights. The context is made anew for each answer's length and KV type."""
         from storyfi_lite.engine.model import Model
 
         self._settings = replace(settings or EngineSettings(), n_slots=1)
@@ -59,7 +59,7 @@ class Prover(AbstractContextManager["Prover"]):
 
     @property
     def device(self) -> str:
-        """What computes, in words: margins shift a little from one kind to the next."""
+        """Say what computes, in words: margins shift a little from one kind to the next."""
         from storyfi_lite.machine import devices
 
         gpus = [devices.gpus()[number].description for number in self._settings.used_gpus(len(devices.gpus()))]
@@ -67,7 +67,7 @@ class Prover(AbstractContextManager["Prover"]):
         return ", ".join([*gpus, devices.cpu().description, *mapped])
 
     def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
-        """`request` is what was asked, and `seed` the challenge seed it was bound to (storyfi_lite.protocol.seed), if there is one."""
+        """Prove one answer. `request` is what was asked, and `seed` the challenge seed that it was bound to (protocol/seed.py), if there is one."""
         return next(self.prove_all([(request, response, seed)]))[1]
 
     def prove_all(
@@ -87,15 +87,15 @@ class Prover(AbstractContextManager["Prover"]):
 
     @property
     def noise(self) -> float:
-        """Nats (verdict.py), of this file on this machine: as calibrated, else as the first answer showed that it proves; else 0, and
-        nothing is decided."""
+        """Return the file's noise on this machine, in nats (verdict.py): as calibrated, else as shown by the first answer that the file
+        proves; 0 where neither is known, and then nothing is decided."""
         if not self._noise and (calibration := calibration_of(self.sha256)):
             self._noise = calibration.noise
         return self._noise
 
     def _by_own_noise(self, request: StoryRequest, response: StoryResponse) -> Verdict | None:
-        """While the file's noise is not known: judge an answer by the noise that it shows itself, and keep that for the next ones only
-        if the file proves to have written it. A stranger's gibberish shows twice the noise, and would let a coarser file pass.
+        """Judge an answer by the noise that it shows itself, while the file's noise is not known, and keep that noise for the next ones
+        only if the file proves to have written it. A stranger's gibberish shows twice the noise, and would let a coarser file pass.
         None: the noise is known, or the answer is too short to show it."""
         if self.noise:
             return None
@@ -110,7 +110,7 @@ class Prover(AbstractContextManager["Prover"]):
         return verdict
 
     def two_ways(self, request: StoryRequest, response: StoryResponse) -> tuple[Replay, Replay]:
-        """The same scores by two attention kernels, with keys and values that are not quantized. Raises what `prove_all` does."""
+        """Replay an answer by two attention kernels, with keys and values that are not quantized. Raises what `prove_all` does."""
         from storyfi_lite.engine.model import Context
         from storyfi_lite.engine.replay import SPARE_CELLS, Replayer
 
@@ -125,7 +125,7 @@ class Prover(AbstractContextManager["Prover"]):
             return one, next(Replayer(context).replay_all([given]))[1]
 
     def replay(self, request: StoryRequest, response: StoryResponse) -> Replay:
-        """Prefills our own prompt for the request and the given tokens."""
+        """Replay one answer: prefill our own prompt for the request, and the given tokens."""
         return next(self.replay_all([(request, response)]))[1]
 
     def replay_all(self, asked: Sequence[tuple[StoryRequest, StoryResponse]]) -> Iterator[tuple[int, Replay]]:
@@ -164,8 +164,8 @@ class Prover(AbstractContextManager["Prover"]):
         return GivenAnswer(rule, conversation, response.tokens)
 
     def _replayer(self, kv_type: Any, tokens: int) -> Replayer | StepReplayer:
-        """On a context of the claimed KV type that holds so many tokens, kept for the next answer; one at a time, or whoever
-        is replayed could have us fill our memory with them."""
+        """Return what replays on a context of the claimed KV type that holds so many tokens. One such context is kept for the next
+        answer; with more, whoever is replayed could have us fill our memory."""
         from storyfi_lite.engine.model import Context
         from storyfi_lite.engine.replay import MAX_TOGETHER, SPARE_CELLS, Replayer, StepReplayer
 
@@ -186,7 +186,7 @@ class Prover(AbstractContextManager["Prover"]):
             self._held = None
 
     def _wrong_claim(self, request: StoryRequest, response: StoryResponse, seed: int | None) -> Verdict | None:
-        """What can be told without running the model."""
+        """Return the verdict that can be told without running the model; None if that takes a replay."""
         from storyfi_lite.engine.rule import answer_of
 
         header = response.proof
@@ -235,6 +235,6 @@ class Prover(AbstractContextManager["Prover"]):
 
 
 def claiming(response: StoryResponse, sha256: str) -> StoryResponse:
-    """The response as if it named another file: if that is proven, that file wrote it, whatever was claimed."""
+    """Return the response as if it named another file: if that is proven, that file wrote it, whatever was claimed."""
     assert response.proof is not None
     return response.model_copy(update={"proof": response.proof.model_copy(update={"model_sha256": sha256})})

@@ -61,7 +61,7 @@ _EAST = {"Han", "kana", "Hangul", "Katakana-hiragana"}
 
 
 class Reading:
-    """An answer's prose, measured. `texts` as they are; `hashes` are their passages, `repeated` and `varied` shares, 0 to 1."""
+    """Measures an answer's prose. `texts` as they are; `hashes` are their passages, `repeated` and `varied` shares, 0 to 1."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -71,7 +71,7 @@ class Reading:
         self.varied = variety(self.folded)
 
     def worth(self, user_input: str) -> tuple[float, str]:
-        """0 to 1, and the faults seen, in an answer to `user_input`."""
+        """Return what the prose is worth in an answer to `user_input`, 0 to 1, and the faults seen."""
         printed = "".join("".join(self.texts).split())
         digits = sum(char.isnumeric() and not HAN.match(char) for char in printed) / max(1, len(printed))
         strays = _strays(printed)
@@ -105,7 +105,7 @@ def _instructions() -> npt.NDArray[np.uint64]:
 
 
 def _strays(text: str) -> float:
-    """The share of letters in neither Latin nor the text's main script, or those that are written with it."""
+    """Return the share of the letters that are neither Latin, nor of the text's main script, nor of those that are written with it."""
     shares = script_shares(text)
     main = next((script for script in shares if script != "Latin"), "") if shares.get("Latin", 0.0) < 0.5 else "Latin"
     own = {"Latin", main, *(_EAST if main in _EAST else ())}
@@ -126,7 +126,7 @@ def _is_long(text: str) -> bool:
 
 
 class Pairs:
-    """`units` are the common words or characters in the table's order; what is not among them goes by its suffix, or as
+    """Scores neighbours in a text. `units` are the common words or characters in the table's order; what is not among them goes by its suffix, or as
     the last unit of all. `scores` in steps of SCORE_UNIT, first unit by second."""
 
     def __init__(self, units: Sequence[str], rows: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ class Pairs:
         return self.places[f"~{suffix}"]
 
     def look(self, found: Sequence[str]) -> tuple[float, float]:
-        """The mean score of neighbours, in nats, and the share of common units."""
+        """Return the mean score of neighbours, in nats, and the share of common units."""
         places = np.fromiter(map(self.place, found), np.int64, len(found))
         mean = float(self.scores[places[:-1], places[1:]].sum()) * SCORE_UNIT / (len(found) - 1)
         return mean, float((places < self.common).mean())
@@ -154,14 +154,14 @@ def _tables() -> dict[str, Pairs]:
 
 
 def units(folded: str) -> tuple[str, list[str]]:
-    """The table's name, and the units in the text's order. Han characters where they are the more, else words."""
+    """Return the table's name, and the units in the text's order. Han characters where they are the more, else words."""
     han = HAN.findall(folded)
     words = [word for word in _WORD.split(folded) if word.isalpha() and not HAN.search(word)]
     return ("han", han) if len(han) > len(words) else ("english", words)
 
 
 def _order(user_input: str, folded: str) -> dict[str, float]:
-    """What is kept for the order of words; nothing is said of few words, or of a language that the tables do not know. An
+    """Return what is kept for the order of words; nothing is said of few words, or of a language that the tables do not know. An
     English request makes English of what has no common words."""
     name, found = units(folded)
     if len(found) <= _MIN_PAIRS or len(KANA.findall(folded)) * 20 > len(found):

@@ -1,4 +1,4 @@
-"""Reports of proofs: what a validator found when it replayed answers, for others to check.
+"""Writes and reads reports of proofs: what a validator found when it replayed answers, for others to check.
 
 A report carries the answers themselves, with what was asked, so that whoever has the file can replay them and compare
 (`storyfi-lite verify-report`). The validator's hotkey signs it: sr25519 or ed25519 over SIGNED and the report's canonical JSON without
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class ReportedAnswer(_Part):
-    """`seed`: the challenge seed that the answer was held to; None: the one in its own header."""
+    """Holds one answer, what was asked, and the verdict. `seed`: the challenge seed that the answer was held to; None: the one in its own header."""
 
     name: str
     request: StoryRequest
@@ -44,7 +44,7 @@ class ReportedAnswer(_Part):
 
 
 class Summary(_Part):
-    """Over all answers of a report; margins in nats over all free positions."""
+    """Sums up all answers of a report; margins in nats over all free positions."""
 
     proven: int
     refuted: int
@@ -54,7 +54,7 @@ class Summary(_Part):
 
 
 class Report(_Part):
-    """`model_sha256`: of the file that was replayed with. `signature`: hexadecimal; with `hotkey` None, of nobody."""
+    """Holds what a validator found with one file. `model_sha256`: of the file that was replayed with. `signature`: hexadecimal; with `hotkey` None, of nobody."""
 
     format: Literal["storyfi-lite-report/1"]
     storyfi_lite: str
@@ -154,5 +154,5 @@ def _sha256(message: BaseModel) -> str:
 
 
 def _canonical(data: Any) -> bytes:
-    """Keys in order, no spaces, UTF-8."""
+    """Spell JSON with its keys in order, no spaces, in UTF-8."""
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()

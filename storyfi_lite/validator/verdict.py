@@ -1,4 +1,4 @@
-"""From a replay to a verdict: which of two files explains the tokens better, the claimed one or a coarser one? Pure functions.
+"""Turns a replay into a verdict: which of two files explains the tokens better, the claimed one or a coarser one. Pure functions.
 
 Two computations of one file's scores differ a little: other kernels, another order of sums. Half of the differences are larger
 than the file's `noise`. A token that the writer chose is behind in the replay only where the noise reached over its lead, so
@@ -32,7 +32,7 @@ DECIDED_NATS = math.log(1000)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a replay says of an answer, or several replays of a miner (reward.standing). `reason` is for people. `evidence` in
+    """Says what came of the replay of an answer, or several replays of a miner (reward.standing). `reason` is for people. `evidence` in
     nats, for the claimed file where positive; `noise` and `mean_margin` in nats. `model`: the registry's key of the file that
     was replayed, which whoever replayed it knows; never the claimed name. `written_by`: the key of the model whose other file wrote
     a refuted answer, if that was found."""
@@ -48,7 +48,7 @@ class Verdict:
     written_by: str = ""
 
     def written(self, name: str, key: str = "") -> Verdict:
-        """This refutation, with the name of the file that was found to have written the answer, and its model's key."""
+        """Return this refutation with the name of the file that was found to have written the answer, and its model's key."""
         return replace(self, reason=f"written by {name}; {self.reason}", written_by=key)
 
 
@@ -56,7 +56,7 @@ NO_PROOF = Verdict("inconclusive", "the answer carries no proof: tokens, text an
 
 
 def judge(replay: Replay, noise: float) -> Verdict:
-    """The verdict on one replay with a file whose scores stray by `noise` nats."""
+    """Judge one replay with a file whose scores stray by `noise` nats."""
     if replay.refuted:
         return Verdict("refuted", f"the claimed rule cannot write these tokens: {replay.refuted}")
     leads = [lead for lead in replay.leads if lead < math.inf]
@@ -73,7 +73,7 @@ def judge(replay: Replay, noise: float) -> Verdict:
 
 
 def evidence(leads: Iterable[float], noise: float) -> float:
-    """How much better these leads fit `noise` than a coarser file's: the sum of their log likelihood ratios, nats."""
+    """Return how much better these leads fit `noise` than a coarser file's: the sum of their log likelihood ratios, nats."""
     total, coarse = 0.0, max(COARSER * noise, COARSER_NATS)
     for lead in leads:
         own, coarser = behind(lead, noise), behind(lead, coarse)
@@ -82,13 +82,13 @@ def evidence(leads: Iterable[float], noise: float) -> float:
 
 
 def behind(lead: float, noise: float) -> float:
-    """The chance that a chosen token looks behind by so much, if it looks that far behind or ahead. The law of the noise: 1 in
+    """Return the chance that a chosen token looks behind by so much, if it looks that far behind or ahead. The law of the noise: 1 in
     1 + x² is larger than x times `noise`, and beyond FAR times ever fewer are."""
     x = lead / noise
     return 0.5 / ((1 + x**2) * (1 + (x / FAR) ** 2))
 
 
 def noise_of(pairs: Iterable[tuple[Replay, Replay]]) -> float:
-    """The noise, from answers whose scores were computed in two ways."""
+    """Measure the noise on answers whose scores were computed in two ways."""
     leads = (both for one, other in pairs for both in zip(one.leads, other.leads, strict=False))
     return statistics.median(abs(here - there) for here, there in leads if here < math.inf and there < math.inf)
