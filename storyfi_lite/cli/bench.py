@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from storyfi_lite import stopping
 from storyfi_lite.cli.options import json_option, model_options, placement_options
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from storyfi_lite.engine.engine import Engine
-    from storyfi_lite.options import ModelOptions
+from storyfi_lite.options import ModelOptions
 
 
 @click.command()
@@ -33,43 +29,36 @@ def command(model: ModelOptions, as_json: bool) -> None:
     storyfi-lite bench --model.path ./my-model.gguf --threads 4
     storyfi-lite bench --model.name mistral-7b --json > speed.json
     """
+    from rich.console import Console
+
+    from storyfi_lite import bench
     from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.opening.local import LocalOpener
 
     with shown_progress() as notices:
         loader, facts = LocalOpener(notices).loader(model, warm_up=True)
     found: dict[str, Any] = {**facts, "free_tokens_per_s": None, "together": [], "complete": False}
-    with contextlib.closing(loader):
-        _measure(loader.engine, found, lambda: _show(found, as_json))
-    _show(found, as_json)
-
-
-def _measure(engine: Engine, found: dict[str, Any], show: Callable[[], None]) -> None:
-    """Measure, and fill `found` step by step; a stop shows what was found so far."""
-    from rich.console import Console
-
-    from storyfi_lite import bench
-
     console = Console(stderr=True, highlight=False)
-    with console.status("free, without a grammar") as status:
+    with contextlib.closing(loader), console.status("free, without a grammar") as status:
 
         def show_so_far() -> None:
             status.stop()
             console.print("measured so far:")
-            show()
+            _show(found, as_json)
 
         with stopping.at_stop(show_so_far):
-            found["free_tokens_per_s"] = bench.free_speed(engine)
+            found["free_tokens_per_s"] = bench.free_speed(loader.engine)
             console.print(f"free: {found['free_tokens_per_s']:.1f} tokens/s")
-            for count in bench.slot_counts(engine.settings.n_slots):
+            for count in bench.slot_counts(loader.engine.settings.n_slots):
 
                 def tell(tokens: int, count: int = count) -> None:
                     status.update(f"{count} at once: {tokens} tokens")
 
-                row = bench.together(engine, count, progress=tell)
+                row = bench.together(loader.engine, count, progress=tell)
                 found["together"].append(vars(row))
                 console.print(f"{count} at once: {row.tokens_per_s:.1f} tokens/s")
             found["complete"] = True
+    _show(found, as_json)
 
 
 def _show(found: Mapping[str, Any], as_json: bool) -> None:

@@ -10,10 +10,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from storyfi_lite.cli.options import SentenceGroup, complete_models, hardware_option, json_option
+from storyfi_lite.errors import DoesNotFit
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
     from storyfi_lite.models.registry import ApiModel, ModelSpec
-    from storyfi_lite.models.resolve import Resolved
     from storyfi_lite.opening.local import LocalOpener
     from storyfi_lite.placement.catalog import Catalog
 
@@ -57,14 +58,25 @@ def command() -> None:
 @json_option
 def show(name: str | None, hardware: Path | None, as_json: bool) -> None:
     """List the models, or the files of the one named: a key, OWNER/REPO of the hub, or a GGUF file."""
+    from storyfi_lite.models.registry import ApiModel
     from storyfi_lite.models.resolve import resolve
     from storyfi_lite.opening.local import LocalOpener
-    from storyfi_lite.options import ModelOptions
 
     opener, catalog = LocalOpener.for_planning(hardware)
     resolved = resolve(ModelOptions(name=name), opener.registry)
+    options = resolved.options
+    if options.path:
+        placed = opener.place_path(options.path, options)
+        click.echo(json.dumps(placed.as_dict()) if as_json else f"{options.path}: {placed.spec.key}, {placed.where}")
+        return
     if name:
-        _show_one(resolved, opener, catalog, as_json)
+        spec = resolved.registry.find(options.name or "")
+        if isinstance(spec, ApiModel):
+            words = f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"
+            click.echo(json.dumps(_row(spec)) if as_json else words)
+        else:
+            fits = [_fit(spec, opener, catalog, file.quant) for file in spec.files]
+            _show_files(spec, fits, resolved.others, as_json)
         return
     rows = [_row(spec) | _fit(spec, opener, catalog) for spec in resolved.registry.local]
     for model in resolved.registry.api:
@@ -83,8 +95,6 @@ def _row(model: ModelSpec | ApiModel) -> dict[str, Any]:
 
 def _fit(spec: ModelSpec, opener: LocalOpener, catalog: Catalog, quant: str | None = None) -> dict[str, Any]:
     """Say how one model, or one file of it, fits the machine, and which of its files are here."""
-    from storyfi_lite.errors import DoesNotFit
-    from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import place_one
 
     files = [file for file in spec.files if quant in (None, file.quant) and not catalog.missing_bytes(spec, file)]
@@ -116,24 +126,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for file in row["here"]:
             say(f"{row['model']} {file['quant']}: {file['path']}")
-
-
-def _show_one(resolved: Resolved, opener: LocalOpener, catalog: Catalog, as_json: bool) -> None:
-    """Show what a name stands for: a file, an API's model, or a model of the registry with each of its files."""
-    from storyfi_lite.models.registry import ModelSpec
-
-    options = resolved.options
-    if options.path:
-        placed = opener.place_path(options.path, options)
-        click.echo(json.dumps(placed.as_dict()) if as_json else f"{options.path}: {placed.spec.key}, {placed.where}")
-        return
-    spec = resolved.registry.find(options.name or "")
-    if isinstance(spec, ModelSpec):
-        fits = [_fit(spec, opener, catalog, file.quant) for file in spec.files]
-        _show_files(spec, fits, resolved.others, as_json)
-        return
-    words = f"{spec.key}: {spec.provider} API, multiplier {spec.multiplier:g}"
-    click.echo(json.dumps(_row(spec)) if as_json else words)
 
 
 def _show_files(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from storyfi_lite.options import ApiOptions, ChainOptions, ModelOptions
 from storyfi_lite.protocol.limits import MAX_THINK_TOKENS
 
 TASK_NAMES = ("blueprint", "characters", "story_arc", "chapters")
@@ -184,7 +185,6 @@ def model_options(*more: Callable[[Any], Any], path: bool = True) -> Callable[[A
 
 def _chain(**fields: Any) -> Any:
     from storyfi_lite.chain.networks import default_netuid
-    from storyfi_lite.options import ChainOptions
 
     if fields["netuid"] is None:
         fields["netuid"] = default_netuid(fields["network"])
@@ -193,12 +193,9 @@ def _chain(**fields: Any) -> Any:
 
 def _model(**fields: Any) -> Any:
     """Make ModelOptions; `api_…` fields go to ApiOptions. A file that was typed counts for more than $MODEL_NAME."""
-    from storyfi_lite.options import ApiOptions, ModelOptions
-
     source = click.get_current_context().get_parameter_source("model_name")
     if fields.get("path") and source is ParameterSource.ENVIRONMENT:
         fields["name"] = None
-
     api = {name: fields.pop(name) for name in list(fields) if name.startswith("api_")}
     return ModelOptions(**fields, api=ApiOptions(**{name.removeprefix("api_"): value for name, value in api.items()}))
 

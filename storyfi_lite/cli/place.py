@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from storyfi_lite.cli.options import hardware_option, json_option, model_options, placement_options
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
-    from storyfi_lite.options import ModelOptions
     from storyfi_lite.placement.plan import Placement
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from storyfi_lite.cli.options import complete_models, complete_quants, models_dir_option
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
     from storyfi_lite.models.resolve import Resolved
@@ -41,7 +42,6 @@ def command(model: str | None, quant: str | None, models_dir: Path | None, dry_r
     from storyfi_lite.models.resolve import resolve
     from storyfi_lite.models.store import Store
     from storyfi_lite.opening.local import file_to_pull
-    from storyfi_lite.options import ModelOptions
 
     store = Store(models_dir)
     resolved = resolve(ModelOptions(name=model, quant=quant), load_registry())

@@ -65,18 +65,16 @@ def reflow(text: str, indent: int | None = None, err: bool = False) -> str:
     console, text = Console(stderr=err), printable(text)
     if not console.is_terminal:
         return text
-    return "\n".join(_broken(line, console.width, indent) for line in text.splitlines())
-
-
-def _broken(line: str, width: int, indent: int | None) -> str:
-    before = len(line) - len(line.lstrip(" "))
-    after = " " * (before + 4 if indent is None else indent)
-    rows = [""]
-    for word in re.findall(r" *[^ ]+", line):
-        if rows[-1].strip() and cell_len(rows[-1] + word) > width:
-            rows.append(after + word.lstrip(" "))
-        else:
-            rows[-1] += word
+    rows: list[str] = []
+    for line in text.splitlines():
+        before = len(line) - len(line.lstrip(" "))
+        after = " " * (before + 4 if indent is None else indent)
+        rows.append("")
+        for word in re.findall(r" *[^ ]+", line):
+            if rows[-1].strip() and cell_len(rows[-1] + word) > console.width:
+                rows.append(after + word.lstrip(" "))
+            else:
+                rows[-1] += word
     return "\n".join(rows)
 
 

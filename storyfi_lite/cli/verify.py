@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from storyfi_lite.cli.options import FILE_OR_STDIN, TASK_NAMES, json_option
+from storyfi_lite.errors import BadInput
 
 if TYPE_CHECKING:
     from storyfi_lite.validator.verify import Verification
@@ -38,39 +39,30 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
     storyfi-lite generate "a lighthouse keeper" | storyfi-lite verify
     storyfi-lite generate --json "a lighthouse keeper" | storyfi-lite verify - --json
     """
-    from storyfi_lite.story.saved import MAX_FILE_BYTES
+    from storyfi_lite.story.saved import MAX_FILE_BYTES, read_answers
+    from storyfi_lite.validator.verify import verify, verify_text
 
     with click.open_file(str(file), "rb") as stream:
-        results = _verify(stream.read(MAX_FILE_BYTES + 1), task, strict)  # a byte more, to be refused for its size
+        raw = stream.read(MAX_FILE_BYTES + 1)  # a byte more, to be refused for its size
+    results: dict[str, Verification] = {}
+    try:
+        for one in read_answers(raw):
+            known = one.request and one.response and task in (None, one.request.task_type)
+            # one whose request is not known is checked as far as that goes
+            results[one.name] = verify(one.request, one.response, strict) if known else verify_text(raw, task, strict)  # type: ignore[arg-type]
+    except BadInput:
+        results = {"answer": verify_text(raw, task, strict)}  # it says what is wrong, as of any answer
     valid = all(result.valid for result in results.values())
     if as_json:
         facts = {}
-        for name, one in results.items():
-            checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in one.checks]
-            facts[name] = {"valid": one.valid, "canonical": one.canonical, "task": one.task, "checks": checks}
+        for name, seen in results.items():
+            checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in seen.checks]
+            facts[name] = {"valid": seen.valid, "canonical": seen.canonical, "task": seen.task, "checks": checks}
         whole = next(iter(facts.values())) if len(facts) == 1 else {"valid": valid, "answers": facts}
         click.echo(json.dumps(whole, ensure_ascii=False))
     else:
         _print(results, valid)
     sys.exit(0 if valid else 1)
-
-
-def _verify(raw: bytes, task: str | None, strict: bool) -> dict[str, Verification]:
-    """Return each answer's name and checks. One whose request is not known is checked as far as that goes."""
-    from storyfi_lite.errors import BadInput
-    from storyfi_lite.story.saved import read_answers
-    from storyfi_lite.validator.verify import verify, verify_text
-
-    try:
-        answers = read_answers(raw)
-    except BadInput:
-        return {"answer": verify_text(raw, task, strict)}  # it says what is wrong, as of any answer
-    return {
-        answer.name: verify(answer.request, answer.response, strict)
-        if answer.request and answer.response and task in (None, answer.request.task_type)
-        else verify_text(raw, task, strict)
-        for answer in answers
-    }
 
 
 def _print(results: dict[str, Verification], valid: bool) -> None:

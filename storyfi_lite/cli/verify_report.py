@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from storyfi_lite.cli.options import FILE_OR_STDIN, json_option, model_options
-
-if TYPE_CHECKING:
-    from storyfi_lite.options import ModelOptions
-    from storyfi_lite.validator.report import Report
+from storyfi_lite.errors import BadInput
+from storyfi_lite.options import ModelOptions
 
 EXIT_CODES = {"agrees": 0, "open": 3, "contradicts": 1}  # the worst last
 WORDS = {"agrees": "AGREES", "open": "OPEN: one of the two cannot tell", "contradicts": "CONTRADICTS"}
@@ -34,30 +32,12 @@ def command(file: Path, model: ModelOptions, as_json: bool) -> None:
     storyfi-lite verify-report report.json
     storyfi-lite verify-report report.json --model.path model.gguf
     """
+    from storyfi_lite.cli.prove import claimed_prover
     from storyfi_lite.cli.table import reflow
-    from storyfi_lite.validator.report import MAX_REPORT_BYTES, read_report
+    from storyfi_lite.validator.report import MAX_REPORT_BYTES, agreement, read_report
 
     with click.open_file(str(file), "rb") as stream:
         report = read_report(stream.read(MAX_REPORT_BYTES + 1))
-    rows = _replayed(report, model)
-    worst = max((row["agreement"] for row in rows), key=list(EXIT_CODES).index)
-    facts = {"verdicts": worst, "hotkey": report.hotkey, "model_sha256": report.model_sha256, "answers": rows}
-    by = f"signed by {report.hotkey}" if report.hotkey else "unsigned: anybody could have made it"
-    lines = [f"the report is whole, and {by}", f"made with {report.engine} on {report.device}"]
-    for row in rows:
-        here, there = row["here"], row["reported"]
-        margins = f"{here['mean_margin']:.4f} nats here, {there['mean_margin']:.4f} there"
-        lines.append(f"{row['name']}: {here['status']} here, {there['status']} there; {margins}")
-    click.echo(json.dumps(facts) if as_json else reflow("\n".join([*lines, WORDS[worst]])))
-    sys.exit(EXIT_CODES[worst])
-
-
-def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
-    """Return each answer's two verdicts."""
-    from storyfi_lite.cli.prove import claimed_prover
-    from storyfi_lite.errors import BadInput
-    from storyfi_lite.validator.report import agreement
-
     with claimed_prover(model, report.model_name, report.quantization) as prover:
         if prover.sha256 != report.model_sha256:
             raise BadInput(
@@ -65,8 +45,16 @@ def _replayed(report: Report, model: ModelOptions) -> list[dict[str, Any]]:
                 "  --model.path FILE names the file to replay with"
             )
         ours = dict(prover.prove_all([(one.request, one.response, one.seed) for one in report.answers]))
-    rows = []
+    by = f"signed by {report.hotkey}" if report.hotkey else "unsigned: anybody could have made it"
+    lines = [f"the report is whole, and {by}", f"made with {report.engine} on {report.device}"]
+    rows: list[dict[str, Any]] = []
     for at, one in enumerate(report.answers):
-        agrees = agreement(one.verdict, ours[at])
-        rows.append({"name": one.name, "agreement": agrees, "reported": vars(one.verdict), "here": vars(ours[at])})
-    return rows
+        there, here = one.verdict, ours[at]
+        agrees = agreement(there, here)
+        rows.append({"name": one.name, "agreement": agrees, "reported": vars(there), "here": vars(here)})
+        margins = f"{here.mean_margin:.4f} nats here, {there.mean_margin:.4f} there"
+        lines.append(f"{one.name}: {here.status} here, {there.status} there; {margins}")
+    worst = max((row["agreement"] for row in rows), key=list(EXIT_CODES).index)
+    facts = {"verdicts": worst, "hotkey": report.hotkey, "model_sha256": report.model_sha256, "answers": rows}
+    click.echo(json.dumps(facts) if as_json else reflow("\n".join([*lines, WORDS[worst]])))
+    sys.exit(EXIT_CODES[worst])

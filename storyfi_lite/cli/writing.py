@@ -73,27 +73,24 @@ class _Screen:
             self._say(f", {written.number} of {written.count}\n", dim=True)
         self._tokens += 1
         for char in written.text:
-            if char in " \n" or cell_len(char) > 1:
-                self._end_word()
-                self._char(char)
-            else:
+            if char not in " \n" and cell_len(char) == 1:
                 self._word += char
+                continue
+            self._end_word()
+            if char == " ":
+                self._space = " " if self._column else ""
+                continue
+            if char == "\n":
+                self._column, self._space = 0, ""
+            else:
+                self._make_room(2)
+            click.echo(char, nl=False, err=True)
         if written.ends:
             self._end_word()
             rate = (self._tokens - 1) / max(1e-3, time.monotonic() - self._started_s)  # the first was waited for
             self._say(f"\n{self._tokens} tokens, {rate:.0f} tokens/s\n", dim=True)
             self._column = self._tokens = 0
             self._space = ""
-
-    def _char(self, char: str) -> None:
-        if char == "\n":
-            self._column, self._space = 0, ""
-        elif char == " ":
-            self._space = " " if self._column else ""
-            return
-        else:
-            self._make_room(2)
-        click.echo(char, nl=False, err=True)
 
     def _end_word(self) -> None:
         if self._word:

@@ -149,9 +149,10 @@ class ApiLoader:
         settings = self.settings
         for attempt in itertools.count(1):
             outcome = self._metered(job, line, prompt)
-            self._judge(outcome)
             if isinstance(outcome, Reply):
+                self._not_found = 0
                 return outcome
+            self._judge(outcome)
             remaining_s = job.deadline_s - time.monotonic()
             if remaining_s <= 0:
                 raise DeadlineExceeded(f"the {self._api} did not answer in time")
@@ -165,14 +166,13 @@ class ApiLoader:
                 raise DeadlineExceeded("the request ended while the API was asked to wait")
         raise AssertionError("unreachable")
 
-    def _judge(self, outcome: Reply | Failure) -> None:
+    def _judge(self, failure: Failure) -> None:
         """Mark the loader dead if no later call can succeed, and let it rest while none can."""
-        failure = outcome if isinstance(outcome, Failure) else None
-        if failure and failure.rest_s:
+        if failure.rest_s:
             self._rests = (time.monotonic() + failure.rest_s, str(failure.error))
             logger.warning("%s; not asked again for %.0f s", failure.error, failure.rest_s)
-        self._not_found = self._not_found + 1 if failure and failure.not_found else 0
-        if failure and (failure.fatal or self._not_found >= NOT_FOUND_IN_A_ROW) and not self._dead_because:
+        self._not_found = self._not_found + 1 if failure.not_found else 0
+        if (failure.fatal or self._not_found >= NOT_FOUND_IN_A_ROW) and not self._dead_because:
             self._dead_because = str(failure.error)
             logger.error("the %s can't be used any more: %s", self._api, failure.error)
 
@@ -188,20 +188,18 @@ class ApiLoader:
         # a token is about 3 bytes of text; the answer has at most a token a character, of 4 bytes
         expected = prompt.max_tokens or prompt.constraint.max_tokens_bound // 4
         charge = self._meter.charge(sent_bytes // 3, expected, self.settings.prices)
-        outcome: Reply | Failure
         try:
             with line.open():
-                outcome = self._client.call(prompt, timeout_s)
+                reply = self._client.call(prompt, timeout_s)
         except Exception as error:
-            outcome = self._client.explain(error)
-            if not outcome.free and line.is_connected:
-                outcome = Failure(NotAgain(str(outcome.error)), free=False)
-        if isinstance(outcome, Failure):
-            if outcome.free or not line.is_connected:
+            failure = self._client.explain(error)
+            if failure.free or not line.is_connected:
                 self._meter.settle(charge, 0, 0)
-        elif outcome.prompt_tokens is not None and outcome.completion_tokens is not None:
-            self._meter.settle(charge, outcome.prompt_tokens, outcome.completion_tokens)
-        return outcome
+                return failure
+            return Failure(NotAgain(str(failure.error)), free=False)
+        if reply.prompt_tokens is not None and reply.completion_tokens is not None:
+            self._meter.settle(charge, reply.prompt_tokens, reply.completion_tokens)
+        return reply
 
 
 def _count(reply: Reply) -> str:

@@ -38,9 +38,8 @@ def gemini_client(key: Secret, settings: ApiSettings) -> ApiClient:
         found = None
     if found:
         return GenaiClient(key, settings)
-    client = GenerativeAiClient(key, settings)
     logger.warning("%s may think at your cost: pip install google-genai to switch that off", settings.model.key)
-    return client
+    return GenerativeAiClient(key, settings)
 
 
 class _GeminiClient(ApiClient):

@@ -78,7 +78,12 @@ class LocalModelLoader:
         """Write a few words for the commonest task in each language, and throw them away: the prompts' beginnings stay cached, and
         the pace is known before the first request. Logs how long each task will take."""
         first_s, more_s, cell_s = self._llama_steps()
-        words = [self._few_words(EXAMPLES[language]) for language in ("English", "Chinese")]
+        words, until_s = [], time.monotonic() + _WARM_UP_S
+        for language in ("English", "Chinese"):
+            asked = StoryRequest(task_type="blueprint", user_input=EXAMPLES[language])
+            script = tasks.get("blueprint").script(asked)
+            script = one_turn(script.pieces[0].ask, {"setting": Prose(120, 200)}, script.system, script.material)
+            words.append(self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result())
         # what is not llama.cpp's, each answer's choice under its grammar, comes again with every answer
         word_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
         cells = statistics.mean(len(done.conversation) + len(done.tokens) / 2 for done in words)
@@ -91,9 +96,8 @@ class LocalModelLoader:
         self.promises.pace = forecast.Pace(steps, a_char)
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
-        log.info(
-            "measured pace: %s", json.dumps({name: float(f"{value:.4g}") for name, value in asdict(steps).items()})
-        )
+        figures = {name: float(f"{value:.4g}") for name, value in asdict(steps).items()}
+        log.info("measured pace: %s", json.dumps(figures))
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
@@ -115,12 +119,6 @@ class LocalModelLoader:
         first_s = one_s - _FEW_CELLS * cell_s
         more_s = (all_s - n_slots * _FEW_CELLS * cell_s - first_s) / (n_slots - 1) if n_slots > 1 else 0.0
         return first_s, max(0.0, more_s), cell_s
-
-    def _few_words(self, user_input: str) -> Generation:
-        script = tasks.get("blueprint").script(StoryRequest(task_type="blueprint", user_input=user_input))
-        script = one_turn(script.pieces[0].ask, {"setting": Prose(120, 200)}, script.system, script.material)
-        until_s = time.monotonic() + _WARM_UP_S
-        return self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result()
 
     def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return, after the warm-up: task -> language -> seconds of a usual answer and of the shortest."""

@@ -65,7 +65,13 @@ def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Drive
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return Driver(fault=_init_fault(error))
+        if error.value in (_NO_LIBRARY, _NOT_LOADED):
+            return Driver()
+        fault = f"NVIDIA's driver does not answer ({error}), so no GPU can be used:\n  nvidia-smi"
+        if error.value == _MISMATCH:
+            said = "NVIDIA's driver and its library differ, as after an update, so no GPU can be used"
+            fault = f"{said}; reboot:\n  sudo reboot"
+        return Driver(fault=fault)
     try:
         lost, there = [], []
         for index in range(nvml.nvmlDeviceGetCount()):
@@ -81,16 +87,6 @@ def read_driver(nvml: Any, environment: Mapping[str, str] = os.environ) -> Drive
         return Driver(fault=f"the GPU driver fails ({error}):\n  nvidia-smi")
     finally:
         nvml.nvmlShutdown()
-
-
-def _init_fault(error: Any) -> str:
-    """Return what keeps the driver from answering, and what mends it; "" where there is no driver."""
-    if error.value in (_NO_LIBRARY, _NOT_LOADED):
-        return ""
-    if error.value == _MISMATCH:
-        said = "NVIDIA's driver and its library differ, as after an update, so no GPU can be used"
-        return f"{said}; reboot:\n  sudo reboot"
-    return f"NVIDIA's driver does not answer ({error}), so no GPU can be used:\n  nvidia-smi"
 
 
 def _text(value: str | bytes) -> str:

@@ -43,7 +43,9 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            waiting = [c for c in self.connections if isinstance(c, GuardedProtocol) and c is not self and c._waits()]
+            others = [one for one in self.connections if isinstance(one, GuardedProtocol) and one is not self]
+            # these still owe us headers or a part of the body
+            waiting = [one for one in others if one._deadline is not None or (one.cycle and one.cycle.more_body)]
             min(waiting, key=lambda one: one._since_s, default=self)._hang_up()
         self._since_s = self.loop.time()
         self._guard()
@@ -60,10 +62,6 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._disarm()
-
-    def _waits(self) -> bool:
-        """Return whether the caller still owes us headers or a part of the body."""
-        return self._deadline is not None or (self.cycle is not None and self.cycle.more_body)
 
     def _guard(self) -> None:
         """Run the time-out exactly while no request is being answered. Data that is no whole head does not move the deadline."""

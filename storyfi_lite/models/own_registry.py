@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -51,21 +50,23 @@ def as_data(spec: ModelSpec) -> dict[str, Any]:
 
 def _rewrite(key: str, model: dict[str, Any] | None) -> Path:
     path = own_registry()
-    with files.writing(path, MOVED_BY):
+    with files.writing(path, MOVED_BY), ExitStack() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
-            load_registry()  # a file that is broken already is left to its owner
-            root, data = read_yaml(path) if path.exists() else (None, None)
-            text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-            wanted = {"local": {}} | (data or {})
-            wanted["local"] = {name: one for name, one in (wanted["local"] or {}).items() if name != key}
-            if model is not None:
-                wanted["local"][key] = model
-            block = "" if model is None else yaml.safe_dump({key: model}, **_STYLE)
-            edited = _edit(text, root, key, block)
-            if not _says(edited, wanted):  # written in a way that lines do not tell
-                edited = yaml.safe_dump(wanted, **_STYLE)
-            files.write_text(path, edited, MOVED_BY)
+        directory = os.open(path.parent, os.O_RDONLY)
+        held.callback(os.close, directory)
+        fcntl.flock(directory, fcntl.LOCK_EX)  # one process at a time changes the file
+        load_registry()  # a file that is broken already is left to its owner
+        root, data = read_yaml(path) if path.exists() else (None, None)
+        text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+        wanted = {"local": {}} | (data or {})
+        wanted["local"] = {name: one for name, one in (wanted["local"] or {}).items() if name != key}
+        if model is not None:
+            wanted["local"][key] = model
+        block = "" if model is None else yaml.safe_dump({key: model}, **_STYLE)
+        edited = _edit(text, root, key, block)
+        if not _says(edited, wanted):  # written in a way that lines do not tell
+            edited = yaml.safe_dump(wanted, **_STYLE)
+        files.write_text(path, edited, MOVED_BY)
     return path
 
 
@@ -104,14 +105,3 @@ def _last_line(node: yaml.Node) -> int:
         last = node.value[-1]
         return _last_line(last[1] if isinstance(last, tuple) else last)
     return node.end_mark.line
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time change the file."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -33,7 +33,12 @@ def package_remote(source: PackageSource) -> Remote:
     try:
         with httpx.Client(follow_redirects=True, timeout=30) as client:
             response = ask_again(lambda: client.get(page, headers={"Accept": accept}).raise_for_status())
-            url, sha256 = _find_wheel(response, source)
+            prefix = f"{re.sub(r'[-_.]+', '_', source.name).lower()}-{source.version}-"
+            wheels = [(urljoin(str(response.url), url), sha256) for name, url, sha256 in _links(response)
+                      if name.lower().startswith(prefix) and name.endswith(".whl") and sha256]  # fmt: skip
+            if not wheels:
+                raise Unavailable(f"the package index has no wheel of {source.name} {source.version}")
+            url, sha256 = wheels[0]
             size = ask_again(lambda: client.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status())
     except httpx.HTTPStatusError as error:
         raise Unavailable(
@@ -60,15 +65,6 @@ def index_url() -> str:
         if url := done.stdout.strip():
             return url
     raise Unavailable("there is no pip here to tell the package index; name it: export PIP_INDEX_URL=https://…/simple")
-
-
-def _find_wheel(response: httpx.Response, source: PackageSource) -> tuple[str, str]:
-    name = re.sub(r"[-_.]+", "_", source.name).lower()
-    prefix = f"{name}-{source.version}-"
-    for filename, url, sha256 in _links(response):
-        if filename.lower().startswith(prefix) and filename.endswith(".whl") and sha256:
-            return urljoin(str(response.url), url), sha256
-    raise Unavailable(f"the package index has no wheel of {source.name} {source.version}")
 
 
 def _links(response: httpx.Response) -> list[tuple[str, str, str]]:

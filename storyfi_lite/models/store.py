@@ -124,7 +124,7 @@ class Store:
                 if not self._part_complete(spec, file, part) or part.sha256 not in (None, digest.file_sha256(path)):
                     raise BadInput(f"{path} is gone, or not what it was\n  storyfi-lite models add {spec.key} NEW_PATH")
             return self.path(spec, file)
-        with self._disk_errors():
+        try:
             for part in file.parts:  # one that came some other way, or changed since, is hashed once
                 path = self._part_path(spec, file, part)
                 if part.sha256 and self._part_complete(spec, file, part) and digest.file_sha256(path) != part.sha256:
@@ -138,6 +138,12 @@ class Store:
                 with self._lock(spec, file, part, on_note):
                     if not self._part_complete(spec, file, part):  # another process may have fetched it meanwhile
                         self._pull_part(spec, file, part, on_progress, on_note)
+        except OSError as error:
+            if error.errno in files.FULL:
+                raise DoesNotFit(
+                    f"the disk of {self.root} is full; what came is kept: free some, and run the same command again"
+                ) from None
+            raise files.unwritable(error.filename or self.root, error, MOVED_BY) from None
         return self.path(spec, file)
 
     def _pull_part(self, spec: ModelSpec, file: GGUFFile, part: Part, on_progress: OnProgress, on_note: OnNote) -> None:
@@ -222,18 +228,6 @@ class Store:
                 on_note(f"another process is fetching {Path(part.path).name}; waiting for it")
                 fcntl.flock(held, fcntl.LOCK_EX)
             yield
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """Translate what the operating system says about the disk into an error that names the way out."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in files.FULL:
-                raise DoesNotFit(
-                    f"the disk of {self.root} is full; what came is kept: free some, and run the same command again"
-                ) from None
-            raise files.unwritable(error.filename or self.root, error, MOVED_BY) from None
 
 
 def _damaged(path: Path) -> Path:

@@ -131,8 +131,22 @@ def open_api(
         facts.update(found)
         return loader
 
+    if options.base_url and model.provider != "openai":
+        raise BadInput(f"--api.base-url is for servers that speak OpenAI's API, and {model.key} is Google's")
+    others = [provider for provider in API_KEYS if provider != model.provider]
+    models = [model, *map(registry.default_api, others)]
+    known = {one.key for one in (*registry.api, *models)}
+    for name, _, _ in options.prices:
+        if name not in known:
+            raise BadInput(f"{name} is no API model, it has no price; API models: {', '.join(sorted(known))}")
+    prices = {name: Prices(prompt_usd, completion_usd) for name, prompt_usd, completion_usd in options.prices}
+    settings = [
+        ApiSettings(one, options.base_url if one.provider == "openai" else None, prices.get(one.key)) for one in models
+    ]
+    usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
+    meter = Meter(usage, Caps(options.daily_tokens, options.daily_usd))
     first = [Choice("local model", partial(open_local, local))] if local else []
-    loader = FallbackLoader([*first, *_choices(model, options, registry)])
+    loader = FallbackLoader([*first, *api_choices(settings, meter, options.key_file)])
     claim = loader.claim
     of_the_api = {"model": claim.model_name, "quantization": "API", "multiplier": f"{claim.multiplier:g}"}
     return loader, facts or of_the_api
@@ -151,24 +165,6 @@ def wanted_model(provider: Provider | None, options: ApiOptions, registry: Regis
     if provider not in (None, model.provider):
         raise BadInput(f"--api.model {name} is no model of {provider}: --model.fallback_api {model.provider}")
     return model
-
-
-def _choices(model: ApiModel, options: ApiOptions, registry: Registry) -> list[Choice]:
-    if options.base_url and model.provider != "openai":
-        raise BadInput(f"--api.base-url is for servers that speak OpenAI's API, and {model.key} is Google's")
-    others = [provider for provider in API_KEYS if provider != model.provider]
-    models = [model, *map(registry.default_api, others)]
-    known = {one.key for one in (*registry.api, *models)}
-    for name, _, _ in options.prices:
-        if name not in known:
-            raise BadInput(f"{name} is no API model, it has no price; API models: {', '.join(sorted(known))}")
-    prices = {name: Prices(prompt_usd, completion_usd) for name, prompt_usd, completion_usd in options.prices}
-    settings = [
-        ApiSettings(one, options.base_url if one.provider == "openai" else None, prices.get(one.key)) for one in models
-    ]
-    usage = Path(platformdirs.user_state_dir("storyfi-lite")) / "api-usage.json"
-    caps = Caps(options.daily_tokens, options.daily_usd)
-    return api_choices(settings, Meter(usage, caps), options.key_file)
 
 
 def api_client(key: Secret, settings: ApiSettings) -> ApiClient:
