@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -80,21 +80,23 @@ class Miner:
 
         if self.stopping:
             raise Refused("stopping", "this miner is shutting down")
+        # a header that comes twice is joined with a comma, so no signature can be valid in one copy of it
+        headers = {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
         try:
-            admitted = await self.gate.admit(transport, _one_each(request), request.stream())
+            admitted = await self.gate.admit(transport, headers, request.stream())
         except LiteError as error:
             if isinstance(error, Refused):
                 raise
             raise Refused("bad_request" if status_of(error) == 400 else "not_ready", str(error)) from error
         try:
             answer, response = await self.service.answer(admitted, arrived_s, hung_up)
-            headers, body = transport.encode(admitted.claim, admitted.body, response)
+            sent_headers, body = transport.encode(admitted.claim, admitted.body, response)
         except Exception as error:
             outcome = type(error).__name__ if isinstance(error, (LiteError, CallerGone)) else "Exception"
             self.metrics.failed(admitted, transport.name, time.monotonic() - arrived_s, outcome, error)
             raise
         self.metrics.answered(admitted, transport.name, time.monotonic() - arrived_s, answer, response)
-        return Response(body, headers=headers)
+        return Response(body, headers=sent_headers)
 
     async def health(self, request: Request) -> Response:
         """Respond 200 while stories can be answered, else 503, and say no more than that."""
@@ -152,12 +154,3 @@ def build_app(miner: Miner) -> Starlette:
         ],
         exception_handlers={HTTPException: plain, Exception: plain},
     )
-
-
-def _one_each(request: Request) -> Mapping[str, str]:
-    """Return the headers by lower-case name. A header that comes twice is joined with a comma, so no signature can be valid
-    in one copy of it."""
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers

@@ -74,7 +74,11 @@ class Reading:
         """Return what the prose is worth in an answer to `user_input`, 0 to 1, and the faults seen."""
         printed = "".join("".join(self.texts).split())
         digits = sum(char.isnumeric() and not HAN.match(char) for char in printed) / max(1, len(printed))
-        strays = _strays(printed)
+        shares = script_shares(printed)
+        is_latin = shares.get("Latin", 0.0) >= 0.5
+        main = "Latin" if is_latin else next((script for script in shares if script != "Latin"), "")
+        own = {"Latin", main, *(_EAST if main in _EAST else ())}
+        strays = sum(share for script, share in shares.items() if script not in own)
         given = _instructions()
         at = np.searchsorted(given, self.hashes).clip(max=len(given) - 1)
         copied = float((given[at] == self.hashes).mean()) if len(self.hashes) else 0.0
@@ -102,14 +106,6 @@ def _instructions() -> npt.NDArray[np.uint64]:
         for language in languages:
             texts += [task.instructions(language), *(turn.ask for turn in task.turns(request, language))]
     return np.unique(passages(fold(SEPARATOR.join(texts))))
-
-
-def _strays(text: str) -> float:
-    """Return the share of the letters that are neither Latin, nor of the text's main script, nor of those that are written with it."""
-    shares = script_shares(text)
-    main = next((script for script in shares if script != "Latin"), "") if shares.get("Latin", 0.0) < 0.5 else "Latin"
-    own = {"Latin", main, *(_EAST if main in _EAST else ())}
-    return sum(share for script, share in shares.items() if script not in own)
 
 
 def is_cut_off(text: str) -> bool:
@@ -169,14 +165,11 @@ def _order(user_input: str, folded: str) -> dict[str, float]:
     mean, common = _tables()[name].look(found)
     if name == "han" or common >= _ENGLISH[0]:
         return {f"{mean:+.2f} nats a pair of neighbours": falling(mean, *_ORDER)}
-    return {f"{common:.0%} common words": falling(common, *_ENGLISH)} if _is_english(user_input) else {}
-
-
-def _is_english(text: str) -> bool:
-    found = units(fold(text))[1]
-    return (
-        text.isascii()
-        and len(found) > 1
-        and not _ONLY_ENGLISH.isdisjoint(text.lower().split())
-        and _tables()["english"].look(found)[1] >= _ENGLISH[0]
+    asked = units(fold(user_input))[1]
+    is_english = (
+        user_input.isascii()
+        and len(asked) > 1
+        and not _ONLY_ENGLISH.isdisjoint(user_input.lower().split())
+        and _tables()["english"].look(asked)[1] >= _ENGLISH[0]
     )
+    return {f"{common:.0%} common words": falling(common, *_ENGLISH)} if is_english else {}

@@ -194,7 +194,12 @@ def terms(folded: str) -> frozenset[str]:
     found: set[str] = set()
     for word in folded.replace(SEPARATOR, " ").split():
         for run in _UNSPACED_RUN.findall(word):
-            found.update(_unspaced_terms(run))
+            if run[0] < "\u2e80":
+                found.update(run[at : at + 4] for at in range(max(1, len(run) - 3)))
+                continue
+            found.update(re.findall("[\u30a1-\u30fc]{2,}", run))
+            for han in _STOP_HAN.sub(" ", run).split():
+                found.update(map("".join, pairwise(han)))
         for rest in _UNSPACED_RUN.split(word):
             # its beginning is enough for keeper and keepers, and for Hangul without its particles
             if "\uac00" <= rest[:1] <= "\ud7a3":
@@ -202,15 +207,6 @@ def terms(folded: str) -> frozenset[str]:
             elif len(rest) >= (3 if rest.isascii() else 4) and rest not in _STOP_WORDS:
                 found.add(rest.removesuffix("s")[:5])
     return frozenset(found)
-
-
-def _unspaced_terms(run: str) -> Iterator[str]:
-    if run[0] < "\u2e80":
-        yield from (run[at : at + 4] for at in range(max(1, len(run) - 3)))
-        return
-    yield from re.findall("[\u30a1-\u30fc]{2,}", run)
-    for han in _STOP_HAN.sub(" ", run).split():
-        yield from map("".join, pairwise(han))
 
 
 def sentence_lengths(text: str) -> list[tuple[int, int]]:

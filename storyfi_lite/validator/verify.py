@@ -19,6 +19,7 @@ from storyfi_lite.engine.settings import SAMPLER, SamplingParams
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
 from storyfi_lite.grammar.check import REMARKS, Check, Report, parse_json
+from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import ProofHeader, StoryRequest, StoryResponse, parse_response
 from storyfi_lite.validator.text import strings, visible
 
@@ -80,7 +81,12 @@ def verify_text(raw: bytes, task: str | None = None, strict: bool = False) -> Ve
     task = task or task_of(story)
     if task is None:
         return _refused("the fields are those of no task; name it with --task", task)
-    request = _request_for(task, story)
+    # a request is made up for it; chapters are checked for the ids that the story itself names
+    chapters = story["chapters"] if isinstance(story.get("chapters"), list) else []
+    named = [chapter.get("id") for chapter in chapters if isinstance(chapter, dict)]
+    ids = list(dict.fromkeys(id for id in named if type(id) is int and 1 <= id <= CHAPTER_COUNT))
+    stages: dict[str, Any] = {"blueprint": {}, "characters": {}, "story_arc": {}, "chapter_ids": ids or [1]}
+    request = StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
     constraint = tasks.get(task).constraint(request)
     if response is not None:
         return _verify_response(request, constraint, response, strict)
@@ -107,17 +113,6 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput("not a JSON object")
     return data
-
-
-def _request_for(task: str, story: dict[str, Any]) -> StoryRequest:
-    """Make up a request for a story without one; chapters are checked for the ids that the story itself names."""
-    chapters = story.get("chapters")
-    named = (
-        [chapter.get("id") for chapter in chapters if isinstance(chapter, dict)] if isinstance(chapters, list) else []
-    )
-    ids = list(dict.fromkeys(id for id in named if type(id) is int and 1 <= id <= 12))
-    stages: dict[str, Any] = {"blueprint": {}, "characters": {}, "story_arc": {}, "chapter_ids": ids or [1]}
-    return StoryRequest.model_validate({"task_type": task, "user_input": "-", **stages})
 
 
 def _verify_response(
