@@ -36,7 +36,6 @@ class ApiOptions:
     daily_usd: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields. Raises BadInput."""
         if self.daily_usd is not None and not self.prices:
             raise BadInput(
                 "--api.daily-usd needs the vendor's prices, in US dollars for a million tokens\n"
@@ -69,7 +68,6 @@ class ModelOptions:
     api: ApiOptions = field(default_factory=ApiOptions)
 
     def __post_init__(self) -> None:
-        """Check the fields. Raises BadInput."""
         if self.path and (self.name or self.quant):
             raise BadInput("--model.path names one file: --model.name and --quant do not go with it")
 

@@ -357,8 +357,16 @@ class ChainSession:
         if key is None:
             raise ConfigError("writing to the chain needs a wallet")
         self.check_subnet()
+
+        async def execute(client: Client) -> Any:
+            wanted = intent
+            if intent.op == "set_weights":
+                version_key = await client.query(("SubtensorModule", "WeightsVersionKey"), [self._netuid])
+                wanted = dataclasses.replace(intent, version_key=int(version_key or 0))
+            return await client.execute(wanted, key, wait_for_finalization=False)
+
         try:
-            result = await self._call(lambda client: self._execute(client, intent, key), self._timing.write_s)
+            result = await self._call(execute, self._timing.write_s)
             result.raise_for_failure()
         except ChainError as error:
             return WriteResult(False, error.code.value, str(error))
@@ -372,12 +380,6 @@ class ChainSession:
         mode = "" if intent.op != "set_weights" else "set" if reveal_round is None else "committed"
         block = int(result.extrinsic_id.split("-")[0]) if result.extrinsic_id else None
         return WriteResult(True, "ok", result.message, mode, block, reveal_round)
-
-    async def _execute(self, client: Client, intent: Any, key: Any) -> Any:
-        if intent.op == "set_weights":
-            version_key = await client.query(("SubtensorModule", "WeightsVersionKey"), [self._netuid])
-            intent = dataclasses.replace(intent, version_key=int(version_key or 0))
-        return await client.execute(intent, key, wait_for_finalization=False)
 
     # The connection -----------------------------------------------------------
 

@@ -51,7 +51,6 @@ def open_wallet(network: str, name: str, hotkey: str, path: Path | None = None) 
 
 
 def wallet_flags(wallet: Wallet) -> str:
-    """Return the btcli options that name this wallet."""
     from bittensor.wallet import DEFAULT_WALLET_PATH
 
     flags = f"--wallet {wallet.name} --wallet-hotkey {wallet.hotkey_str}"

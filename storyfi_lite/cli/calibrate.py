@@ -72,7 +72,6 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
 
 
 def _honest_answers(opener: LocalOpener, model: ModelOptions, answers: int) -> list[tuple[StoryRequest, StoryResponse]]:
-    """Return requests and responses, as a miner with this file gives them."""
     from storyfi_lite.loaders.base import Job
     from storyfi_lite.miner.service import to_response
     from storyfi_lite.protocol.messages import StoryRequest

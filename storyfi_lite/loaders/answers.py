@@ -42,7 +42,6 @@ def read_answer(text: str, constraint: Constraint) -> tuple[str | None, tuple[st
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each string and its place."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

@@ -196,7 +196,6 @@ class LocalModelLoader:
     def _answer(
         self, generation: Generation, constraint: Constraint, script: Script, sampling: SamplingParams
     ) -> Answer:
-        """Put the proof's header to what was written."""
         proof = ProofHeader(
             sampler=SAMPLER,
             seed=sampling.seed,

@@ -15,6 +15,7 @@ from storyfi_lite.loaders.client import ApiClient, ErrorInBody, Failure, Forms, 
 from storyfi_lite.loaders.connection import httpx_client
 from storyfi_lite.models.fetch import retry_after_s
 
+_FILTERED = "content_filter"  # Azure's refuses with an error, not with an answer
 # A refused parameter -> how servers speak of it; where they name several, the first that was sent is meant.
 _SPOKEN_OF = {
     "max_tokens": r"max_(completion_)?tokens",
@@ -92,7 +93,7 @@ class OpenAIClient(ApiClient):
 
     def _refused(self, error: Any, forms: dict[str, Any]) -> bool:
         """Move on to the next form of the parameter that the server refuses. Returns False if the error is about something else."""
-        if error.status_code not in (400, 422) or _is_filtered(error):
+        if error.status_code not in (400, 422) or error.code == _FILTERED:
             return False
         words = f"{error.param} {_words(error)}".lower()
         for name, pattern in _SPOKEN_OF.items():
@@ -109,7 +110,7 @@ class OpenAIClient(ApiClient):
         words, wait_s = self.clean(_words(error)), retry_after_s(error.response.headers) or 0.0
         if error.code == "insufficient_quota":  # a 429 that waiting does not mend
             return self.quota_spent(words, wait_s)
-        if _is_filtered(error):
+        if error.code == _FILTERED:
             return Failure(Unavailable(f"the {self.vendor} API refused to write this story: {words}"))
         return self.by_status(error.status_code, words, wait_s)
 
@@ -117,11 +118,6 @@ class OpenAIClient(ApiClient):
 def _words(error: Any) -> str:
     """Return the server's words, without what the package puts around them."""
     return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error.message)
-
-
-def _is_filtered(error: Any) -> bool:
-    """Return whether a content filter refused; Azure's does so with an error, not with an answer."""
-    return error.code == "content_filter"
 
 
 def _reply(completion: Any) -> Reply:
@@ -139,9 +135,7 @@ def _reply(completion: Any) -> Reply:
         return Reply("", prompt_tokens, completion_tokens)
     message = getattr(choice, "message", None)
     reason = getattr(choice, "finish_reason", None)
-    refusal = getattr(message, "refusal", None) or (
-        "answer blocked (content_filter)" if reason == "content_filter" else ""
-    )
+    refusal = getattr(message, "refusal", None) or (f"answer blocked ({reason})" if reason == _FILTERED else "")
     thought = _count(getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)) or 0
     content = getattr(message, "content", None)
     if isinstance(content, list):  # of parts; thoughts are parts of other types

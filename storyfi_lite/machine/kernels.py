@@ -82,10 +82,18 @@ class KernelBench(AbstractContextManager["KernelBench"]):
         ggml, rows = self._ggml, ROWS * COLUMNS // columns
         size = rows * ggml.ggml_row_size(kind, columns)
 
+        # whole rows of about TILE_BYTES: a few real ones, again and again
+        real_rows = self._numbers.size // columns
+        made = ctypes.create_string_buffer(real_rows * ggml.ggml_row_size(kind, columns))
+        if quantizes:
+            ggml.ggml_quantize_chunk(kind, self._numbers.ctypes.data, made, 0, real_rows, columns, None)
+        else:
+            ctypes.memmove(made, self._numbers.ctypes.data, len(made))
+
         def product(context: Any) -> tuple[Any, dict[Any, bytes]]:
             matrix = ggml.ggml_new_tensor_3d(context, kind, columns, rows, 1)
             vector = ggml.ggml_new_tensor_3d(context, F32, columns, tokens, 1)
-            data = {matrix: self._tile(kind, quantizes, columns), vector: self._numbers[0, :columns].tobytes()}
+            data = {matrix: made.raw * max(1, TILE_BYTES // len(made)), vector: self._numbers[0, :columns].tobytes()}
             return ggml.ggml_mul_mat(context, matrix, vector), data
 
         return size / self._seconds(product) / 1e9
@@ -102,16 +110,6 @@ class KernelBench(AbstractContextManager["KernelBench"]):
             return ggml.ggml_flash_attn_ext(context, query, keys, values, mask, 0.1, 0.0, 0.0), {}
 
         return self._seconds(attend) * 1e9 / (HEADS * CELLS * HEAD_SIZE)
-
-    def _tile(self, kind: int, quantizes: bool, columns: int) -> bytes:
-        """Make whole rows of about TILE_BYTES: a few real ones, again and again."""
-        rows = self._numbers.size // columns
-        made = ctypes.create_string_buffer(rows * self._ggml.ggml_row_size(kind, columns))
-        if quantizes:
-            self._ggml.ggml_quantize_chunk(kind, self._numbers.ctypes.data, made, 0, rows, columns, None)
-        else:
-            ctypes.memmove(made, self._numbers.ctypes.data, len(made))
-        return made.raw * max(1, TILE_BYTES // len(made))
 
     def _seconds(self, build: Callable[[Any], tuple[Any, dict[Any, bytes]]]) -> float:
         """Return the time of the fastest tenth of many runs: other programs slow the rest. `build` gives a result, and what fills

@@ -31,7 +31,6 @@ class RequestLog:
         self._lines = self._cut()
 
     def add(self, request: StoryRequest, seconds: float, outcome: str, tokens: int = 0) -> None:
-        """Write one line."""
         entry = {
             "at": round(time.time() - seconds, 2),
             "task": request.task_type,

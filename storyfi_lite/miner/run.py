@@ -135,7 +135,6 @@ def _metrics(loader: Loader, session: ChainSession, requests: RequestLog) -> Met
 
 
 def _cards(options: MineOptions, hotkey: str, session: ChainSession) -> dict[str, dict[str, str]]:
-    """Return the status page's cards on this miner and its chain."""
     neuron, health = session.own_neuron, session.health()
     miner = {
         "hotkey": hotkey,

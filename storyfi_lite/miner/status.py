@@ -209,7 +209,6 @@ def _one(words: str) -> str:
 
 
 def _span(seconds: float, say: Words) -> str:
-    """Write a duration for people."""
     if seconds < 60:
         return say("{} s", f"{max(0, seconds):.0f}")
     if seconds < 3_600:

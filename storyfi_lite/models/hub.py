@@ -29,7 +29,7 @@ WAITS_S = (1.0, 3.0)  # before a question is asked again; a machine without netw
 MAX_TOLD_WAIT_S = 30.0  # a longer one that a server asks for is told to the user
 RANGE_TIMEOUT_S = 20.0
 _UPLOADED_AGAIN = "it was uploaded again; pin another revision"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _LASTING = (ValueError, TypeError, LookupError, ImportError)  # a proxy setting, a wrong name, an answer that is no JSON
 _Answer = TypeVar("_Answer")
 
@@ -85,16 +85,12 @@ def remote(source: HubSource, part: Part) -> Remote:
         raise BadInput(
             f"{where} has {size_bytes:,} bytes on the hub, {part.size_bytes:,} in models.yaml: {_UPLOADED_AGAIN}"
         )
-    sha256 = etag if _SHA256.fullmatch(etag) else None  # the etag of a large file is its sha256
+    sha256 = etag if SHA256.fullmatch(etag) else None  # the etag of a large file is its sha256
     if part.sha256 and sha256 and sha256 != part.sha256:
         raise BadInput(f"{where} has the sha256 {sha256} on the hub, {part.sha256} in models.yaml: {_UPLOADED_AGAIN}")
     # The hub's own address, not that of its storage, which is signed for an hour; at the commit that was asked about.
     url = hf_hub_url(source.repo, part.path, revision=meta.commit_hash or source.revision)
     return Remote(url, size_bytes, sha256 or etag, build_hf_headers())
-
-
-def announced_sha256(remote: Remote) -> str | None:
-    return remote.identity if _SHA256.fullmatch(remote.identity) else None
 
 
 def read_remote(file: GGUFFile) -> Header:

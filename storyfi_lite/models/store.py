@@ -171,8 +171,8 @@ class Store:
         self._check_disk(remote.size_bytes - _size(partial))
         fetch = Fetch(remote, partial, lambda done, total: on_progress(final.name, done, total), on_note)
         sha256 = fetch.run()
-        want = part.sha256 or hub.announced_sha256(remote)
-        if want and sha256 != want:
+        want = part.sha256 or (remote.identity if hub.SHA256.fullmatch(remote.identity) else sha256)
+        if sha256 != want:
             fetch.discard()
             raise BadInput(
                 f"{final.name}: {source.repo} sent wrong bytes (sha256 {sha256}, want {want}); nothing is kept"

@@ -67,7 +67,6 @@ class Fitter:
         self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
     def check(self, settings: EngineSettings) -> EngineSettings | None:
-        """Return the settings if they fit, else None."""
         demands = demand(self.arch, self.weights, settings, len(self._gpus))
         rooms = [*self.gpu_room, self.host_room]
         fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))

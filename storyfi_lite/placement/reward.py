@@ -107,7 +107,6 @@ def _seconds(
 
 
 def _mean(traffic: Traffic, a_char: TokensAChar) -> Work:
-    """Return the work of a mean request."""
     rows = [(share, work(kind, a_char)) for kind, share in traffic.kinds.items()]
     names = ("opening", "bridges", "whole", "brief", "least")
     return Work(*(round(sum(share * getattr(one, name) for share, one in rows)) for name in names))

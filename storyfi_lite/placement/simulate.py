@@ -31,7 +31,6 @@ class Outcome:
     earnings: Earnings
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain figures for JSON."""
         earns, counts = self.earnings, asdict(self)
         del counts["earnings"]
         p95_s = None if earns.p95_s == float("inf") else round(earns.p95_s, 1)

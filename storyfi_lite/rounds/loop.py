@@ -121,8 +121,6 @@ def _state(options: ValidateOptions, wallet: Wallet) -> State:
 
 @dataclass
 class _Loop:
-    """Runs the rounds of one process."""
-
     _options: ValidateOptions
     _wallet: Wallet
     _session: ChainSession

@@ -90,8 +90,6 @@ class RoundRules:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Holds one answer on its way through the round."""
-
     reply: Reply
     answer: Verification
     print: Fingerprint | None

@@ -20,7 +20,7 @@ from storyfi_lite.protocol.limits import FULL_MARKS_S, NO_MARKS_S
 from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 from storyfi_lite.validator.copies import COMPARED_CHARS, PASSAGE_SHARE, UNCOMPARED, Likeness
 from storyfi_lite.validator.readable import Reading
-from storyfi_lite.validator.structure import Part, prose, score_structure
+from storyfi_lite.validator.structure import STRUCTURE, Part, prose
 from storyfi_lite.validator.text import (
     PASSAGE_SYMBOLS,
     SEPARATOR,
@@ -80,7 +80,7 @@ def score(response: StoryResponse | bytes | Verification, context: Context, hist
     seen = response if isinstance(response, Verification) else verify(context.request, response)
     if not seen.readable or seen.data is None:
         return Score(0.0, (), f"not an answer: {'; '.join(seen.problems[:3])}")
-    structure = score_structure(context.request, seen.data)
+    structure = STRUCTURE[context.request.task_type](context.request, seen.data)
     technical = _technical(seen, context.elapsed_s, sum(part.points / part.of for part in structure) / len(structure))
     parts = (*technical, *structure, *_content(context.request, seen.data, history))
     if history.copy_of is not None:

@@ -35,11 +35,6 @@ class Part:
     saw: str
 
 
-def score_structure(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
-    """Score the task's three parts, 40 points together."""
-    return _TASKS[request.task_type](request, data)
-
-
 def prose(task: str, data: dict[str, Any], limit_chars: int) -> list[str]:
     """Return the answer's longer texts, which have sentences to look at."""
     if task == "blueprint":
@@ -124,7 +119,8 @@ def _chapters(request: StoryRequest, data: dict[str, Any]) -> tuple[Part, ...]:
     )
 
 
-_TASKS: dict[str, Callable[[StoryRequest, dict[str, Any]], tuple[Part, ...]]] = {
+# by task, what scores its three parts, 40 points together
+STRUCTURE: dict[str, Callable[[StoryRequest, dict[str, Any]], tuple[Part, ...]]] = {
     "blueprint": _blueprint,
     "characters": _characters,
     "story_arc": _story_arc,
