@@ -149,7 +149,9 @@ def test_looking_only_at_likely_tokens_chooses_what_looking_at_all_would(engine:
         logits = rng.normal(0, 3, words.size).astype(np.float32)
         adjusted = logits.copy()
         rule._adjust(adjusted)
-        likely_first = np.argsort(-adjusted, kind="stable")  # all tokens; asking the grammar about each would take half a minute
+        likely_first = np.argsort(
+            -adjusted, kind="stable"
+        )  # all tokens; asking the grammar about each would take half a minute
         best = float(adjusted[next(token for token in likely_first if rule._allowed(int(token)))])
         can_win = likely_first[adjusted[likely_first] >= lowest_logit(best, params)]
         near = np.sort([token for token in can_win if rule._allowed(int(token))])

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from storyfi_lite import files
 from storyfi_lite.cli.options import json_option, model_options
+from storyfi_lite.errors import BadInput
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
     from storyfi_lite.opening.local import LocalOpener
-    from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import StoryRequest, StoryResponse
 
 TIMEOUT_S = 3600.0  # of one answer
@@ -39,9 +41,7 @@ def command(answers: int, model: ModelOptions, as_json: bool) -> None:
     storyfi-lite calibrate --model.path model.gguf
     storyfi-lite calibrate --model.name mistral-7b --quant Q4_K_M --answers 100
     """
-    from storyfi_lite import files
     from storyfi_lite.cli.table import reflow
-    from storyfi_lite.errors import BadInput
     from storyfi_lite.opening.local import SILENT, LocalOpener
     from storyfi_lite.validator import calibration as kept
 

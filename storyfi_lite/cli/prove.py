@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storyfi_lite import files
 from storyfi_lite.cli.options import (
     FILE,
     FILE_OR_STDIN,
@@ -118,7 +119,6 @@ def verdicts_on(
     signer: Any,
 ) -> dict[str, Verdict]:  # fmt: skip
     """Replay with the file that the options name, else with the one that the answers claim; keep a report."""
-    from storyfi_lite import files
     from storyfi_lite.validator import report as reports
     from storyfi_lite.validator.verdict import NO_PROOF
 

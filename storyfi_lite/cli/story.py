@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storyfi_lite import files, stopping
 from storyfi_lite.cli.options import NEW_FILE, TEXT, api_options, model_options, placement_options, think_option
 from storyfi_lite.cli.writing import format_option, put, speed, write
 from storyfi_lite.errors import BadInput, LiteError
+from storyfi_lite.options import ModelOptions
 
 if TYPE_CHECKING:
     from storyfi_lite.loaders.base import Loader
-    from storyfi_lite.options import ModelOptions
     from storyfi_lite.protocol.messages import ModelInfo, StoryRequest
     from storyfi_lite.story.saved import SavedAnswer
     from storyfi_lite.validator.verdict import Verdict
@@ -45,7 +46,6 @@ def command(
     storyfi-lite story "a lighthouse keeper who hears the sea speak" -o story.html
     storyfi-lite story "一个关于灯塔的故事" --chapters 3 -o story.json
     """
-    from storyfi_lite import stopping
     from storyfi_lite.cli.progress import shown_progress
     from storyfi_lite.opening.loader import open_loader
     from storyfi_lite.story.formats import format_of
@@ -82,7 +82,7 @@ class _Story:
 
     def check(self) -> None:
         """Tell a mistake before a model is fetched. Raises BadInput or ConfigError."""
-        from storyfi_lite import files, tasks
+        from storyfi_lite import tasks
 
         tasks.get("blueprint").script(self._request("blueprint", seed=0))
         if self.output is not None:
@@ -154,8 +154,6 @@ class _Story:
 
     def keep(self) -> None:
         """Put what there is into the file. Raises DoesNotFit or ConfigError."""
-        from storyfi_lite import files
-
         if self.output is None or not self._is_kept:
             return
         try:
@@ -191,8 +189,6 @@ class _Story:
         click.echo(f"\n{said}", err=True)
 
     def hand_over(self) -> None:
-        from storyfi_lite import files
-
         if self.output is None:
             put(self._spelled())
         elif self._is_kept:
