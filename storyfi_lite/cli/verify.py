@@ -44,20 +44,23 @@ def command(file: Path, task: str | None, strict: bool, as_json: bool) -> None:
 
     with click.open_file(str(file), "rb") as stream:
         raw = stream.read(MAX_FILE_BYTES + 1)  # a byte more, to be refused for its size
-    results: dict[str, Verification] = {}
     try:
-        for one in read_answers(raw):
-            known = one.request and one.response and task in (None, one.request.task_type)
-            # one whose request is not known is checked as far as that goes
-            results[one.name] = verify(one.request, one.response, strict) if known else verify_text(raw, task, strict)  # type: ignore[arg-type]
+        answers = read_answers(raw)
     except BadInput:
         results = {"answer": verify_text(raw, task, strict)}  # it says what is wrong, as of any answer
+    else:  # one whose request is not known is checked as far as that goes
+        results = {
+            answer.name: verify(answer.request, answer.response, strict)
+            if answer.request and answer.response and task in (None, answer.request.task_type)
+            else verify_text(raw, task, strict)
+            for answer in answers
+        }
     valid = all(result.valid for result in results.values())
     if as_json:
         facts = {}
-        for name, seen in results.items():
-            checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in seen.checks]
-            facts[name] = {"valid": seen.valid, "canonical": seen.canonical, "task": seen.task, "checks": checks}
+        for name, one in results.items():
+            checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in one.checks]
+            facts[name] = {"valid": one.valid, "canonical": one.canonical, "task": one.task, "checks": checks}
         whole = next(iter(facts.values())) if len(facts) == 1 else {"valid": valid, "answers": facts}
         click.echo(json.dumps(whole, ensure_ascii=False))
     else:

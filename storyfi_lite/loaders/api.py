@@ -188,18 +188,20 @@ class ApiLoader:
         # a token is about 3 bytes of text; the answer has at most a token a character, of 4 bytes
         expected = prompt.max_tokens or prompt.constraint.max_tokens_bound // 4
         charge = self._meter.charge(sent_bytes // 3, expected, self.settings.prices)
+        outcome: Reply | Failure
         try:
             with line.open():
-                reply = self._client.call(prompt, timeout_s)
+                outcome = self._client.call(prompt, timeout_s)
         except Exception as error:
-            failure = self._client.explain(error)
-            if failure.free or not line.is_connected:
+            outcome = self._client.explain(error)
+            if not outcome.free and line.is_connected:
+                outcome = Failure(NotAgain(str(outcome.error)), free=False)
+        if isinstance(outcome, Failure):
+            if outcome.free or not line.is_connected:
                 self._meter.settle(charge, 0, 0)
-                return failure
-            return Failure(NotAgain(str(failure.error)), free=False)
-        if reply.prompt_tokens is not None and reply.completion_tokens is not None:
-            self._meter.settle(charge, reply.prompt_tokens, reply.completion_tokens)
-        return reply
+        elif outcome.prompt_tokens is not None and outcome.completion_tokens is not None:
+            self._meter.settle(charge, outcome.prompt_tokens, outcome.completion_tokens)
+        return outcome
 
 
 def _count(reply: Reply) -> str:

@@ -81,7 +81,9 @@ class Miner:
         if self.stopping:
             raise Refused("stopping", "this miner is shutting down")
         # a header that comes twice is joined with a comma, so no signature can be valid in one copy of it
-        headers = {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
+        headers: dict[str, str] = {}
+        for name, value in request.headers.items():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
         try:
             admitted = await self.gate.admit(transport, headers, request.stream())
         except LiteError as error:

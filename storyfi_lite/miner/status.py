@@ -222,7 +222,8 @@ def _span(seconds: float, say: Words) -> str:
 
 
 def last_hour(minutes: Iterable[Minute], now_s: float, say: Words) -> str:
-    """Draw the last hour as HTML with two charts in SVG, one column a minute: the mean and the slowest answer, of 60 s; what got no answer."""
+    """Draw the last hour as HTML with two charts in SVG, one column a minute: the mean and the slowest answer, of 60 s; what
+    got no answer."""
     this = int(now_s // 60)
     columns = [(KEPT_MINUTES - 1 - (this - one.at), one) for one in minutes if this - one.at < KEPT_MINUTES]
     answered = sum(one.answered for _, one in columns)

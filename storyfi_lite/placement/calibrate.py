@@ -31,9 +31,9 @@ SPARE_CORE_SHARE = 0.2  # that other programs may use of the cores we count on
 
 @dataclass(frozen=True)
 class CpuSpeed:
-    """Holds the speed of this CPU's kernels. `gb_s`: of quantized weights, by type, for one token. `more_share`: what each further token of the same step costs, as a share
-    of the first. `attention_ns`, by type of key and value: for each query head, cell and number of a key. `row_ns`: for each row of a
-    matrix, however short."""
+    """Holds the speed of this CPU's kernels. `gb_s`: of quantized weights, by type, for one token. `more_share`: what each
+    further token of the same step costs, as a share of the first. `attention_ns`, by type of key and value: for each query
+    head, cell and number of a key. `row_ns`: for each row of a matrix, however short."""
 
     gb_s: dict[str, float]
     attention_ns: dict[str, float]
@@ -54,8 +54,8 @@ FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0,
 
 @cache
 def cpu_speed(n_threads: int) -> CpuSpeed:
-    """Return the CPU's speed with so many threads, 0: all physical cores. It is measured once, then read from the cache directory. While other programs have
-    the cores, the best of three measurements counts, and is not kept."""
+    """Return the CPU's speed with so many threads, 0: all physical cores. It is measured once, then read from the cache
+    directory. While other programs have the cores, the best of three measurements counts, and is not kept."""
     try:
         import llama_cpp
     except ImportError:

@@ -65,7 +65,8 @@ class StoreCatalog(Catalog):
 
 
 def tokens_a_char(path: Path) -> TokensAChar | None:
-    """Ask a file's own tokenizer, on the samples of lengths.json, how many tokens a character takes; no weight is read. None without llama.cpp, or for a file that it cannot read."""
+    """Ask a file's own tokenizer, on the samples of lengths.json, how many tokens a character takes; no weight is read. None
+    without llama.cpp, or for a file that it cannot read."""
     try:
         import llama_cpp
 

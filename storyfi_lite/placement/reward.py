@@ -25,8 +25,9 @@ GAPS = (0.18, 0.69, 1.79)
 
 @dataclass(frozen=True)
 class Earnings:
-    """Holds what a layout is expected to earn. `score`: the mean share of all points, 0 to 1. `late`: the share of requests that get no answer in time. `p95_s`: of all requests,
-    infinite if more than 5 % are late. `task_s`: a usual answer alone, by kind."""
+    """Holds what a layout is expected to earn. `score`: the mean share of all points, 0 to 1. `late`: the share of requests
+    that get no answer in time. `p95_s`: of all requests, infinite if more than 5 % are late. `task_s`: a usual answer alone, by
+    kind."""
 
     multiplier: float
     score: float

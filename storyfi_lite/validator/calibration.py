@@ -36,8 +36,8 @@ class Calibration:
 
 
 def calibrate(sha256: str, pairs: Sequence[tuple[Replay, Replay]], made_with: str) -> Calibration:
-    """Measure a file's noise on honest answers, each replayed in two ways. The noise knows nothing of who wrote them, so their verdicts test it.
-    Raises BadInput if they are too few."""
+    """Measure a file's noise on honest answers, each replayed in two ways. The noise knows nothing of who wrote them, so their
+    verdicts test it. Raises BadInput if they are too few."""
     if len(pairs) < MIN_ANSWERS:
         raise BadInput(f"{len(pairs)} answers; at least {MIN_ANSWERS} are needed")
     noise = round(noise_of(pairs), 4)

@@ -67,7 +67,8 @@ class Prover(AbstractContextManager["Prover"]):
         return ", ".join([*gpus, devices.cpu().description, *mapped])
 
     def prove(self, request: StoryRequest, response: StoryResponse, seed: int | None = None) -> Verdict:
-        """Prove one answer. `request` is what was asked, and `seed` the challenge seed that it was bound to (protocol/seed.py), if there is one."""
+        """Prove one answer. `request` is what was asked, and `seed` the challenge seed that it was bound to (protocol/seed.py),
+        if there is one."""
         return next(self.prove_all([(request, response, seed)]))[1]
 
     def prove_all(

@@ -122,8 +122,8 @@ def _is_long(text: str) -> bool:
 
 
 class Pairs:
-    """Scores neighbours in a text. `units` are the common words or characters in the table's order; what is not among them goes by its suffix, or as
-    the last unit of all. `scores` in steps of SCORE_UNIT, first unit by second."""
+    """Scores neighbours in a text. `units` are the common words or characters in the table's order; what is not among them goes
+    by its suffix, or as the last unit of all. `scores` in steps of SCORE_UNIT, first unit by second."""
 
     def __init__(self, units: Sequence[str], rows: Sequence[str]) -> None:
         self.places = {unit: at for at, unit in enumerate(units)}

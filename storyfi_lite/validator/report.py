@@ -32,7 +32,8 @@ class _Part(BaseModel):
 
 
 class ReportedAnswer(_Part):
-    """Holds one answer, what was asked, and the verdict. `seed`: the challenge seed that the answer was held to; None: the one in its own header."""
+    """Holds one answer, what was asked, and the verdict. `seed`: the challenge seed that the answer was held to; None: the one
+    in its own header."""
 
     name: str
     request: StoryRequest
@@ -54,7 +55,8 @@ class Summary(_Part):
 
 
 class Report(_Part):
-    """Holds what a validator found with one file. `model_sha256`: of the file that was replayed with. `signature`: hexadecimal; with `hotkey` None, of nobody."""
+    """Holds what a validator found with one file. `model_sha256`: of the file that was replayed with. `signature`: hexadecimal;
+    with `hotkey` None, of nobody."""
 
     format: Literal["storyfi-lite-report/1"]
     storyfi_lite: str
