@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from storyfi_lite.placement.lengths import TokensAChar, Work, work
@@ -75,8 +76,7 @@ def expected(
             if alone:
                 weighed += [(weight * len(alone), each) for each in _seconds(one, count, scaled, n_slots)]
             for gap_s in gaps_s[: len(gaps_s) - len(alone)]:
-                earlier = [Job(0.0, usual, 0) for _ in range(before)]
-                weighed += [(weight, each) for each in _seconds(one, count, scaled, n_slots, earlier, gap_s)]
+                weighed += [(weight, each) for each in _seconds(one, count, scaled, n_slots, usual, before, gap_s)]
     alone_s = {kind: pace.alone(one, one.whole) for kind, one in works.items() if one}
     return earnings(multiplier, weighed, alone_s)
 
@@ -98,13 +98,15 @@ def earnings(
     return Earnings(multiplier, score, late, p95_s, task_s)
 
 
+@lru_cache(maxsize=1 << 16)  # a machine is planned for several times until a model is loaded
 def _seconds(
-    one: Work, count: int, pace: Pace, n_slots: int, before: list[Job] | None = None, at_s: float = 0.0
-) -> list[float | None]:
-    """Return the seconds of each of `count` requests of one group, with the group `before` it still at work."""
-    jobs = [*(before or []), *(Job(at_s, one, 1, scale) for scale in one.lengths(count))]
+    one: Work, count: int, pace: Pace, n_slots: int, other: Work | None = None, before: int = 0, at_s: float = 0.0
+) -> tuple[float | None, ...]:
+    """Return the seconds of each of `count` requests of one group, with `before` requests of an `other` kind still at work."""
+    jobs = [Job(0.0, other or one, 0) for _ in range(before)]
+    jobs += [Job(at_s, one, 1, scale) for scale in one.lengths(count)]
     run(jobs, pace, n_slots)
-    return [job.seconds for job in jobs[len(before or []) :]]
+    return tuple(job.seconds for job in jobs[before:])
 
 
 def _mean(traffic: Traffic, a_char: TokensAChar) -> Work:
