@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: batches, slots, grammar masks, the seeded sampler.
+"""Runs llama.cpp through llama-cpp-python: batches, slots, grammar masks, the seeded sampler.
 
     settings.py     plain values: how a model is loaded, how tokens are chosen
     sampler.py      logits -> scores, a pure function

@@ -47,7 +47,7 @@ class _Node(ctypes.Structure):
 
 
 def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
-    """Bytes on each GPU that llama.cpp sees, in its order, and last on the host. None if this llama.cpp does not tell.
+    """Return the bytes on each GPU that llama.cpp sees, in its order, and last on the host. None if this llama.cpp does not tell.
 
     Raises what loading raises: BadInput for a file that is no whole GGUF, DoesNotFit where llama.cpp cannot make a context.
     """
@@ -74,7 +74,7 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
 
 
 def refuse_if_it_crashes(path: Path) -> None:
-    """Has a child process open the file first: on some that are damaged llama.cpp ends the whole process. Raises BadInput."""
+    """Have a child process open the file first: on some that are damaged llama.cpp ends the whole process. Raises BadInput."""
     command = [sys.executable, "-m", "storyfi_lite.engine.dry_run", os.fspath(path)]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     child = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=environment)

@@ -41,11 +41,11 @@ _SPEED_MEMORY = 0.7  # weight of the past in the running means of tokens a secon
 
 @dataclass(frozen=True)
 class EngineJob:
-    """`max_tokens` None: the longest that the grammar allows and the context holds. `deadline_s` on time.monotonic()'s
-    clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the budget is what the engine writes
-    in so many seconds at the speed it has measured. `planned`: the caller has reckoned that it will be in time, so the engine's own,
-    coarser estimate refuses nothing. `on_tokens` is told of the answer's tokens as they are chosen, on the engine's thread, which waits
-    for it meanwhile."""
+    """Holds one request to the engine. `max_tokens` None: the longest that the grammar allows and the context holds.
+    `deadline_s` on time.monotonic()'s clock. Higher `priority` first, then the older. `aim_s`: if `max_tokens` is None, the
+    budget is what the engine writes in so many seconds at the speed it has measured. `planned`: the caller has reckoned that it
+    will be in time, so the engine's own, coarser estimate refuses nothing. `on_tokens` is told of the answer's tokens as they
+    are chosen, on the engine's thread, which waits for it meanwhile."""
 
     script: Script
     sampling: SamplingParams
@@ -59,7 +59,7 @@ class EngineJob:
 
 @dataclass(frozen=True)
 class Generation:
-    """A whole answer: its JSON, and the token ids of all turns that it was put together from, each with its end token."""
+    """Holds a whole answer: its JSON, and the token ids of all turns that it was put together from, each with its end token."""
 
     text: str
     conversation: Conversation
@@ -94,7 +94,7 @@ class _Request:
 
 @dataclass
 class _Slot:
-    """One sequence of the context. `cached` are the tokens whose cells it holds, `feed` those still to be decoded."""
+    """Holds one sequence of the context. `cached` are the tokens whose cells it holds, `feed` those still to be decoded."""
 
     sequence: int
     request: _Request | None = None
@@ -136,7 +136,7 @@ class Engine:
         return self.chat_template.conversation(self.model.vocabulary, script)
 
     def submit(self, job: EngineJob) -> Future[Generation]:
-        """Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
+        """Queue a job. Raises Busy, BadInput (prompt or budget that cannot work) or EngineError (a dead or closed engine). The Future
         may be cancelled at any time; its slot is free one step later."""
         with self._vocabulary_in_use:
             if self._dead or self._closing:
@@ -155,7 +155,7 @@ class Engine:
         return request.future
 
     def _budget(self, job: EngineJob, conversation: Conversation) -> int:
-        """The answer's token budget. Whatever it is, the answer ends inside it: the grammar's bound, or the closing rule."""
+        """Return the answer's token budget. Whatever it is, the answer ends inside it: the grammar's bound, or the closing rule."""
         room = self.settings.n_ctx - len(conversation)
         wanted = job.max_tokens if job.max_tokens is not None else job.script.max_tokens_bound
         if job.max_tokens is None and job.aim_s and self._tokens_per_s:
@@ -177,7 +177,7 @@ class Engine:
             raise Busy(f"the answer would be late: {wait_s:.0f} s to wait", wait_s)
 
     def _expected_wait_s(self, priority: float) -> float | None:
-        """Seconds until a job of this priority gets a slot: those that run and those before it in the queue, each by its own
+        """Return the seconds until a job of this priority gets a slot: those that run and those before it in the queue, each by its own
         length, given to the slots in turn. None until a job has been measured."""
         if self._tokens_per_s is None:
             return None
@@ -189,7 +189,7 @@ class Engine:
         return free_in_s[0]
 
     def _expected_s(self, request: _Request) -> float:
-        """Seconds that this job still takes in a slot."""
+        """Return the seconds that this job still takes in a slot."""
         assert self._tokens_per_s is not None
         whole = min(request.max_tokens, self._length_share * request.need_tokens)
         return max(0.0, whole - len(request.rule.tokens)) / self._tokens_per_s
@@ -202,7 +202,7 @@ class Engine:
 
     @contextmanager
     def borrowed(self) -> Iterator[Context]:
-        """The context itself, empty, for measuring what llama.cpp does alone. Requests wait meanwhile, and find no prompt
+        """Lend the context itself, empty, for measuring what llama.cpp does alone. Requests wait meanwhile, and find no prompt
         cached afterwards. Raises EngineError while anything runs or waits."""
         with self._wake:
             if self._dead or self._closing or self._queue or self._busy():
@@ -218,7 +218,7 @@ class Engine:
             self._keep(slot, [], 0)
 
     def close(self) -> None:
-        """Finishes what runs, fails what waits, frees the model. Idempotent."""
+        """Finish what runs, fail what waits, free the model. Idempotent."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -249,7 +249,7 @@ class Engine:
         self._fail_all(EngineError(self._dead or "the engine is closed"))
 
     def _admit(self) -> bool:
-        """Sleeps while there is nothing to do, then gives free slots to waiting jobs. False when it is time to stop."""
+        """Sleep while there is nothing to do, then give free slots to waiting jobs. Returns False when it is time to stop."""
         with self._wake:
             while not (self._closing or self._queue or self._busy()):
                 self._wake.wait()
@@ -286,7 +286,7 @@ class Engine:
             _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
 
     def _fill_slots(self) -> list[_Slot]:
-        """Each job goes to the free slot that holds most of its prompt's beginning already."""
+        """Give each job the free slot that holds most of its prompt's beginning already."""
         started = []
         free = [slot for slot in self._slots if slot.request is None]
         while self._queue and free:
@@ -311,14 +311,14 @@ class Engine:
             self._release(slot, error)
 
     def _keep(self, slot: _Slot, tokens: list[int], common: int) -> None:
-        """Cuts the slot's cells to the first `common` of `tokens`, less if the cache cannot be cut there."""
+        """Cut the slot's cells to the first `common` of `tokens`, less if the cache cannot be cut there."""
         if not self._context.forget(slot.sequence, common):
             common = 0
             self._context.forget(slot.sequence)
         slot.cached, slot.feed = tokens[:common], tokens[common:]
 
     def _step(self) -> None:
-        """One batch: decode, then choose for each slot whose tokens are all in."""
+        """Run one batch: decode, then choose for each slot whose tokens are all in."""
         self._drop_ended()
         self._close_gaps()
         plan = self._plan()
@@ -348,7 +348,7 @@ class Engine:
                 self._release(last, None)
 
     def _plan(self) -> list[tuple[_Slot, list[int]]]:
-        """Which tokens go into the next batch. Slots that write come first; joining prompts, the oldest first, share what
+        """Choose the tokens of the next batch. Slots that write come first; joining prompts, the oldest first, share what
         room is left, and no more than a chunk of it while others write."""
         busy = self._busy()
         writing = [slot for slot in busy if slot.request.first_token_s and len(slot.feed) <= FORCED_RUN_TOKENS]  # type: ignore[union-attr]
@@ -421,7 +421,7 @@ class Engine:
         _resolve(request, generation)
 
     def _drop_ended(self) -> None:
-        """Frees the slots of requests whose client went away or whose time is up."""
+        """Free the slots of requests whose client went away or whose time is up."""
         now = time.monotonic()
         for slot in self._busy():
             assert slot.request is not None
@@ -439,7 +439,7 @@ class Engine:
     # --- failure -----------------------------------------------------------------------------------------------
 
     def _recover(self, error: EngineError) -> None:
-        """After a failed decode: first the same again in smaller batches, then a fresh context into which every running
+        """Go on after a failed decode: first with the same again in smaller batches, then a fresh context into which every running
         request is replayed; after MAX_FAILURES in a row the engine is dead."""
         self._failures += 1
         if self._failures > MAX_FAILURES:
@@ -479,7 +479,7 @@ class Engine:
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens two lists have in common at their beginning."""
+    """Count the tokens that two lists have in common at their beginning."""
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
         return shorter

@@ -1,4 +1,4 @@
-"""The native side: a model file loaded by llama.cpp, one context on it, one batch at a time. Low-level binding only.
+"""Binds llama.cpp: a model file that it loaded, one context on it, one batch at a time, and no more.
 
 Not thread-safe: whoever makes a Context keeps it on one thread. Knows nothing of grammars, jobs or texts.
 """
@@ -36,7 +36,7 @@ _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1  # llama_load_mode of llama.h
 
 
 class Model:
-    """The weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it,
+    """Holds the weights and the vocabulary. Raises BadInput for a file that is no whole GGUF, DoesNotFit without memory for it,
     ConfigError if llama.cpp's build computes wrong on this machine.
 
     `dry_run`: takes no memory for weights, KV cache and computing, and can compute nothing (dry_run.py)."""
@@ -97,7 +97,8 @@ class Model:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The registry's; else the file's, or of several named ones the first that works. Raises BadInput if there is none."""
+        """Return the registry's chat template; else the file's, or of several named ones the first that works. Raises BadInput
+        if there is none."""
         sources = [self._chat_template] if self._chat_template else map(self.metadata, self._template_keys())
         failures: list[BadInput] = []
         for source in sources:
@@ -110,7 +111,7 @@ class Model:
         raise BadInput(f"{self.path.name} carries no chat template; choose an instruction-tuned GGUF")
 
     def _template_keys(self) -> list[str]:
-        """Where the file keeps chat templates: the unnamed one first, the one for tools last."""
+        """Return the keys of the chat templates in the file: the unnamed one first, the one for tools last."""
         buffer = ctypes.create_string_buffer(256)
         keys = []
         for index in range(llama_cpp.llama_model_meta_count(self.handle)):
@@ -136,11 +137,11 @@ class Model:
 
     @property
     def n_layers(self) -> int:
-        """Without the output layer."""
+        """Count the layers without the output layer."""
         return int(llama_cpp.llama_model_n_layer(self.handle))
 
     def metadata(self, key: str) -> str:
-        """A metadata value as text; empty if the file has none."""
+        """Return a metadata value as text; empty if the file has none."""
         size = 256
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -173,7 +174,7 @@ def _check_magic(path: Path) -> None:
 
 
 def _load_error(path: Path) -> LiteError:
-    """From what llama.cpp logged: memory, or the file."""
+    """Make the error from what llama.cpp logged: memory, or the file."""
     why = "; ".join(devices.complaints) or "no reason given"
     if re.search(r"alloc|out of memory|buffer", why, re.IGNORECASE):
         return DoesNotFit(f"{path.name} does not fit into memory: {why}")
@@ -186,7 +187,7 @@ def _load_error(path: Path) -> LiteError:
 
 @dataclass
 class Feed:
-    """Tokens for one sequence in the next batch, from position `start`; `rows` are the indexes in `tokens` whose logits
+    """Holds tokens for one sequence in the next batch, from position `start`; `rows` are the indexes in `tokens` whose logits
     are wanted, in rising order. `shared_by`: so many sequences, from `sequence` on, get the tokens, computed once."""
 
     sequence: int
@@ -197,7 +198,7 @@ class Feed:
 
 
 class Context:
-    """One llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each. With `n_sequences`: so many sequences have all
+    """Holds one llama context: a KV cache of `n_slots` sequences with `n_ctx` cells each. With `n_sequences`: so many sequences have all
     cells together, and may share tokens. `n_outputs`: of so many of a batch's tokens logits are wanted at most; 0: of all.
     `after_layer` is called once a layer is computed, of weights that stay in their file."""
 
@@ -245,7 +246,7 @@ class Context:
         self._make_batch(self.n_batch, params.n_seq_max)
 
     def _make_batch(self, size: int, n_sequences: int) -> None:
-        """The batch's arrays, ours and reused, so that a step fills them by slices instead of item by item."""
+        """Make the batch's arrays, ours and reused, so that a step fills them by slices instead of item by item."""
         self._token = np.zeros(size, dtype=np.int32)
         self._pos = np.zeros(size, dtype=np.int32)
         self._sequences = np.arange(n_sequences, dtype=np.int32)
@@ -262,7 +263,7 @@ class Context:
         self._batch = batch
 
     def decode(self, feeds: list[Feed]) -> list[list[Floats]]:
-        """One llama_decode over all feeds, at most n_batch tokens together. For each feed the logits of its rows: float32
+        """Run one llama_decode over all feeds, at most n_batch tokens together. Returns for each feed the logits of its rows: float32
         views of (vocabulary,), valid and free to be changed until the next decode. Raises EngineError."""
         at = 0
         wanted: list[list[int]] = []
@@ -287,7 +288,7 @@ class Context:
         return self._logits(wanted)
 
     def _logits(self, wanted: list[list[int]]) -> list[list[Floats]]:
-        """llama.cpp keeps the wanted rows one after the other, in the batch's order."""
+        """Return the logits of the wanted rows, which llama.cpp keeps one after the other, in the batch's order."""
         count = sum(map(len, wanted))
         if not count:
             return [[] for _ in wanted]
@@ -305,7 +306,7 @@ class Context:
             self._after_layer()
 
     def forget(self, sequence: int, start: int = 0) -> bool:
-        """Drops a sequence's cells from position `start` on. False if this kind of cache cannot be cut there; dropping all
+        """Drop a sequence's cells from position `start` on. Returns False if this kind of cache cannot be cut there; dropping all
         of it always works."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
 

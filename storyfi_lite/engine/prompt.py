@@ -1,4 +1,4 @@
-"""Chat template -> the tokens of a conversation. A stranger's text can never become a control token.
+"""Turns a chat template into the tokens of a conversation. A stranger's text can never become a control token.
 
 The template comes from the GGUF's metadata (or the registry, where the file has none) and is rendered in jinja2's
 sandbox with placeholders for the contents; the template's parts are tokenized with control tokens, the contents without.
@@ -60,7 +60,7 @@ _THOUGHTS = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of all that the model does not write: `opening` is what stands before its first turn, `bridges` what stands
+    """Holds the token ids of all that the model does not write: `opening` is what stands before its first turn, `bridges` what stands
     between one turn and the next. For a script that thinks, the first bridge closes the thought, and `thought_mark` is the text that
     a model closes it with."""
 
@@ -70,12 +70,12 @@ class Conversation:
 
     @property
     def sha256(self) -> str:
-        """Of the token ids in their order, as little-endian 32-bit integers; -1 stands for a turn of the model's."""
+        """Hash the token ids in their order, as little-endian 32-bit integers; -1 stands for a turn of the model's."""
         tokens = [*self.opening, *(token for bridge in self.bridges for token in (-1, *bridge))]
         return hashlib.sha256(b"".join(token.to_bytes(4, "little", signed=True) for token in tokens)).hexdigest()
 
     def with_answer(self, tokens: Sequence[int], end: int) -> tuple[list[int], list[int]]:
-        """All that is decoded when these are the answer's tokens, and for each of them the place in it of the one that
+        """Return all that is decoded when these are the answer's tokens, and for each of them the place in it of the one that
         predicts it. `end` closes a turn; it is not decoded itself, the bridge is."""
         fed, before, turn = list(self.opening), [], 0
         for token in tokens:
@@ -92,7 +92,7 @@ class Conversation:
 
 
 class ChatTemplate:
-    """A compiled template. Raises BadInput if it does not compile, renders no user turn, or no second one."""
+    """Holds a compiled template. Raises BadInput if it does not compile, renders no user turn, or no second one."""
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
         failures: list[Exception] = []
@@ -116,7 +116,7 @@ class ChatTemplate:
         raise _refusal(failures[0])
 
     def conversation(self, vocabulary: Vocabulary, script: Script) -> Conversation:
-        """The script's turns as token ids, begun with the model's own first token if it has one."""
+        """Return the script's turns as token ids, begun with the model's own first token if it has one."""
         first, *others = script.asks
         begun, closed, mark = self._thought if script.think_tokens else (self._opening, "", "")
         opening = self._tokens(vocabulary, begun, {_SYSTEM: script.system, _USER: first})
@@ -129,7 +129,7 @@ class ChatTemplate:
 
     @cached_property
     def _thought(self) -> tuple[str, str, str]:
-        """The prompt that ends inside a thought, what closes the thought so that the answer begins, and the mark that this begins
+        """Return the prompt that ends inside a thought, what closes the thought so that the answer begins, and the mark that this begins
         with. Raises BadInput if the template knows no thoughts."""
         opening, _, _ = self._render_thinking()
         before, _, header = opening.partition(_USER)
@@ -161,7 +161,7 @@ def _refusal(error: Exception) -> BadInput:
 
 
 def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tuple[str, str, str]:
-    """The rendered prompt, what stands between an answer and the next one, and the header of an answer that is over. Where the
+    """Return the rendered prompt, what stands between an answer and the next one, and the header of an answer that is over. Where the
     template has no system role (it raises, or drops the text), the system text opens the first user turn. Raises whatever a
     template raises, and BadInput if it does not repeat each content once."""
 
@@ -187,7 +187,7 @@ def _rendered(template: Template, parts: bool, variables: dict[str, Any]) -> tup
 
 
 def _answer_begins(header: str, written: str) -> str:
-    """What must follow the header of an answer that is to come, so that the answer itself begins and no thought. `written`:
+    """Return what must follow the header of an answer that is to come, so that the answer itself begins and no thought. `written`:
     the header that the template gives an answer that is over, which shows what stands between a header and an answer
     (gpt-oss: `<|channel|>final<|message|>`)."""
     more = written.removeprefix(header) if written.startswith(header) else ""
@@ -206,7 +206,7 @@ def _answer_begins(header: str, written: str) -> str:
 
 
 def _environment() -> Environment:
-    """Jinja2 as transformers sets it up for chat templates."""
+    """Set jinja2 up as transformers does for chat templates."""
     from jinja2 import TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node

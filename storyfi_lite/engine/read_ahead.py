@@ -25,9 +25,9 @@ _LAYERS_OUTPUT = re.compile(rb"l_out-(\d+)")  # llama.cpp's name for what a laye
 
 
 class ReadAhead:
-    """`callback` is for llama.cpp's context, which calls it as it computes; `start` comes before each batch. Only for a file of one
-    part, on a system that takes such hints; elsewhere nothing is read ahead. `after_layer` is called once a layer is computed. Close it
-    after the context."""
+    """Asks for the next layer's weights while one is computed. `callback` is for llama.cpp's context, which calls it as it
+    computes; `start` comes before each batch. Only for a file of one part, on a system that takes such hints; elsewhere nothing
+    is read ahead. `after_layer` is called once a layer is computed. Close it after the context."""
 
     def __init__(self, path: Path, n_layers_on_host: int, after_layer: Callable[[], None]) -> None:
         self._after_layer = after_layer
@@ -48,7 +48,7 @@ class ReadAhead:
             self._read(layer)
 
     def _computed(self, tensor: Any, is_asked: bool, _: Any) -> bool:
-        """llama.cpp asks of each result whether we want to know when it is there, and tells us."""
+        """Answer llama.cpp, which asks of each result whether we want to know when it is there, and tells us."""
         layer = _LAYERS_OUTPUT.fullmatch(self._name(tensor))
         if layer and not is_asked:
             self._read(int(layer[1]) + LAYERS_AHEAD)
@@ -69,7 +69,7 @@ class ReadAhead:
 
 
 def _by_layer(tensors: tuple[Tensor, ...]) -> dict[int, tuple[int, int]]:
-    """Where each layer's weights begin and end in the data section."""
+    """Find where each layer's weights begin and end in the data section."""
     found: dict[int, tuple[int, int]] = {}
     for one in tensors:
         if match := _LAYER.match(one.name):

@@ -83,7 +83,7 @@ def make_model(path: Path, part: str) -> Weights:
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray[Any, Any]:
-    """Numbers that spread by about 1 / sqrt(WIDTH), so that a matrix keeps a vector's length; a norm's are about 1."""
+    """Draw numbers that spread by about 1 / sqrt(WIDTH), so that a matrix keeps a vector's length; a norm's are about 1."""
     deviation = WIDTH**-0.5
     if kind not in _SCALES:
         numbers = random.normal(float(len(shape) == 1), deviation, shape).astype(np.float32)
@@ -133,7 +133,7 @@ def _describe(writer: gguf.GGUFWriter, with_experts: bool) -> None:
 
 
 def logits(weights: Weights, tokens: list[int]) -> Floats:
-    """Of every position, (tokens, vocabulary): llama.cpp's "llama" architecture, as its llama-graph.cpp has it."""
+    """Compute the logits of every position, (tokens, vocabulary), by llama.cpp's "llama" architecture (llama-graph.cpp)."""
     of_layer = {name.removeprefix("blk.0."): value for name, value in weights.items()}
     hidden = weights["token_embd"][tokens]
     hidden = hidden + _attention(of_layer, _normed(hidden, of_layer["attn_norm"]))
@@ -159,7 +159,7 @@ def _attention(weights: Weights, hidden: Floats) -> Floats:
 
 
 def _rotated(heads: Floats) -> Floats:
-    """By position, in neighbouring pairs."""
+    """Rotate neighbouring pairs of numbers by their position."""
     angles = np.arange(heads.shape[1])[:, None] * ROPE_BASE ** (-np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)
     turned = (heads[..., ::2] + 1j * heads[..., 1::2]) * np.exp(1j * angles)
     return np.stack([turned.real, turned.imag], axis=-1).reshape(heads.shape)
@@ -189,7 +189,7 @@ def _softmax(scores: Floats) -> Floats:
 
 
 def worst_error(path: Path, weights: Weights, n_gpu_layers: int) -> float:
-    """The largest error of one position's logits, relative to their spread; infinite if one is no number."""
+    """Return the largest error of one position's logits, relative to their spread; infinite if one is no number."""
     random = np.random.default_rng(1)
     lengths = (PROMPT_TOKENS[0] + 2, PROMPT_TOKENS[1] + 1)
     texts = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]

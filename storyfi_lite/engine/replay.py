@@ -1,4 +1,4 @@
-"""The replay: what a validator that has the file measures of an answer, in one prefill (docs/proof.md).
+"""Replays an answer: what a validator that has the file measures of it, in one prefill (docs/proof.md).
 
 Runs the very rule that generated (engine/rule.py). Says how far the given tokens are from the ones that this file, seed
 and grammar choose; what that proves is for validator/proof.py.
@@ -28,16 +28,16 @@ SPARE_CELLS = 8
 
 @dataclass(frozen=True)
 class Replay:
-    """`leads`: for each position that was sampled, the given token's score above that of the best other, in nats: negative
-    where this file would have chosen that other, infinite where no other could win. `refuted` says why the tokens cannot
-    come from this rule at all, if so."""
+    """Holds what a replay found. `leads`: for each position that was sampled, the given token's score above that of the best
+    other, in nats: negative where this file would have chosen that other, infinite where no other could win. `refuted` says why
+    the tokens cannot come from this rule at all, if so."""
 
     leads: tuple[float, ...]
     refuted: str | None = None
 
     @cached_property
     def margins(self) -> tuple[float, ...]:
-        """How far the given tokens lie behind the chosen ones, 0 where they are the same, clipped at MAX_MARGIN; of the
+        """Return how far the given tokens lie behind the chosen ones, 0 where they are the same, clipped at MAX_MARGIN; of the
         free positions, where more than one token could win."""
         return tuple(min(max(0.0, -lead), MAX_MARGIN) for lead in self.leads if lead < math.inf)
 
@@ -51,7 +51,7 @@ class Replay:
 
 
 class GivenAnswer:
-    """An answer to replay: its tokens, the conversation that asked for it, and a fresh rule."""
+    """Holds an answer to replay: its tokens, the conversation that asked for it, and a fresh rule."""
 
     def __init__(self, rule: ChoiceRule, conversation: Conversation, tokens: list[int]) -> None:
         self.opening = list(conversation.opening)
@@ -100,7 +100,7 @@ class Replayer:
         self._held = shared
 
     def _keep(self, shared: list[int]) -> int:
-        """Drops all cells but those that hold the beginning of `shared`; says how many stay in each sequence."""
+        """Drop all cells but those that hold the beginning of `shared`; return how many stay in each sequence."""
         kept = _common([self._held, shared])
         for sequence in range(self._context.n_sequences):
             if not self._context.forget(sequence, kept):
@@ -118,8 +118,8 @@ class StepReplayer:
         self._model, self._settings = model, settings
 
     def replay_all(self, answers: Sequence[GivenAnswer]) -> Iterator[tuple[int, Replay]]:
-        """As Replayer's. Answers for which one batch has too little room come one after the other: while a context computes a second
-        batch, it still holds what the first one's logits took."""
+        """Replay as Replayer does. Answers for which one batch has too little room come one after the other: while a context
+        computes a second batch, it still holds what the first one's logits took."""
         planned = self._settings
         sizes = [len(one.fed) + SPARE_CELLS for one in answers]
         short = [at for at, size in enumerate(sizes) if size <= planned.n_batch]
@@ -142,7 +142,7 @@ class StepReplayer:
 
 
 def _groups(answers: Sequence[GivenAnswer], places: Sequence[int], cells: int, most: int) -> Iterator[list[int]]:
-    """These places of the answers, those to one request together: as many at a time as so many cells hold, at least one."""
+    """Group these places of the answers, those to one request together: as many at a time as so many cells hold, at least one."""
     order = sorted(places, key=lambda at: answers[at].opening)
     while order:
         count = 1
@@ -157,19 +157,19 @@ def _groups(answers: Sequence[GivenAnswer], places: Sequence[int], cells: int, m
 
 
 def _shared(answers: list[GivenAnswer]) -> list[int]:
-    """What all prompts begin with, the last token left out: it predicts an answer's first one."""
+    """Return what all prompts begin with, the last token left out: it predicts an answer's first one."""
     openings = [one.opening[:-1] for one in answers]
     return openings[0][: _common(openings)]
 
 
 def _common(lists: list[list[int]]) -> int:
-    """How many tokens all begin with."""
+    """Count the tokens that all begin with."""
     columns = zip(*lists, strict=False)
     return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, lists)))
 
 
 def _batches(feeds: list[Feed], n_batch: int) -> Iterator[list[Feed]]:
-    """Cuts what is to be fed into batches of at most so many tokens."""
+    """Cut what is to be fed into batches of at most so many tokens."""
     batch: list[Feed] = []
     room = n_batch
     for feed in feeds:
@@ -194,7 +194,7 @@ class _Judge:
         self.refuted: str | None = None
 
     def look(self, logits: np.ndarray) -> None:
-        """Position by position; those that the rule forced are only compared."""
+        """Compare position by position; those that the rule forced are only compared."""
         if self.refuted:
             return
         position, self._position = self._position, self._position + 1
@@ -222,7 +222,7 @@ class _Judge:
             self.refuted = f"token {position}: the grammar forces other tokens"
 
     def result(self) -> Replay:
-        """What was found, once all logits were looked at."""
+        """Return what was found, once all logits were looked at."""
         if not self.refuted:
             if not self._rule.done:
                 self._take_forced(len(self._rule.tokens))

@@ -1,4 +1,4 @@
-"""The choice rule of one answer: script, budget, repetition and sampler together, token by token.
+"""Chooses the tokens of one answer: script, budget, repetition and sampler together, token by token.
 
 The engine asks it for the next token; the replay asks it what it would have chosen and how far the given token is from
 that. Both run this code, so they agree. Knows logits and token ids; nothing of batches, slots or llama.cpp contexts.
@@ -43,7 +43,7 @@ _LOOK_TOKENS = 24
 
 
 class ChoiceRule:
-    """State of one answer. `fed` is all that has to be decoded so far: prompt, answer, and the turns between. Raises
+    """Holds the state of one answer. `fed` is all that has to be decoded so far: prompt, answer, and the turns between. Raises
     BadInput at once if the budget is below what closes an answer."""
 
     def __init__(
@@ -96,12 +96,12 @@ class ChoiceRule:
 
     @property
     def end(self) -> int:
-        """The token that ends a turn."""
+        """Return the token that ends a turn."""
         return self._vocabulary.end
 
     @property
     def text(self) -> str:
-        """The answer's JSON. Raises GrammarError before its end."""
+        """Return the answer's JSON. Raises GrammarError before its end."""
         return answer_of(self._script, self._vocabulary, self.tokens)
 
     def force(self) -> list[int]:
@@ -170,11 +170,11 @@ class ChoiceRule:
 
     @property
     def _end(self) -> int:
-        """The token that ends the row."""
+        """Return the token that ends the row."""
         return self._vocabulary.end if self._cursor.last_row else self._vocabulary.line_feed
 
     def _adjust(self, logits: Floats) -> None:
-        """Lowers repeats. Counts all ways to end a line as one: the likeliest of them. Raises ends near the maximum."""
+        """Lower repeats; count all ways to end a line as one, the likeliest of them; raise ends near the maximum."""
         words, cursor = self._vocabulary, self._cursor
         self._repetition.apply(logits, of_prose=isinstance(cursor, Cursor) and cursor.is_prose)
         if isinstance(cursor, Thought):
@@ -196,7 +196,7 @@ class ChoiceRule:
         return [self._end, self._vocabulary.spelled(separator)[0]] if separator else [self._end]
 
     def _ranked(self, logits: Floats) -> tuple[Iterator[int], float]:
-        """The allowed tokens that can win, best score first, and the best allowed logit. Once the best allowed token is
+        """Yield the allowed tokens that can win, best score first, and the best allowed logit. Once the best allowed token is
         known, it is known what can win, and only that is asked for, as far as the caller reads."""
         best = self._best_allowed(logits)
         best_allowed = float(logits[best])
@@ -206,7 +206,7 @@ class ChoiceRule:
         return (token for token in order if token == best or self._allowed(token)), best_allowed
 
     def _best_allowed(self, logits: Floats) -> int:
-        """The allowed token of the highest logit, mostly among the first few."""
+        """Return the allowed token of the highest logit, mostly among the first few."""
         top = int(logits.argmax())
         if self._allowed(top):
             return top
@@ -235,7 +235,7 @@ class ChoiceRule:
 
 
 def answer_of(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
-    """The JSON that these tokens say. Raises GrammarError."""
+    """Return the JSON that these tokens say. Raises GrammarError."""
     tokens = tokens[thought_length(script, vocabulary, tokens) :]
     texts: list[str] = []
     turn: list[int] = []
@@ -251,7 +251,7 @@ def answer_of(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> 
 
 
 def thought_length(script: Script, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
-    """How many of an answer's tokens are the thought before it, its end included. Raises GrammarError if it has none."""
+    """Count how many of an answer's tokens are the thought before it, its end included. Raises GrammarError if it has none."""
     if not script.think_tokens:
         return 0
     length = next((at for at, token in enumerate(tokens) if token == vocabulary.end), None)

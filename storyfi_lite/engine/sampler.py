@@ -1,4 +1,4 @@
-"""The sampler: a pure function from (logits, allowed tokens, seed, position, history) to one token.
+"""Chooses tokens: a pure function from (logits, allowed tokens, seed, position, history) to one token.
 
 Gumbel-max with counter-based noise: token v at position i has the score logit(v)/T + g(S, i, v), and the best allowed
 score wins, so a validator that knows the seed S repeats every choice (docs/proof.md; after Token-DiFR, arXiv
@@ -34,21 +34,21 @@ WORD_TOKENS = 128  # so far back
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer (Stafford's mix 13)."""
+    """Mix bits with splitmix64's finalizer (Stafford's mix 13)."""
     x = (x ^ (x >> _30)) * _MIX_1
     x = (x ^ (x >> _27)) * _MIX_2
     return x ^ (x >> _31)
 
 
 def _mix_one(x: int) -> int:
-    """The same for one plain number: numpy would take ten times as long."""
+    """Mix one plain number as `_mix` does: numpy would take ten times as long."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
 
 
 def gumbel_noise(seed: int, position: int, tokens: Ids) -> NDArray[np.float64]:
-    """g = -ln(-ln u) for each token id; u is uniform in (0, 1) from the top 53 bits of a 64-bit mix of the three.
+    """Return g = -ln(-ln u) for each token id; u is uniform in (0, 1) from the top 53 bits of a 64-bit mix of the three.
 
     Vectors: tests/vectors/sampler.json.
     """
@@ -61,7 +61,7 @@ def gumbel_noise(seed: int, position: int, tokens: Ids) -> NDArray[np.float64]:
 def scores(
     logits: Floats, tokens: Ids, best_allowed: float, position: int, params: SamplingParams
 ) -> NDArray[np.float64]:
-    """The scores of these tokens: logit/T + g, and a slope below min-p's cut; at temperature 0 the logit alone.
+    """Return the scores of these tokens: logit/T + g, and a slope below min-p's cut; at temperature 0 the logit alone.
 
     The cut is min_p times the probability of the best allowed token, whose logit is `best_allowed`. Below it a score
     falls SLOPE times as fast as the logit. A hard cut would let rounding noise carry a token with a large g over it, and
@@ -77,7 +77,7 @@ def scores(
 
 
 def lowest_logit(best_allowed: float, params: SamplingParams) -> float:
-    """The lowest logit that can win: REACH below the cut, where a token is e^-(SLOPE * REACH) as likely again as its own
+    """Return the lowest logit that can win: REACH below the cut, where a token is e^-(SLOPE * REACH) as likely again as its own
     probability."""
     if params.temperature == 0:
         return best_allowed
@@ -112,7 +112,7 @@ class Repetition:
         self._words.append(token if begins_word else None)
 
     def apply(self, logits: Floats, of_prose: bool) -> None:
-        """Lowers the logits in place."""
+        """Lower the logits in place."""
         for token, times in Counter(self._words).items():
             if of_prose and token is not None:
                 logits[token] -= WORD_NATS * times
@@ -122,7 +122,7 @@ class Repetition:
                 logits[token] -= self._params.dry_multiplier * self._params.dry_base**over
 
     def _repeats(self) -> dict[int, int]:
-        """Token -> the longest repeat it would go on with, of those at least dry_allowed_length long."""
+        """Return by token the longest repeat that it would go on with, of those at least dry_allowed_length long."""
         tokens, last = self._tokens, len(self._tokens) - 1
         longest: dict[int, int] = {}
         for place in self._places[tokens[last]][:-1]:

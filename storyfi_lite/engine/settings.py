@@ -1,4 +1,4 @@
-"""How a model is loaded and how its tokens are chosen. Plain values; llama.cpp is not imported here."""
+"""Says how a model is loaded and how its tokens are chosen. Plain values; llama.cpp is not imported here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLER = "gumbel-softminp-dry-words/2"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Filled by the placement. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores.
+    """Holds the layout of a model, as the placement filled it in. `n_ctx` is for each slot; `n_threads` 0 takes the physical cores.
 
     `mapped`: weights on the host are read from the file as they are needed, and neither copied nor repacked, so that the file may
     be larger than the RAM. For replays, which need each weight once a batch; writing reads the whole file for each token.
@@ -35,11 +35,11 @@ class EngineSettings:
 
     @property
     def logit_rows(self) -> int:
-        """For how many tokens of a batch llama.cpp keeps the logits: one a slot, or of an answer replayed from the file all."""
+        """Count the tokens of a batch whose logits llama.cpp keeps: one a slot, or of an answer replayed from the file all."""
         return self.n_batch if self.mapped else self.n_slots
 
     def used_gpus(self, n_gpus: int) -> list[int]:
-        """Which of so many GPUs hold something. The others stay hidden from llama.cpp, which would take memory on each it
+        """Return which of so many GPUs hold something. The others stay hidden from llama.cpp, which would take memory on each it
         sees: a driver's context, and a copy of the largest matrix to help with prompts."""
         if not self.n_gpu_layers:
             return []
@@ -48,7 +48,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Demand:
-    """Bytes that a layout takes on one device, as llama.cpp's log names them. `context_bytes` is the driver's, or on the host
+    """Holds the bytes that a layout takes on one device, as llama.cpp's log names them. `context_bytes` is the driver's, or on the host
     Python's, outside that log."""
 
     weights_bytes: int = 0
@@ -59,7 +59,7 @@ class Demand:
 
     @property
     def buffer_bytes(self) -> int:
-        """What llama.cpp itself reports."""
+        """Return what llama.cpp itself reports."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
 
     @property
@@ -72,7 +72,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The sampling rule's numbers, as they stand in a proof's header. `seed` is unsigned 64-bit; 0 is a seed like any other.
+    """Holds the sampling rule's numbers, as they stand in a proof's header. `seed` is unsigned 64-bit; 0 is a seed like any other.
 
     `min_p`: a token less likely than this share of the most likely allowed one is held down (sampler.py). `dry_*`: the field's
     DRY repetition penalty; a multiplier of 0 switches it off.

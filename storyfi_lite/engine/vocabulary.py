@@ -1,4 +1,4 @@
-"""A model's vocabulary: token ids <-> bytes, and which tokens end a sentence, a line, a turn. Built once for each loaded model.
+"""Holds a model's vocabulary: token ids <-> bytes, and which tokens end a sentence, a line, a turn. Built once for each loaded model.
 
 Uses llama.cpp's vocabulary functions only; needs no context, so a vocab-only model will do.
 """
@@ -25,8 +25,8 @@ _SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSER
 
 
 class Vocabulary:
-    """`handle` is llama.cpp's vocabulary pointer; the model that owns it must outlive this object. Raises BadInput, here or when
-    it is first used, if a story cannot be written with it."""
+    """Reads a model's vocabulary. `handle` is llama.cpp's pointer to it; the model that owns it must outlive this object.
+    Raises BadInput, here or when it is first used, if a story cannot be written with it."""
 
     def __init__(self, handle: Any) -> None:
         if llama_cpp.llama_vocab_type(handle) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
@@ -36,7 +36,7 @@ class Vocabulary:
         self._bytes = [self._piece(token) for token in range(self.size)]
 
     def _piece(self, token: int, special: bool = True) -> bytes:
-        """The token's bytes. The buffer grows as asked for: llama-cpp-python's own is 32 bytes and loses longer pieces."""
+        """Return the token's bytes. The buffer grows as asked for: llama-cpp-python's own is 32 bytes and loses longer pieces."""
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -49,14 +49,14 @@ class Vocabulary:
         return self._bytes[token]
 
     def text_of(self, tokens: Iterable[int]) -> str:
-        """Raises GrammarError if the tokens spell no UTF-8."""
+        """Return the text that the tokens spell. Raises GrammarError if that is no UTF-8."""
         try:
             return b"".join(self._bytes[token] for token in tokens).decode()
         except (UnicodeDecodeError, IndexError):
             raise GrammarError("the tokens spell no text") from None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids of `text`. With `special` false, text that looks like a control token stays text."""
+        """Return the token ids of `text`. With `special` false, text that looks like a control token stays text."""
         data = text.encode()
         room = len(data) + 8
         while True:
@@ -69,7 +69,7 @@ class Vocabulary:
             room = -count  # more tokens than bytes: a vocabulary that spells a space as three byte tokens
 
     def spelled(self, text: str) -> list[int]:
-        """Token ids whose bytes are exactly `text`: some tokenizers put a space before whatever they are given."""
+        """Return token ids whose bytes are exactly `text`: some tokenizers put a space before whatever they are given."""
         want = text.encode()
         for before in ("", "\n"):
             ids = self.tokenize(before + text, special=False)
@@ -81,12 +81,12 @@ class Vocabulary:
 
     @property
     def bos(self) -> int | None:
-        """The token that every prompt of this model starts with, if there is one."""
+        """Return the token that every prompt of this model starts with, if there is one."""
         wanted = llama_cpp.llama_vocab_get_add_bos(self._handle)
         return int(llama_cpp.llama_vocab_bos(self._handle)) if wanted else None
 
     def special_text(self, which: str) -> str:
-        """The text of the `bos` or `eos` token, for chat templates; empty if the model has none."""
+        """Return the text of the `bos` or `eos` token, for chat templates; empty if the model has none."""
         token = getattr(llama_cpp, f"llama_vocab_{which}")(self._handle)
         return self._bytes[token].decode(errors="replace") if 0 <= token < self.size else ""
 
@@ -99,7 +99,7 @@ class Vocabulary:
 
     @cached_property
     def writes(self) -> list[bytes]:
-        """Each token's bytes in a text: none, if it is a control token."""
+        """Return each token's bytes in a text: none, if it is a control token."""
         control = [llama_cpp.llama_vocab_is_control(self._handle, token) for token in range(self.size)]
         return [b"" if hidden else piece for hidden, piece in zip(control, self._bytes, strict=True)]
 
@@ -116,7 +116,7 @@ class Vocabulary:
 
     @cached_property
     def end(self) -> int:
-        """The token that ends a turn. Raises BadInput if the model has none."""
+        """Return the token that ends a turn. Raises BadInput if the model has none."""
         for token in (llama_cpp.llama_vocab_eot(self._handle), llama_cpp.llama_vocab_eos(self._handle)):
             if 0 <= token < self.size and not self.writes[token]:
                 return int(token)
@@ -128,24 +128,24 @@ class Vocabulary:
 
     @cached_property
     def turn_ends(self) -> Ids:
-        """Tokens by which a model may end its turn."""
+        """Return the tokens by which a model may end its turn."""
         return self._ids(token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self._handle, token))
 
     def marks(self, text: str) -> list[int]:
-        """The tokens by which a model writes this mark, if it has one for it or for its beginning; none if it spells it."""
+        """Return the tokens by which a model writes this mark, if it has one for it or for its beginning; none if it spells it."""
         first, *others = self.tokenize(text, special=True)
         return [first] if not others or not self.writes[first] else []
 
     @cached_property
     def line_ends(self) -> Ids:
-        """And those that end a line."""
+        """Return the tokens that end a turn or a line."""
         return self._ids(
             [*self.turn_ends, *(token for token, piece in enumerate(self.writes) if _LINE_END.fullmatch(piece))]
         )
 
     @cached_property
     def word_ends(self) -> Ids:
-        """And those by which it ends a title or a name as if it were a sentence."""
+        """Return the tokens that end a turn, a line, or a title or a name as if it were a sentence."""
         stops = {stop.encode() for stop in (".", "。")}
         return self._ids(
             [*self.line_ends, *(token for token, piece in enumerate(self.writes) if piece.rstrip(b"\n") in stops)]
@@ -160,7 +160,7 @@ class Vocabulary:
 
     @cached_property
     def before_line_feed(self) -> tuple[Ids, Ids]:
-        """Tokens that end with line feeds, and for each the token without them."""
+        """Return the tokens that end with line feeds, and for each the token without them."""
         pairs = [
             (token, self._by_bytes[piece.rstrip(b"\n")])
             for token, piece in enumerate(self.writes)
@@ -170,7 +170,7 @@ class Vocabulary:
 
     @cached_property
     def sentence_ends(self) -> Ids:
-        """Tokens that end with the end of a sentence."""
+        """Return the tokens that end with the end of a sentence."""
         spelled = enumerate(piece.decode(errors="replace") for piece in self.writes)
         return self._ids(token for token, text in spelled if _SENTENCE_END.fullmatch(text))
 

@@ -19,7 +19,7 @@ class Thought:
     need_tokens = 1  # the end
 
     def __init__(self, max_tokens: int, mark: str) -> None:
-        """`mark`: the text that closes a thought, which only the end may stand for."""
+        """Read no thought yet. `mark`: the text that closes a thought, which only the end may stand for."""
         self._left, self._mark = max_tokens, mark.encode()
         self._tail = b""
         self.done = False

@@ -1,4 +1,4 @@
-"""What a task is: the schema of its answer, the script by which a model of ours writes it turn by turn, and the prompt by
+"""Defines what a task is: the schema of its answer, the script by which a model of ours writes it turn by turn, and the prompt by
 which an API is asked for all of it at once. Knows no model, engine, transport or chain."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RULES_VERSION = 2  # of grammar/prose.py and engine/rule.py: what a turn may hol
 
 @dataclass(frozen=True)
 class Messages:
-    """The prompt for an API, in two turns."""
+    """Holds the prompt for an API, in two turns."""
 
     system: str
     user: str
@@ -34,7 +34,7 @@ class Messages:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn of a script asks for. `rows`: a label that costs no choice, and the place of the text in the answer."""
+    """Says what one turn of a script asks for. `rows`: a label that costs no choice, and the place of the text in the answer."""
 
     name: str
     ask: str
@@ -43,7 +43,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Task:
-    """`needs` names the earlier stages that a request must carry. `told` is what of a request a script's writer sees."""
+    """Defines one task. `needs` names the earlier stages that a request must carry. `told` is what of a request a script's writer sees."""
 
     name: str
     needs: tuple[str, ...]
@@ -55,7 +55,7 @@ class Task:
     turns: Callable[[StoryRequest, Language], tuple[Turn, ...]]
 
     def constraint(self, request: StoryRequest, brief: bool = False) -> Constraint:
-        """The answer's grammar; with `brief`, the one that a machine short of time writes with. Raises BadInput
+        """Return the answer's grammar; with `brief`, the one that a machine short of time writes with. Raises BadInput
         if the request lacks what the task needs."""
         for stage in self.needs:
             if getattr(request, stage) is None:
@@ -64,12 +64,12 @@ class Task:
         return _constraint(as_brief(schema) if brief else schema, self.rules)
 
     def constraint_named(self, request: StoryRequest, sha256: str) -> Constraint | None:
-        """The one of both that a proof's header names; None if it is neither."""
+        """Return the one of both grammars that a proof's header names; None if it is neither."""
         both = (self.constraint(request), self.constraint(request, brief=True))
         return next((constraint for constraint in both if constraint.sha256 == sha256), None)
 
     def script(self, request: StoryRequest, constraint: Constraint | None = None) -> Script:
-        """The turns that write the answer, of the lengths of `constraint`, this task's own if None. Raises BadInput if the
+        """Return the turns that write the answer, of the lengths of `constraint`, this task's own if None. Raises BadInput if the
         input cannot be put into a prompt."""
         check_input(request.user_input)
         schema = (constraint or self.constraint(request)).schema
@@ -87,7 +87,7 @@ class Task:
         return Script(version, SYSTEM[language], told, pieces, schema, alphabets_of(request.user_input))
 
     def messages(self, request: StoryRequest) -> Messages:
-        """The prompt for an API. Raises BadInput if the input cannot be put into one."""
+        """Return the prompt for an API. Raises BadInput if the input cannot be put into one."""
         check_input(request.user_input)
         language = language_of(request.user_input)
         return Messages(f"{self.instructions(language)}\n{_WHOLE[language]}", self.material(request, language))
@@ -119,8 +119,8 @@ def _constraint(schema: Node, rules: Callable[[Any], Iterable[str]]) -> Constrai
 
 
 def language_of(text: str) -> Language:
-    """Chinese instructions for a text in Han characters without kana or hangul, English ones for every other script.
-    The story itself is asked for in the language of the input."""
+    """Return the language of the instructions: Chinese for a text in Han characters without kana or hangul, English ones for
+    every other script. The story itself is asked for in the language of the input."""
     names = [unicodedata.name(char, "") for char in text if char.isalpha()]
     han = sum(name.startswith("CJK") for name in names)
     other_cjk = sum(name.startswith(("HIRAGANA", "KATAKANA", "HANGUL")) for name in names)
@@ -128,7 +128,7 @@ def language_of(text: str) -> Language:
 
 
 def check_input(text: str) -> None:
-    """Raises BadInput for text that is no text: blank, lone surrogates, control characters other than line feeds and tabs."""
+    """Raise BadInput for text that is no text: blank, lone surrogates, control characters other than line feeds and tabs."""
     if not text.strip():
         raise BadInput("`user_input` is blank")
     try:
@@ -141,7 +141,7 @@ def check_input(text: str) -> None:
 
 
 def told(stage: dict[str, Any], max_chars: int) -> str:
-    """An earlier stage as a writer would read it, in at most `max_chars`: one line for each of its texts, one for each
+    """Write an earlier stage as a writer would read it, in at most `max_chars`: one line for each of its texts, one for each
     character or chapter, no keys and no numbers. Cut as `shortened` cuts."""
     return _fitting(stage, max_chars, lambda cut: "\n".join(_lines(cut)))
 
@@ -159,7 +159,7 @@ def _lines(value: Any) -> list[str]:
 
 
 def fenced(text: str) -> str:
-    """The text between two fence lines that do not occur in it: to the model it is material, not instructions."""
+    """Put the text between two fence lines that do not occur in it: to the model it is material, not instructions."""
     fence = "-----"
     while fence in text:
         fence += "-"
@@ -167,7 +167,7 @@ def fenced(text: str) -> str:
 
 
 def shortened(stage: dict[str, Any], max_chars: int) -> str:
-    """An earlier stage as compact JSON of at most `max_chars`: the longest strings are cut first, each to the largest
+    """Write an earlier stage as compact JSON of at most `max_chars`: the longest strings are cut first, each to the largest
     of a few lengths at which the whole fits; if none does, the JSON itself is cut."""
     return _fitting(stage, max_chars, dump)
 
@@ -195,7 +195,8 @@ def _cut(value: Any, longest: int) -> Any:
 
 
 def _begun(text: str) -> str:
-    """The beginning of a text without the word or, if half of it or more is left, the sentence that was cut: models go on like what they read."""
+    """Return the beginning of a text without the word or, if half of it or more is left, the sentence that was cut: models go
+    on like what they read."""
     sentences = re.match(r"(.*[.!?。！？][\"”’」』]*)(?:\s|(?<=[。！？]))", text, re.DOTALL)
     if sentences and len(sentences[1]) * 2 >= len(text):
         return sentences[1]

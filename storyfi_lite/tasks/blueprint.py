@@ -1,4 +1,4 @@
-"""The blueprint: a story's world, conflict and themes, from a line of user input.
+"""Asks for a blueprint: a story's world, conflict and themes, from a line of user input.
 
 Accepted is what was asked for: a setting of 300 characters or more, a conflict of 150 or more, three themes or more.
 Written is where the network's scorer pays most of that: its full marks for a setting end at 300 characters and the rest

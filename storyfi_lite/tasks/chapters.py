@@ -1,4 +1,4 @@
-"""Chapters, for exactly the ids that are asked for. Each choice leads to a path of its own name, so no two are alike."""
+"""Asks for chapters, exactly those whose ids are named. Each choice leads to a path of its own name, so no two are alike."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _material(request: StoryRequest, language: Language) -> str:
 
 
 def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-    """The outline with the asked chapters alone."""
+    """Return the outline with the asked chapters alone."""
     chapters = story_arc.get("chapters")
     if not isinstance(chapters, list):
         return story_arc

@@ -1,4 +1,4 @@
-"""Five characters for a blueprint. Ids, and who relates to whom, are fixed by the grammar: the model spends no token on them.
+"""Asks for five characters for a blueprint. Ids, and who relates to whom, are fixed by the grammar: the model spends no token on them.
 
 A background is written with 120 characters or more, where the network's scorer pays most (docs/network.md); with 40, if time is short.
 """

@@ -1,4 +1,4 @@
-"""The story arc: twelve chapters in four acts. Ids, order, progress and the acts' chapters are fixed by the grammar."""
+"""Asks for the story arc: twelve chapters in four acts. Ids, order, progress and the acts' chapters are fixed by the grammar."""
 
 from __future__ import annotations
 
