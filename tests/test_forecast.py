@@ -128,7 +128,7 @@ def test_the_operator_reads_every_task_and_what_is_late() -> None:
 @pytest.fixture(scope="module")
 def loader(small_model_path: Path) -> Iterator[LocalModelLoader]:
     model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "unlisted", 0.5)
-    loader = LocalModelLoader(model, EngineSettings(n_ctx=4096, n_threads=1))
+    loader = LocalModelLoader(model, EngineSettings(n_ctx=4096, n_slots=2, n_threads=1))
     loader.warm_up()
     yield loader
     loader.close()
@@ -176,14 +176,8 @@ def test_who_names_a_budget_or_no_aim_gets_the_whole_grammar(loader: LocalModelL
     assert unhurried is not None and not unhurried.brief
 
 
-def test_the_warm_up_knows_what_several_at_once_cost(small_model_path: Path) -> None:
+def test_the_warm_up_knows_what_several_at_once_cost(loader: LocalModelLoader) -> None:
     """Measured in steps of llama.cpp alone; the engine is as good as new afterwards."""
-    model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "unlisted", 0.5)
-    loader = LocalModelLoader(model, EngineSettings(n_ctx=2048, n_slots=2, n_threads=1))
-    try:
-        loader.warm_up()
-        pace = loader.promises.pace
-        assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
-        assert not loader.health().running
-    finally:
-        loader.close()
+    pace = loader.promises.pace
+    assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
+    assert not loader.health().running
