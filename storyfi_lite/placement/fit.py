@@ -67,6 +67,7 @@ class Fitter:
         self.gpu_room = [max(room - spare // len(self._gpus), 0) for room in gpu_room]
 
     def check(self, settings: EngineSettings) -> EngineSettings | None:
+        """Return the settings if they fit, else None."""
         demands = demand(self.arch, self.weights, settings, len(self._gpus))
         rooms = [*self.gpu_room, self.host_room]
         fits = all(need.total_bytes <= room for need, room in zip(demands, rooms, strict=True))
@@ -76,18 +77,9 @@ class Fitter:
         """Yield the settings that fit and may be the best: with each number of slots, one first, and each type of keys and values, as
         much as fits on the GPUs. Whole with f16, the same with q8_0 is no better."""
         for wide in self._mapped(base) if base.mapped else [base]:
-            found = 0
-            for n_slots in self._slots:
-                for kv in self._kv_types:
-                    if self.arch.name == "phi3" and kv != "f16" and n_slots > 1:
-                        continue  # llama.cpp aborts
-                    fit = self.most(replace(wide, n_slots=n_slots, kv_type=kv))
-                    if fit:
-                        found += 1
-                        yield fit
-                        if fit.n_gpu_layers > self.arch.block_count and not fit.experts_in_ram:
-                            break
-            if found:
+            fits = [fit for n_slots in self._slots for fit in self._with_slots(replace(wide, n_slots=n_slots))]
+            yield from fits
+            if fits:
                 return
 
     def _mapped(self, base: EngineSettings) -> Iterator[EngineSettings]:
@@ -100,6 +92,16 @@ class Fitter:
         for width, count in sorted(shapes, key=lambda shape: ((UNFILLED_TOKENS - shape[0]) * shape[1], -shape[0])):
             n_ctx = max(width, base.n_ctx // count)
             yield replace(base, n_batch=width, n_ubatch=width, n_ctx=n_ctx, n_contexts=count)
+
+    def _with_slots(self, base: EngineSettings) -> Iterator[EngineSettings]:
+        for kv in self._kv_types:
+            if self.arch.name == "phi3" and kv != "f16" and base.n_slots > 1:
+                continue  # llama.cpp aborts
+            fit = self.most(replace(base, kv_type=kv))
+            if fit:
+                yield fit
+                if fit.n_gpu_layers > self.arch.block_count and not fit.experts_in_ram:
+                    return
 
     def most(self, settings: EngineSettings) -> EngineSettings | None:
         """Return these settings with as much on the GPUs as fits: all; all but some layers' experts; some layers. None if nothing
