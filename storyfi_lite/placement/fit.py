@@ -7,16 +7,15 @@ the weights may stay in the file, the batches are taken that have most tokens in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 
 from storyfi_lite.engine import in_step
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
 from storyfi_lite.options import KVType
-from storyfi_lite.placement.memory import demand, kv_layer_bytes
+from storyfi_lite.placement.memory import demand, kv_bytes
 from storyfi_lite.placement.weights import Weights
 
 GPU_MARGIN_BYTES = 128 << 20  # allocations fall on pages, and a desktop takes a little more at times
@@ -131,39 +130,35 @@ class Fitter:
 
     def _on_gpus(self, settings: EngineSettings) -> EngineSettings | None:
         """Return the settings with the first split of the layers under which every GPU's part fits; None if there is none."""
-        count = settings.n_gpu_layers
-        if len(self._gpus) < 2:
-            splits: Iterable[tuple[float, ...]] = [()]
-        else:
-            speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
-            fastest = sorted(range(len(speed)), key=lambda i: (-speed[i], i))
-            alone = [tuple(float(i == one) * max(count, 1) for i in range(len(speed))) for one in fastest]
-            splits = chain(alone, (self._split(settings, fill) for fill in _FILL))
-        for split in splits:
+        for split in self._splits(settings) if len(self._gpus) > 1 else [()]:
             one = replace(settings, tensor_split=split)
             demands = demand(self.arch, self.weights, one, len(self._gpus))
             if all(need.total_bytes <= room for need, room in zip(demands, self.gpu_room, strict=False)):
                 return one
         return None
 
-    def _split(self, settings: EngineSettings, fill: float) -> tuple[float, ...]:
-        """Share out whole layers: fill each GPU in turn to `fill` of its room; the rest goes to the last."""
-        count = settings.n_gpu_layers
-        layers = self.weights.layers
+    def _splits(self, settings: EngineSettings) -> Iterator[tuple[float, ...]]:
+        """Yield ways to share out the layers: all to one GPU, the fastest first; else whole layers, each GPU in turn filled to a part
+        of its room, and the rest to the last."""
+        count, n_gpus = settings.n_gpu_layers, len(self._gpus)
+        speed = [gpu.bandwidth_gb_s or 0.0 for gpu in self._gpus]
+        for one in sorted(range(n_gpus), key=lambda i: (-speed[i], i)):
+            yield tuple(float(i == one) * max(count, 1) for i in range(n_gpus))
         sizes = [
             layer.dense_bytes
             + layer.expert_bytes * (i >= settings.experts_in_ram)
-            + kv_layer_bytes(self.arch, settings, i)
-            for i, layer in enumerate(layers)
+            + kv_bytes(self.arch, settings, range(i, i + 1))
+            for i, layer in enumerate(self.weights.layers)
         ]
-        sizes = [*sizes, self.weights.output_bytes + self.weights.tied_bytes][len(layers) + 1 - count :]
-        shares = [0] * len(self._gpus)
-        even = replace(settings, tensor_split=(1.0,) * len(shares))
-        fixed = [need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, len(shares))]
-        device, used = 0, 0
-        for size in sizes:
-            while device < len(shares) - 1 and used + size > (self.gpu_room[device] - fixed[device]) * fill:
-                device, used = device + 1, 0
-            shares[device] += 1
-            used += size
-        return tuple(float(share) for share in shares)
+        sizes.append(self.weights.output_bytes + self.weights.tied_bytes)
+        even = replace(settings, tensor_split=(1.0,) * n_gpus)
+        fixed = [need.compute_bytes + need.context_bytes for need in demand(self.arch, self.weights, even, n_gpus)]
+        for fill in _FILL:
+            shares = [0] * n_gpus
+            device, used = 0, 0
+            for size in sizes[len(sizes) - count :]:
+                while device < n_gpus - 1 and used + size > (self.gpu_room[device] - fixed[device]) * fill:
+                    device, used = device + 1, 0
+                shares[device] += 1
+                used += size
+            yield tuple(float(share) for share in shares)

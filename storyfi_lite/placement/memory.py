@@ -12,7 +12,7 @@ Working memory is an upper bound, the same for every architecture. What is about
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -39,15 +39,23 @@ def layer_devices(n_layers: int, n_gpu_layers: int, split: tuple[float, ...], n_
     return [-1] * start + [min(bisect_right(edges, i / count), n_gpus - 1) for i in range(count)]
 
 
+def layers_on(devices: list[int], device: int) -> range:
+    """Return the numbers of one device's layers, of what `layer_devices` returned."""
+    last = len(devices) - 1  # the output layer is counted elsewhere
+    return range(bisect_left(devices, device, hi=last), bisect_right(devices, device, hi=last))
+
+
 def cells_per_slot(settings: EngineSettings) -> int:
     """Return the cells of the KV cache, one a token, that llama.cpp makes for each slot."""
     cells = -(-settings.n_ctx * settings.n_slots // 256) * 256
     return -(-cells // settings.n_slots // 256) * 256
 
 
-def kv_layer_bytes(arch: Architecture, settings: EngineSettings, layer: int | None = None) -> int:
-    """Return the bytes of one layer's keys and values for all slots; of the largest layer if `layer` is None."""
-    return _kv_bytes(arch, settings, arch.attention_head_count_kv if layer is None else arch.kv_heads(layer))
+def kv_bytes(arch: Architecture, settings: EngineSettings, layers: range) -> int:
+    """Return the bytes of these layers' keys and values for all slots."""
+    if arch.kv_heads_by_layer:
+        return sum(_kv_bytes(arch, settings, arch.kv_heads_by_layer[layer]) for layer in layers)
+    return len(layers) * _kv_bytes(arch, settings, arch.attention_head_count_kv)
 
 
 def _kv_bytes(arch: Architecture, settings: EngineSettings, heads: int) -> int:
@@ -60,13 +68,12 @@ def demand(arch: Architecture, weights: Weights, settings: EngineSettings, n_gpu
     """Estimate the demand on each GPU, in llama.cpp's order, and last on the host."""
     devices = layer_devices(arch.block_count, settings.n_gpu_layers, settings.tensor_split, n_gpus)
     weight, kv = [0] * (n_gpus + 1), [0] * (n_gpus + 1)
-    by_heads = {
-        heads: _kv_bytes(arch, settings, heads) for heads in {*arch.kv_heads_by_layer, arch.attention_head_count_kv}
-    }
-    for number, (layer, device) in enumerate(zip(weights.layers, devices[:-1], strict=True)):
-        weight[device] += layer.dense_bytes
-        weight[-1 if number < settings.experts_in_ram else device] += layer.expert_bytes
-        kv[device] += by_heads[arch.kv_heads(number)]
+    for device in range(-1, n_gpus):
+        layers = layers_on(devices, device)
+        whole_from = min(max(layers.start, settings.experts_in_ram), layers.stop)
+        weight[device] += weights.dense_bytes(layers) + weights.expert_bytes(range(whole_from, layers.stop))
+        weight[-1] += weights.expert_bytes(range(layers.start, whole_from))
+        kv[device] = kv_bytes(arch, settings, layers)
     weight[-1] += weights.embedding_bytes
     weight[devices[-1]] += weights.output_bytes + (weights.tied_bytes if devices[-1] >= 0 else 0)
     if settings.mapped:
@@ -118,8 +125,9 @@ def _compute_bytes(
         phase = max(phase, row * arch.vocab_size + hidden * (3 if helps else 1))
     if helps:
         # experts whose layer lies on another GPU come in pairs
+        largest_kv = _kv_bytes(arch, settings, arch.attention_head_count_kv)
         copied = weights.largest_expert_bytes * (2 if settings.experts_in_ram and len(used) > 1 else 1)
-        phase += max(copied, weights.largest_dense_bytes) + kv_layer_bytes(arch, settings) if in_ram else copied
+        phase += max(copied, weights.largest_dense_bytes) + largest_kv if in_ram else copied
     lasting += hidden * (1 + (device == -1) + (len(set(devices)) > 1 or settings.experts_in_ram > 0))
     pipelined = len(used) > 1 and not in_ram and not settings.experts_in_ram
     others = (settings.n_contexts - 1) * (lasting + layer + SLACK_BYTES)

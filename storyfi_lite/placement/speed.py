@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
-from storyfi_lite.placement.memory import kv_layer_bytes, layer_devices
+from storyfi_lite.placement.memory import kv_bytes, layer_devices, layers_on
 from storyfi_lite.placement.queue import Pace
 from storyfi_lite.placement.weights import Weights
 
@@ -113,6 +113,5 @@ def _cpu(
 
 def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int], device: int) -> float:
     """Return how many bytes of keys and values a token reads on one device."""
-    on_it = (number for number, where in enumerate(devices[:-1]) if where == device)
-    whole = sum(kv_layer_bytes(arch, settings, number) for number in on_it)
+    whole = kv_bytes(arch, settings, layers_on(devices, device))
     return whole / settings.n_slots * min(1.0, MEAN_CELLS / settings.n_ctx)

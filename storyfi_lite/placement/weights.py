@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 from storyfi_lite.models.gguf import LOOKED_UP, Header, products
 from storyfi_lite.models.registry import Architecture, GGUFFile
@@ -43,10 +44,24 @@ class Weights:
     mix: tuple[tuple[str, float], ...]  # ggml's types and the share of bytes that a token reads of each
     products: frozenset[str] = frozenset()  # see models.gguf.products; empty while the header is not known
 
+    @cached_property
+    def _before(self) -> tuple[list[int], list[int]]:
+        """Return for each layer what those before it have together, without experts and of experts; planning asks ten thousand times."""
+        dense = accumulate((layer.dense_bytes for layer in self.layers), initial=0)
+        return [*dense], [*accumulate((layer.expert_bytes for layer in self.layers), initial=0)]
+
+    def dense_bytes(self, layers: range) -> int:
+        """Return what these layers have together without experts."""
+        return self._before[0][layers.stop] - self._before[0][layers.start]
+
+    def expert_bytes(self, layers: range) -> int:
+        """Return what the experts of these layers have together."""
+        return self._before[1][layers.stop] - self._before[1][layers.start]
+
     @property
     def file_bytes(self) -> int:
-        layers = sum(layer.dense_bytes + layer.expert_bytes for layer in self.layers)
-        return layers + self.embedding_bytes + self.output_bytes
+        whole = range(len(self.layers))
+        return self.dense_bytes(whole) + self.expert_bytes(whole) + self.embedding_bytes + self.output_bytes
 
 
 def from_header(header: Header, block_count: int) -> Weights:
