@@ -7,8 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
+from storyfi_lite.machine import limits
+from storyfi_lite.placement import calibrate
 from tests.hub_server import Hub, serve
 from tests.small_model import small_model
 
@@ -16,8 +19,18 @@ from tests.small_model import small_model
 os.environ["STORYFI_LITE_REGISTRY"] = str(
     Path(tempfile.gettempdir()) / f"storyfi-lite-tests-{os.getpid()}" / "models.yaml"
 )
+# Their own cache, which stays between runs: what is found out of this build is found out once, by whichever process comes first.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = str(Path(platformdirs.user_cache_dir("storyfi-lite")) / "tests")
 REPO = "Someone/Tiny-Tales-GGUF"
 HUB_TOKEN = "hf_a_secret_that_must_not_leak"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_speed() -> None:
+    """A made-up speed of this CPU, for all processes: beside other tests it would be measured thrice, and never kept."""
+    for n_threads in {1, limits.cores()}:
+        calibrate.keep(n_threads, calibrate.FALLBACK)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +40,7 @@ def small_model_path() -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub on loopback, and this process's real hub client pointed at it; a cache and a registry of the user's own."""
+    """A hub on loopback, and this process's real hub client pointed at it; a registry of the user's own."""
     from huggingface_hub import constants
 
     with serve(Hub()) as hub:
@@ -36,7 +49,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
         monkeypatch.setenv("PIP_INDEX_URL", f"{hub.url}/simple")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("STORYFI_LITE_REGISTRY", str(tmp_path / "config" / "models.yaml"))
         monkeypatch.setattr("storyfi_lite.models.hub.WAITS_S", (0.0, 0.0))
         defaults = (lambda seconds: None,)

@@ -19,6 +19,7 @@ from storyfi_lite.machine import limits
 
 log = logging.getLogger(__name__)
 
+CACHE = "speed.json"
 NARROW_COLUMNS = 512
 TOGETHER = 8  # tokens in one step, to see what each further one costs
 # ggml_type of ggml.h
@@ -56,15 +57,13 @@ FALLBACK = CpuSpeed(dict.fromkeys(TYPES, 10.0), {"f16": 0.3, "q8_0": 0.5}, 10.0,
 def cpu_speed(n_threads: int) -> CpuSpeed:
     """Return the CPU's speed with so many threads, 0: all physical cores. It is measured once, then read from the cache
     directory. While other programs have the cores, the best of three measurements counts, and is not kept."""
+    n_threads = n_threads or limits.cores()
     try:
-        import llama_cpp
+        key = _key(n_threads)
     except ImportError:
         return FALLBACK
-    n_threads = n_threads or limits.cores()
-    build = f"llama-cpp-python {llama_cpp.__version__}"
-    key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"
     with contextlib.suppress(KeyError, TypeError):
-        return CpuSpeed(**files.read_cache("speed.json")[key])
+        return CpuSpeed(**files.read_cache(CACHE)[key])
     measured, undisturbed = _measured(n_threads)
     for _ in range(TRIES - 1):
         if undisturbed:
@@ -72,12 +71,24 @@ def cpu_speed(n_threads: int) -> CpuSpeed:
         again, undisturbed = _measured(n_threads)
         measured = again if undisturbed else measured.best_of(again)
     if undisturbed:
-        files.keep("speed.json", key, asdict(measured))
+        keep(n_threads, measured)
     else:
         log.warning(
             "this CPU was measured while other programs had its cores: what is predicted is too slow, and measured again next time"
         )
     return measured
+
+
+def keep(n_threads: int, speed: CpuSpeed) -> None:
+    """Keep the speed for later processes with so many threads."""
+    files.keep(CACHE, _key(n_threads), asdict(speed))
+
+
+def _key(n_threads: int) -> str:
+    import llama_cpp
+
+    build = f"llama-cpp-python {llama_cpp.__version__}"
+    return f"{platform.node()} {platform.machine()} {os.cpu_count()} {build} {n_threads} threads"
 
 
 def _measured(n_threads: int) -> tuple[CpuSpeed, bool]:
