@@ -504,17 +504,37 @@ def _may_begin(char: str, of_prose: bool) -> bool:
     return char.isalnum() if of_prose else char.isalpha()
 
 
-@lru_cache(maxsize=4096)
+_DIGIT, _SIGN = "0", "."  # no alphabet's names
+
+
+@lru_cache(maxsize=65536)
 def _may_become(beginning: bytes, alphabets: Alphabets, begins_text: bool = False, of_prose: bool = False) -> bool:
     """Return whether a character with these first bytes is of the alphabets, and may begin such a text if it has to."""
+    kinds = _kinds(beginning)
+    letters = kinds - {_DIGIT, _SIGN}
+    if letters & alphabets if alphabets else letters:
+        return True
+    return of_prose and _DIGIT in kinds if begins_text else len(letters) < len(kinds)
+
+
+@lru_cache(maxsize=65536)
+def _kinds(beginning: bytes) -> frozenset[str]:
+    """Return what the characters with these first bytes are that `is_of` may take: the alphabets of letters, _DIGIT, _SIGN."""
     size = _character_bytes(beginning)
+    if len(beginning) < size - 1:
+        return frozenset().union(*(_kinds(beginning + bytes([byte])) for byte in range(0x80, 0xC0)))
     code = beginning[0] & (0x7F >> size)
     for byte in beginning[1:]:
         code = code << 6 | byte & 0x3F
-    missing = 6 * (size - len(beginning))
-    codes = range(max(code << missing, (0x80, 0x800, 0x10000)[size - 2]), min((code + 1) << missing, 0x110000))
-    chars = (chr(code) for code in codes if not 0xD800 <= code < 0xE000)
-    return any(is_of(char, alphabets) and (not begins_text or _may_begin(char, of_prose)) for char in chars)
+    first = code << 6
+    if first < (0x80, 0x800, 0x10000)[size - 2] or 0x40000 <= first < 0xE0000 or first >= 0xF0000:
+        return frozenset()  # spelled longer than need be; planes that are empty or private; beyond Unicode
+    chars = (chr(code) for code in range(first, first + 64) if not 0xD800 <= code < 0xE000)
+    return frozenset(
+        _alphabet(char) if char.isalpha() else _DIGIT if char.isalnum() else _SIGN
+        for char in chars
+        if char.isalpha() or _is_plain(char)
+    )
 
 
 def _character_bytes(beginning: bytes) -> int:
