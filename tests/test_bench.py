@@ -20,6 +20,7 @@ from storyfi_lite.engine.settings import EngineSettings, SamplingParams
 from storyfi_lite.errors import EngineError
 from storyfi_lite.grammar.prose import Words
 from storyfi_lite.grammar.script import one_turn
+from tests.tiny_gguf import tiny_gguf
 
 ROOT = Path(__file__).parent.parent
 SHORT = one_turn("A ship.", {"content": Words(80, 120)})
@@ -79,8 +80,8 @@ def test_the_command_shows_free_and_constrained_speed(small_model_path: Path) ->
     assert "1 at once" in done.stderr
 
 
-def test_ctrl_c_shows_what_was_measured(small_model_path: Path) -> None:
-    command = [sys.executable, "-m", "storyfi_lite", *arguments(small_model_path)[:-2]]
+def test_ctrl_c_shows_what_was_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "storyfi_lite", *arguments(tiny_gguf(tmp_path / "tiny.gguf"))[:-2]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stderr is not None
         while not process.stderr.readline().startswith("free: "):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def machine(*gpus_gb: float, held_gb: float = 0, ram_gb: int = 64, names: tuple[
     return Hardware(gpus, ram_gb * GIB, ram_gb * GIB, 8, 10**12, cpu_bandwidth_gb_s=40.0)
 
 
+@cache
 def placed(hardware: Hardware, **wish: object) -> Placement:
     return place(REGISTRY, hardware, ModelOptions(**wish), Catalog())  # type: ignore[arg-type]
 

@@ -23,6 +23,7 @@ from storyfi_lite.validator.proof import Prover
 from storyfi_lite.validator.report import agreement, make_report, read_report, reported, spell
 from storyfi_lite.validator.verdict import Verdict
 from tests.answers import ENGLISH, as_bytes, blueprint_request, header
+from tests.tiny_gguf import tiny_gguf
 
 KEY = Keypair.create_from_uri("//Validator")
 PROVEN = Verdict("proven", "near enough", 60.0, 0.01, 0.97, 200, 0.02)
@@ -80,10 +81,11 @@ def test_only_proven_and_refuted_contradict_each_other() -> None:
     assert agreement(PROVEN, unsure) == agreement(unsure, refuted) == "open"
 
 
-def test_a_stranger_proves_and_another_checks_it_on_another_layout(small_model_path: Path, tmp_path: Path) -> None:
+def test_a_stranger_proves_and_another_checks_it_on_another_layout(tmp_path: Path) -> None:
     """From the command line, with what `generate --json` prints; the second validator has too little memory for the file."""
     request = StoryRequest(task_type="blueprint", user_input="a heist on the moon")
-    model = LocalModel(small_model_path, "smollm2-135m", "Q4_1", "someone", 0.5)
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    model = LocalModel(path, "tiny", "F32", "someone", 0.5)
     loader = LocalModelLoader(model, EngineSettings(n_ctx=2048, n_threads=1))
     try:
         response = to_response(loader.submit(Job(request, 77, time.monotonic() + 300)).result())
@@ -91,7 +93,7 @@ def test_a_stranger_proves_and_another_checks_it_on_another_layout(small_model_p
         loader.close()
     saved, kept = tmp_path / "response.json", tmp_path / "report.json"
     saved.write_text(json.dumps(response_data(request, response)), encoding="utf-8")
-    file = ["--model.path", str(small_model_path), "--threads", "1"]
+    file = ["--model.path", str(path), "--threads", "1"]
     wallet = Wallet("validator", path=str(tmp_path))
     wallet.create_new_coldkey(use_password=False, suppress=True).create_new_hotkey(use_password=False, suppress=True)
     signing = ["--wallet", "validator", "--wallet-path", str(tmp_path)]
@@ -100,7 +102,7 @@ def test_a_stranger_proves_and_another_checks_it_on_another_layout(small_model_p
     report = read_report(kept.read_bytes())
     assert report.hotkey == wallet.hotkey.ss58_address and str(report.hotkey) in proven.stderr
     layout = EngineSettings(n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=1, mapped=True)
-    with Prover(small_model_path, layout) as other:
+    with Prover(path, layout) as other:
         assert other.sha256 == report.model_sha256
         asked = [(one.request, one.response, one.seed) for one in report.answers]
         assert [agreement(report.answers[at].verdict, ours) for at, ours in other.prove_all(asked)] == ["agrees"]
