@@ -10,7 +10,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from storyfi_lite.machine import limits
+from storyfi_lite import files
+from storyfi_lite.machine import limits, selftest
 from storyfi_lite.placement import calibrate
 from tests.hub_server import Hub, serve
 from tests.small_model import small_model
@@ -19,9 +20,12 @@ from tests.small_model import small_model
 os.environ["STORYFI_LITE_REGISTRY"] = str(
     Path(tempfile.gettempdir()) / f"storyfi-lite-tests-{os.getpid()}" / "models.yaml"
 )
-# Their own cache, which stays between runs: what is found out of this build is found out once, by whichever process comes first.
+# Their own cache, which stays between runs, with what set-up found of this build.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    found = files.read_cache(selftest.CACHE)
     os.environ["XDG_CACHE_HOME"] = str(Path(platformdirs.user_cache_dir("storyfi-lite")) / "tests")
+    for build, parts in found.items():
+        files.keep(selftest.CACHE, build, parts)
 REPO = "Someone/Tiny-Tales-GGUF"
 HUB_TOKEN = "hf_a_secret_that_must_not_leak"
 
