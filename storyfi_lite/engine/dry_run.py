@@ -58,7 +58,7 @@ def measure(path: Path, settings: EngineSettings) -> tuple[Demand, ...] | None:
     breakdown.restype, breakdown.argtypes = _Map, [ctypes.c_void_p]
     gpus = [device.handle for device in devices.gpus()]
     with _quiet(), closing(Model(path, settings, dry_run=True)) as model:
-        found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.vocabulary.size * settings.logit_rows)]
+        found = [Demand() for _ in gpus] + [Demand(output_bytes=4 * model.n_vocabulary * settings.logit_rows)]
         others = [(1, settings.n_contexts - 1)] if settings.n_contexts > 1 else []  # in step, and without logits
         for n_outputs, count in [(0, 1), *others]:
             with closing(Context(model, settings, n_outputs=n_outputs)) as context:

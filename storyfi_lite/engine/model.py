@@ -65,8 +65,10 @@ class Model:
             raise _load_error(path)
         if llama_cpp.llama_model_has_encoder(self.handle) or llama_cpp.llama_model_is_diffusion(self.handle):
             raise BadInput(f"{path.name} does not write a text from its beginning on; take another model")
-        self.vocabulary = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
+        self.n_vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
         self._chat_template = chat_template
+        if not dry_run:
+            _ = self.vocabulary  # or it would be refused later
 
     def _choose_gpus(self, params: Any, settings: EngineSettings) -> None:
         present = devices.gpus()
@@ -94,6 +96,11 @@ class Model:
             rows[layer] = Override(rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode(), buffers)
         self._keep.append(rows)
         return ctypes.cast(rows, ctypes.c_void_p)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens' bytes; to read a quarter of a million takes most of a second, and a dry run needs none."""
+        return Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -227,7 +234,7 @@ class Context:
         params.n_outputs_max = n_outputs
         params.kv_unified = bool(n_sequences)  # else a cache per sequence: no attention over the neighbours' cells
         params.no_perf = True
-        self._vocabulary_size = model.vocabulary.size
+        self._vocabulary_size = model.n_vocabulary
         self._after_layer, self._zeros_bytes = after_layer, 0
         self._handles = ExitStack()
         self._read_ahead = None
