@@ -448,15 +448,10 @@ def replayed(
     script: Script = LONGER,
     **params: Any,
 ) -> Replay:
-    model = Model(engine.model.path, SETTINGS)
-    context = Context(model, SETTINGS)
-    try:
+    with closing(Context(engine.model, SETTINGS)) as context:
         ours, sampling = generation.conversation, SamplingParams(seed, **params)
-        rule = ChoiceRule(model.vocabulary, ours, script, sampling, generation.max_tokens)
+        rule = ChoiceRule(engine.model.vocabulary, ours, script, sampling, generation.max_tokens)
         return Replayer(context).replay(rule, ours, tokens or list(generation.tokens))
-    finally:
-        context.close()
-        model.close()
 
 
 @pytest.fixture(scope="module")
