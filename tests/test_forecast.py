@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import Busy
 from storyfi_lite.grammar.schema import as_brief, dump
-from storyfi_lite.loaders import forecast
+from storyfi_lite.loaders import forecast, local
 from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.forecast import Pace, Promises, in_words
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
@@ -181,3 +184,52 @@ def test_the_warm_up_knows_what_several_at_once_cost(loader: LocalModelLoader) -
     pace = loader.promises.pace
     assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
     assert not loader.health().running
+
+
+@dataclass
+class Machine:
+    """Takes the time on a clock of its own that a step of a made-up machine takes, each but the third a fifth longer; reads a prompt in
+    no more time than it is told."""
+
+    step_s: float
+    more_s: float
+    cell_s: float
+    prompt_token_s: float
+    n_batch: int = 512
+    now_s: float = 0.0
+    steps: int = 0
+
+    def decode(self, feeds: list[Feed]) -> None:
+        if len(feeds[0].tokens) > 1:
+            self.now_s += self.prompt_token_s * len(feeds[0].tokens)
+            return
+        self.steps += 1
+        cells = sum(feed.start for feed in feeds)
+        step_s = self.step_s + self.more_s * (len(feeds) - 1) + self.cell_s * cells
+        self.now_s += step_s * (1.0 if self.steps % 3 == 0 else 1.2)
+
+    def forget(self, slot: int) -> bool:
+        return True
+
+
+def measured(machine: Machine, loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch) -> queue.Pace:
+    monkeypatch.setattr(loader.engine, "borrowed", lambda: nullcontext(machine))
+    monkeypatch.setattr(local, "time", SimpleNamespace(perf_counter=lambda: machine.now_s))
+    return loader._llama_pace()
+
+
+def test_what_a_step_takes_is_told_by_the_least_and_the_usual_one(
+    loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = measured(Machine(0.01, 0.004, 1.5e-5, 0.002), loader, monkeypatch)
+    told = pace.step_s, pace.more_s, pace.cell_s, pace.prompt_token_s
+    assert told == pytest.approx((0.012, 0.0048, 1.8e-5, 0.002), rel=0.1)
+
+
+def test_a_slow_machine_measures_no_longer_than_it_may(
+    loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Machine(0.5, 0.0, 1.5e-5, 0.1)
+    pace = measured(slow, loader, monkeypatch)
+    assert pace.cell_s == 0.0 and pace.prompt_token_s == pytest.approx(0.1)
+    assert slow.now_s < 3 * 32 * 0.1 + 3 * 8 * 0.7

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from storyfi_lite import tasks
@@ -33,9 +33,11 @@ from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
 log = logging.getLogger(__name__)
 
 _WARM_UP_S = 600.0
-# Steps that tell what several answers cost, and one that looks back on many cells: so many at most, for so many seconds.
+# A few words in each language, about forty tokens, and steps that tell what several answers and many cells cost: so many, or so
+# many seconds; so many cells, or as many as are read in twice so many seconds.
+_WORDS = {"English": Prose(120, 200), "Chinese": Prose(40, 70)}
 _LEAST_STEPS, _MOST_STEPS, _STEPS_S = 8, 32, 0.25
-_FEW_CELLS, _MANY_CELLS, _CELLS_S = 32, 1024, 3.0  # as are read in so many seconds; over 250, noise is half
+_FEW_CELLS, _MANY_CELLS, _CELLS_S = 32, 512, 2.5
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,18 @@ class LocalModelLoader:
     def warm_up(self) -> None:
         """Write a few words for the commonest task in each language, and throw them away: the prompts' beginnings stay cached, and
         the pace is known before the first request. Logs how long each task will take."""
-        first_s, more_s, cell_s = self._llama_steps()
+        llama = self._llama_pace()
         words, until_s = [], time.monotonic() + _WARM_UP_S
-        for language in ("English", "Chinese"):
+        for language, prose in _WORDS.items():
             asked = StoryRequest(task_type="blueprint", user_input=EXAMPLES[language])
             script = tasks.get("blueprint").script(asked)
-            script = one_turn(script.pieces[0].ask, {"setting": Prose(120, 200)}, script.system, script.material)
+            script = one_turn(script.pieces[0].ask, {"setting": prose}, script.system, script.material)
             words.append(self.engine.submit(EngineJob(script, SamplingParams(0), until_s)).result())
         # what is not llama.cpp's, each answer's choice under its grammar, comes again with every answer
-        word_s = statistics.mean(_writing_s(done) / len(done.tokens) for done in words)
+        word_s = statistics.mean(_writing_s(done) / (len(done.tokens) - 1) for done in words)
         cells = statistics.mean(len(done.conversation) + len(done.tokens) / 2 for done in words)
-        choice_s = max(0.0, word_s - cells * cell_s - first_s)
-        prompt_token_s = max(words[0].first_token_s, 1e-6) / len(words[0].conversation)
-        steps = queue.Pace(first_s + choice_s, more_s + choice_s, prompt_token_s, cell_s)
+        choice_s = max(0.0, word_s - llama.step_of(1, cells))
+        steps = replace(llama, step_s=llama.step_s + choice_s, more_s=llama.more_s + choice_s)
         vocabulary = self.engine.model.vocabulary
         samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
         a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
@@ -101,24 +102,28 @@ class LocalModelLoader:
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
-    def _llama_steps(self) -> tuple[float, float, float]:
-        """Return the seconds of a step of one answer, and what each further answer and each cell that is looked back on add to it:
-        measured on llama.cpp alone, in a few seconds."""
+    def _llama_pace(self) -> queue.Pace:
+        """Measure llama.cpp alone, in a few seconds. The least of several steps are alike whatever else runs, so that differences hold;
+        all of them then count as much more as the usual step takes longer than the least."""
         n_slots = self._settings.n_slots
         with self.engine.borrowed() as context:
             cells = [0] * n_slots
+            read_s = _read_s(context, 0, cells, _FEW_CELLS)
+            while cells[0] < min(_MANY_CELLS, self._settings.n_ctx // 2) and read_s < _CELLS_S:
+                read_s += _read_s(context, 0, cells, min(cells[0], context.n_batch))
+            prompt_token_s, more_cells = read_s / cells[0], cells[0] - _FEW_CELLS
+            far_s = min(_steps_s(context, 1, cells))
+            context.forget(0)
+            cells[0] = 0
             for slot in range(n_slots):
-                _read(context, slot, cells)
-            one_s, all_s = (_step_s(context, count, cells) for count in (1, n_slots))
-            few_cells, end_s = cells[0], time.perf_counter() + _CELLS_S
-            while cells[0] < min(_MANY_CELLS, self._settings.n_ctx // 2) and time.perf_counter() < end_s:
-                _read(context, 0, cells)
-            more_cells, cell_s = cells[0] - few_cells, 0.0
-            if more_cells >= 4 * _FEW_CELLS:  # fewer tell nothing, where a step takes long
-                cell_s = max(0.0, _step_s(context, 1, cells) - one_s) / more_cells
-        first_s = one_s - _FEW_CELLS * cell_s
-        more_s = (all_s - n_slots * _FEW_CELLS * cell_s - first_s) / (n_slots - 1) if n_slots > 1 else 0.0
-        return first_s, max(0.0, more_s), cell_s
+                _read_s(context, slot, cells, _FEW_CELLS)
+            one_s, all_s = (_steps_s(context, count, cells) for count in (1, n_slots))
+        # fewer cells tell nothing, where a step takes long
+        cell_s = max(0.0, far_s - min(one_s)) / more_cells if more_cells >= 3 * _FEW_CELLS else 0.0
+        few_s = _FEW_CELLS * cell_s
+        more_s = max(0.0, (min(all_s) - min(one_s)) / (n_slots - 1) - few_s) if n_slots > 1 else 0.0
+        least = queue.Pace(min(one_s) - few_s, more_s, prompt_token_s, cell_s)
+        return replace(least.times(statistics.median(one_s) / min(one_s)), prompt_token_s=prompt_token_s)
 
     def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return, after the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
@@ -233,14 +238,16 @@ class LocalModelLoader:
         self.engine.close()
 
 
-def _read(context: Context, slot: int, cells: list[int]) -> None:
-    """Fill a few more of a slot's cells. `cells`: how many each slot has filled."""
-    context.decode([Feed(slot, cells[slot], [1] * _FEW_CELLS, [])])
-    cells[slot] += _FEW_CELLS
+def _read_s(context: Context, slot: int, cells: list[int], more: int) -> float:
+    """Fill so many more of a slot's cells, and return the seconds. `cells`: how many each slot has filled."""
+    start_s = time.perf_counter()
+    context.decode([Feed(slot, cells[slot], [1] * more, [more - 1])])
+    cells[slot] += more
+    return time.perf_counter() - start_s
 
 
-def _step_s(context: Context, count: int, cells: list[int]) -> float:
-    """Return the seconds of a step that writes a token into each of the first so many slots, with no other program beside it."""
+def _steps_s(context: Context, count: int, cells: list[int]) -> list[float]:
+    """Return the seconds of steps that write a token into each of the first so many slots."""
     times: list[float] = []
     while len(times) < _LEAST_STEPS or (len(times) < _MOST_STEPS and sum(times) < _STEPS_S):
         start_s = time.perf_counter()
@@ -248,7 +255,7 @@ def _step_s(context: Context, count: int, cells: list[int]) -> float:
         times.append(time.perf_counter() - start_s)
         for slot in range(count):
             cells[slot] += 1
-    return min(times)
+    return times
 
 
 def _writing_s(done: Generation) -> float:
