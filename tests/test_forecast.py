@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.engine import Generation
 from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import EngineSettings
 from storyfi_lite.errors import Busy
@@ -184,6 +185,23 @@ def test_the_warm_up_knows_what_several_at_once_cost(loader: LocalModelLoader) -
     pace = loader.promises.pace
     assert pace is not None and 0 <= pace.queue.more_s < 3 * pace.queue.step_s
     assert not loader.health().running
+
+
+def test_what_is_read_between_turns_is_no_slower_step(
+    loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = loader.promises.pace
+    assert before is not None
+    monkeypatch.setattr(loader.promises, "pace", before)  # and is so again for the next test
+
+    def as_promised(done: Generation) -> float:
+        opening, written = len(done.conversation.opening), len(done.tokens)
+        work = Work(opening, len(done.conversation) - opening, written, written, written)
+        return before.queue.alone(work, written) - opening * before.queue.prompt_token_s
+
+    monkeypatch.setattr(local, "_writing_s", as_promised)
+    loader.submit(job(600, max_tokens=700)).result()
+    assert loader.promises.pace is not None and loader.promises.pace.queue.step_s == pytest.approx(before.queue.step_s)
 
 
 @dataclass

@@ -170,14 +170,18 @@ class LocalModelLoader:
             report = constraint.check(generation.text)  # correctness never rests on the constraint alone
             if not report.canonical or report.data is None:
                 raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
-            if self.promises.pace is not None:
-                kind = forecast.kind_of(job.request)
+            if (pace := self.promises.pace) is not None:
+                kind, beside = forecast.kind_of(job.request), at_once()
                 chars = None if brief else lengths.factor(kind) * sum(map(len, script.texts(report.data)))
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
-                written = len(generation.tokens) - thought, share * _writing_s(generation)
-                cells = len(generation.conversation) + len(generation.tokens) / 2
-                self.promises.pace = self.promises.pace.after(*written, kind.language, chars, at_once(), cells)
+                opening = len(generation.conversation.opening)
+                bridges = len(generation.conversation) - opening
+                read_s = beside * bridges * pace.queue.prompt_token_s  # between turns, all who write wait for it
+                written_s = max(1e-6, share * (_writing_s(generation) - read_s))
+                cells = opening + (bridges + len(generation.tokens)) / 2
+                tokens = len(generation.tokens) - thought
+                self.promises.pace = pace.after(tokens, written_s, kind.language, chars, beside, cells)
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)
