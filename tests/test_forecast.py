@@ -230,7 +230,7 @@ class Machine:
         return True
 
 
-def measured(machine: Machine, loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch) -> queue.Pace:
+def measured(machine: Machine, loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch) -> tuple[queue.Pace, float]:
     monkeypatch.setattr(loader.engine, "borrowed", lambda: nullcontext(machine))
     monkeypatch.setattr(local, "time", SimpleNamespace(perf_counter=lambda: machine.now_s))
     return loader._llama_pace()
@@ -239,15 +239,18 @@ def measured(machine: Machine, loader: LocalModelLoader, monkeypatch: pytest.Mon
 def test_what_a_step_takes_is_told_by_the_least_and_the_usual_one(
     loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = measured(Machine(0.01, 0.004, 1.5e-5, 0.002), loader, monkeypatch)
-    told = pace.step_s, pace.more_s, pace.cell_s, pace.prompt_token_s
-    assert told == pytest.approx((0.012, 0.0048, 1.8e-5, 0.002), rel=0.1)
+    for n_slots in (1, 2, 4):
+        monkeypatch.setattr(loader, "_settings", EngineSettings(n_slots=n_slots))
+        pace, usual = measured(Machine(0.01, 0.004, 1.5e-5, 0.002), loader, monkeypatch)
+        told = pace.step_s, pace.more_s, pace.cell_s, pace.prompt_token_s, usual
+        more_s = 0.004 if n_slots > 1 else 0.0
+        assert told == pytest.approx((0.01, more_s, 1.5e-5, 0.002, 1.2), rel=0.1)
 
 
 def test_a_slow_machine_measures_no_longer_than_it_may(
     loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Machine(0.5, 0.0, 1.5e-5, 0.1)
-    pace = measured(slow, loader, monkeypatch)
+    pace, _ = measured(slow, loader, monkeypatch)
     assert pace.cell_s == 0.0 and pace.prompt_token_s == pytest.approx(0.1)
     assert slow.now_s < 3 * 32 * 0.1 + 3 * 8 * 0.7

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storyfi_lite import tasks
@@ -79,7 +79,7 @@ class LocalModelLoader:
     def warm_up(self) -> None:
         """Write a few words for the commonest task in each language, and throw them away: the prompts' beginnings stay cached, and
         the pace is known before the first request. Logs how long each task will take."""
-        llama = self._llama_pace()
+        least, usual = self._llama_pace()
         words, until_s = [], time.monotonic() + _WARM_UP_S
         for language, prose in _WORDS.items():
             asked = StoryRequest(task_type="blueprint", user_input=EXAMPLES[language])
@@ -89,8 +89,9 @@ class LocalModelLoader:
         # what is not llama.cpp's, each answer's choice under its grammar, comes again with every answer
         word_s = statistics.mean(_writing_s(done) / (len(done.tokens) - 1) for done in words)
         cells = statistics.mean(len(done.conversation) + len(done.tokens) / 2 for done in words)
+        llama = least.times(min(usual, word_s / least.step_of(1, cells)))
         choice_s = max(0.0, word_s - llama.step_of(1, cells))
-        steps = replace(llama, step_s=llama.step_s + choice_s, more_s=llama.more_s + choice_s)
+        steps = queue.Pace(llama.step_s + choice_s, llama.more_s + choice_s, least.prompt_token_s, llama.cell_s)
         vocabulary = self.engine.model.vocabulary
         samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
         a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
@@ -102,28 +103,30 @@ class LocalModelLoader:
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
 
-    def _llama_pace(self) -> queue.Pace:
-        """Measure llama.cpp alone, in a few seconds. The least of several steps are alike whatever else runs, so that differences hold;
-        all of them then count as much more as the usual step takes longer than the least."""
-        n_slots = self._settings.n_slots
+    def _llama_pace(self) -> tuple[queue.Pace, float]:
+        """Measure llama.cpp alone, in a few seconds. The least of several steps are alike whatever else runs, so that differences of
+        them hold; returned too is how many times as long the usual step takes."""
+        slots = range(self._settings.n_slots)
         with self.engine.borrowed() as context:
-            cells = [0] * n_slots
+            cells = [0 for _ in slots]
             read_s = _read_s(context, 0, cells, _FEW_CELLS)
             while cells[0] < min(_MANY_CELLS, self._settings.n_ctx // 2) and read_s < _CELLS_S:
                 read_s += _read_s(context, 0, cells, min(cells[0], context.n_batch))
             prompt_token_s, more_cells = read_s / cells[0], cells[0] - _FEW_CELLS
-            far_s = min(_steps_s(context, 1, cells))
-            context.forget(0)
-            cells[0] = 0
-            for slot in range(n_slots):
+            for slot in slots[1:]:
                 _read_s(context, slot, cells, _FEW_CELLS)
-            one_s, all_s = (_steps_s(context, count, cells) for count in (1, n_slots))
+            far, *others = _steps_s(context, (slots[:1], slots[1:2], slots) if len(slots) > 1 else (slots,), cells)
+            if not others:
+                context.forget(0)
+                cells[0] = 0
+                _read_s(context, 0, cells, _FEW_CELLS)
+                others = _steps_s(context, (slots,), cells)
+        near, together = min(others[0]), min(others[-1])
         # fewer cells tell nothing, where a step takes long
-        cell_s = max(0.0, far_s - min(one_s)) / more_cells if more_cells >= 3 * _FEW_CELLS else 0.0
+        cell_s = max(0.0, min(far) - near) / more_cells if more_cells >= 3 * _FEW_CELLS else 0.0
         few_s = _FEW_CELLS * cell_s
-        more_s = max(0.0, (min(all_s) - min(one_s)) / (n_slots - 1) - few_s) if n_slots > 1 else 0.0
-        least = queue.Pace(min(one_s) - few_s, more_s, prompt_token_s, cell_s)
-        return replace(least.times(statistics.median(one_s) / min(one_s)), prompt_token_s=prompt_token_s)
+        more_s = max(0.0, (together - min(far)) / (len(slots) - 1) - few_s) if len(slots) > 1 else 0.0
+        return queue.Pace(near - few_s, more_s, prompt_token_s, cell_s), statistics.median(others[0]) / near
 
     def forecasts(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return, after the warm-up: task -> language -> seconds of a usual answer and of the shortest."""
@@ -250,15 +253,19 @@ def _read_s(context: Context, slot: int, cells: list[int], more: int) -> float:
     return time.perf_counter() - start_s
 
 
-def _steps_s(context: Context, count: int, cells: list[int]) -> list[float]:
-    """Return the seconds of steps that write a token into each of the first so many slots."""
-    times: list[float] = []
-    while len(times) < _LEAST_STEPS or (len(times) < _MOST_STEPS and sum(times) < _STEPS_S):
-        start_s = time.perf_counter()
-        context.decode([Feed(slot, cells[slot], [1], [0]) for slot in range(count)])
-        times.append(time.perf_counter() - start_s)
-        for slot in range(count):
-            cells[slot] += 1
+def _steps_s(context: Context, groups: Sequence[Sequence[int]], cells: list[int]) -> list[list[float]]:
+    """Return the seconds of steps that write a token into each slot of a group, a few of each group in turn: the machine may be
+    slower at times."""
+    times: list[list[float]] = [[] for _ in groups]
+    most_s = _STEPS_S * len(groups)
+    while len(times[0]) < _LEAST_STEPS or (len(times[0]) < _MOST_STEPS and sum(map(sum, times)) < most_s):
+        for group, taken in zip(groups, times, strict=True):
+            for _ in range(_LEAST_STEPS // 2):  # the first of one kind is longer
+                start_s = time.perf_counter()
+                context.decode([Feed(slot, cells[slot], [1], [0]) for slot in group])
+                taken.append(time.perf_counter() - start_s)
+                for slot in group:
+                    cells[slot] += 1
     return times
 
 
