@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """How well the stories read, in figures: fixed inputs, one seed each, all four tasks of one model.
 
-    bench_stories.py MODEL.gguf [--language zh] [--held-out] [--stories N] [--before OLD.jsonl] [--keep NEW.jsonl] [--pairs]
+    bench_stories.py MODEL.gguf [--language zh] [--held-out] [--inputs N] [--stories N] [--before OLD.jsonl] [--keep NEW.jsonl] [--pairs]
 
-Twenty blueprints, seeds 1 to 20; from the first N of them the other tasks too, each from the stages before it. `--held-out`: ten other
-inputs, by which no rule was chosen. Prints a table and one JSON line: the share of answers with four words in a row from our own
-instructions, prose that ends inside a sentence, digits among its characters, repeated word trigrams, distinct words (Chinese:
+Twenty blueprints, or the first N, seeds 1 to 20; from the first N of them the other tasks too, each from the stages before it. `--held-out`: ten other
+inputs, by which no rule was chosen. Prints a table and one JSON line: the share of answers with four words (Chinese: six characters)
+in a row from our own instructions, prose that ends inside a sentence, digits among its characters, repeated word trigrams, distinct words (Chinese:
 characters) of all words and in each hundred, and our own score. `--before` reads answers that were kept by an earlier version,
 for the same table; `--pairs` prints the blueprints, as docs/stories.md has them. Such figures see noise, not quality.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from storyfi_lite import tasks
@@ -119,6 +120,7 @@ def main() -> None:
     options.add_argument("model", type=Path)
     options.add_argument("--language", choices=list(INPUTS), default="en")
     options.add_argument("--held-out", action="store_true")
+    options.add_argument("--inputs", type=int, default=20, metavar="N", help="blueprints of so many inputs")
     options.add_argument("--stories", type=int, default=5, metavar="N", help="of so many inputs all four tasks")
     options.add_argument("--before", type=Path, help="answers that an earlier version kept")
     options.add_argument(
@@ -156,12 +158,12 @@ def write(given: argparse.Namespace) -> Answers:
     """Each task from the answers to the tasks before it."""
     template = None if "tokenizer.chat_template" in read_local(given.model).metadata else PLAIN
     settings = EngineSettings(n_ctx=4096, n_slots=given.slots, n_threads=given.threads)
-    inputs = (HELD_OUT if given.held_out else INPUTS)[given.language]
+    inputs = (HELD_OUT if given.held_out else INPUTS)[given.language][: given.inputs]
     stages: list[dict[str, Any]] = [{} for _ in inputs]
     by_task: Answers = {}
     with Engine(given.model, settings, template) as engine:
         for task in tasks.TASKS.values():
-            count = len(inputs) if task.name == "blueprint" else given.stories
+            count = len(inputs) if task.name == "blueprint" else min(given.stories, len(inputs))
             by_task[task.name] = []
             futures = []
             for seed in range(1, count + 1):
@@ -169,7 +171,7 @@ def write(given: argparse.Namespace) -> Answers:
                 asked = StoryRequest.model_validate(fields | stages[seed - 1])
                 job = EngineJob(task.script(asked), SamplingParams(seed), time.monotonic() + 36_000)
                 futures.append((seed, asked, engine.submit(job)))
-            for seed, asked, future in futures:
+            for seed, asked, future in track(futures, task.name, console=Console(stderr=True)):
                 done = future.result()
                 stages[seed - 1][task.name] = json.loads(done.text)
                 row = {"seed": seed, "request": asked.model_dump(exclude_none=True), "text": done.text}
@@ -197,10 +199,11 @@ def measure(task: str, answers: list[dict[str, Any]], language: Language) -> dic
         whole = " ".join(prose)
         said = words(whole)
         triples = grams(said, 3)
-        instructions = grams(words("\n".join(our_words(task, request, language))), 4)
+        count = 6 if language == "zh" else 4
+        instructions = grams(words("\n".join(our_words(task, request, language))), count)
         found.append(
             {
-                "copies our instructions": bool(set(grams(words(one["text"]), 4)) & set(instructions)),
+                "copies our instructions": bool(set(grams(words(one["text"]), count)) & set(instructions)),
                 "ends inside a sentence": statistics.mean(not ends_a_sentence(text) for text in prose),
                 "digits": sum(char.isdigit() for char in whole) / len(whole),
                 "repeated trigrams": 1 - len(set(triples)) / len(triples),

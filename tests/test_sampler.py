@@ -89,13 +89,16 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
         assert int(kept[np.argmax(scores(logits, kept, 2.0, 5, params))]) == 1
 
 
+CUT = -1  # of a history: a text of its own begins
+
+
 def penalties(
     history: list[int], words: frozenset[int] = frozenset(), of_prose: bool = True, **params: Any
 ) -> dict[int, float]:
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.append(token, token in words)
+        repetition.cut() if token == CUT else repetition.append(token, token in words)
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
@@ -107,6 +110,14 @@ def test_dry_penalises_what_would_go_on_with_a_repeat_and_grows_with_its_length(
     assert penalties([1, 2, 1, 3, 2, 1]) == {3: 1.0}
     assert penalties([1, 3, 2, 3]) == {}  # one token alone is no repeat
     assert penalties([1, 2, 3, 1, 2], dry_multiplier=0.0) == {}
+
+
+def test_no_repeat_reaches_into_another_text() -> None:
+    """What follows a label each time may well be the same."""
+    assert penalties([1, 2, 3, CUT, 1, 2]) == {3: 1.0}
+    assert penalties([1, 2, CUT, 3, 1, 2]) == {}
+    assert penalties([1, CUT, 2, 3, 1, CUT, 2]) == {}
+    assert penalties([1, 2, 3, 1, 2, CUT]) == {}
 
 
 def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:

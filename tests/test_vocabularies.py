@@ -158,3 +158,51 @@ def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path)
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
         found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
         assert {piece: vocabulary.begins_word(found[piece]) for piece in pieces} == pieces
+
+
+def test_what_begins_a_word_or_a_character_of_a_script_without_spaces(tmp_path: Path) -> None:
+    pieces = (" sea", "sea", " SEA", "Sea", " seas", "sea.", "灯", "灯塔", " 灯塔", "塔。", "바다")
+    more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+
+        def begin(unit: str, inside: bool = False) -> set[str]:
+            return {vocabulary.writes[token].decode() for token in vocabulary.beginning(unit, inside)}
+
+        assert begin("sea") == {" sea", "sea", " SEA", "Sea"}
+        assert begin("sea", inside=True) == {" sea", " SEA"}
+        assert begin("灯") == begin("灯", inside=True) == {"灯", "灯塔", " 灯塔"}
+        assert begin("塔") == {"塔。"}
+        assert begin("바") == {"바다"}
+        assert begin("moon") == set()
+
+
+@pytest.mark.parametrize(
+    ("before", "sign", "goes_on"),
+    [
+        (0, "、", True),
+        (0, ".", True),
+        (0, "\n", True),
+        (2, "、", True),
+        (2, ".", False),
+        (2, "\n", False),
+        (3, "、", False),
+    ],
+)
+def test_a_name_in_a_list_ends_by_whatever_sign_the_model_ends_it(
+    tmp_path: Path, before: int, sign: str, goes_on: bool
+) -> None:
+    """The list has three names or four: it goes on while there are too few, and ends when there may be no more."""
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, "、": NORMAL}, SPM.more)
+    script = one_turn("Name some.", {"names": Items(Words(2, 30), 3, 4)})
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        rule.force()
+        for piece in [*(char for at in range(before) for char in f"x{'abc'[at]},"), "x", "z", sign]:
+            logits = np.full(vocabulary.size, -20, dtype=np.float32)
+            logits[vocabulary.spelled(piece)[0]] = 20
+            rule.choose(logits)
+        assert rule.done != goes_on
+        written = b"".join(vocabulary.writes[token] for token in rule.tokens)
+        assert written.endswith(b"xz," if goes_on else b"xz")

@@ -2,6 +2,7 @@
 
     settings.py     plain values: how a model is loaded, how tokens are chosen
     sampler.py      logits -> scores, a pure function
+    our_words.py    what keeps our instructions out of an answer
     rule.py         one answer's choice rule: grammar + budget + repetition + sampler
     vocabulary.py   token ids <-> bytes
     prompt.py       chat template -> prompt tokens

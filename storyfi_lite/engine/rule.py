@@ -6,8 +6,8 @@ that. Both run this code, so they agree. Knows logits and token ids; nothing of 
 An answer is the tokens of all turns; each turn ends with the vocabulary's end token, which is not decoded: what comes next
 is the end of the turn as the chat template spells it, and the next turn's words. At each position, in this order:
   1. labels, and an end where nothing else may come, are taken as they are;
-  2. the logits are lowered by the repetition penalty, to which our instructions count as said; all ways to end a line count as
-     one; an end gains `pressure`;
+  2. what was said before loses (sampler.py), and so does what our instructions say (our_words.py); all ways to end a line count
+     as one; an end gains `pressure`;
   3. a token is allowed if the turn's rules have it (grammar/prose.py) and, after it, the rest can surely be closed within the
      turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyfi_lite.engine.our_words import OurWords
 from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
@@ -67,6 +68,8 @@ class ChoiceRule:
         self._params = params
         self._max_tokens = max_tokens
         self._ends = 0  # of turns, and of the thought
+        ours = (script.system, *(piece.ask for piece in script.pieces))
+        self._our_words = OurWords(vocabulary, ours, script.material)
         self._begin_thought() if script.think_tokens else self._begin_turn()
 
     def _begin_thought(self) -> None:
@@ -78,21 +81,13 @@ class ChoiceRule:
 
     def _begin_turn(self) -> None:
         if not self.piece:
-            self._repetition = self._of_instructions()
+            self._repetition = Repetition(self._params)
         pieces = self._script.pieces[self.piece :]
         self._cursor = Cursor(pieces[0].rows, self._script.alphabets)
         needs = [need_tokens(piece.rows) for piece in pieces]
         longest = [bound_tokens(piece.rows) for piece in pieces]
         spare = self._max_tokens - len(self.tokens) - sum(needs)
         self._turn_ends_at = len(self.tokens) + needs[0] + spare * longest[0] // sum(longest)
-
-    def _of_instructions(self) -> Repetition:
-        """Begins with our own words, so that what copies them is a repeat."""
-        repetition = Repetition(self._params)
-        for text in (self._script.system, *(piece.ask for piece in self._script.pieces)):
-            for token in (*self._vocabulary.tokenize(text, special=False), self.end):
-                repetition.append(token, begins_word=False)
-        return repetition
 
     @property
     def end(self) -> int:
@@ -147,8 +142,15 @@ class ChoiceRule:
         return lead
 
     def _take(self, token: int) -> None:
+        of_label = bool(self._cursor.literal)
         self._step(self._cursor, token)
-        self._repetition.append(token, isinstance(self._cursor, Cursor) and self._vocabulary.begins_word(token))
+        if of_label or token == self.end:
+            self._repetition.cut()
+            self._our_words.cut()
+        else:
+            begins_word = isinstance(self._cursor, Cursor) and self._vocabulary.begins_word(token)
+            self._repetition.append(token, begins_word)
+            self._our_words.append(token)
         self.tokens.append(token)
         if not self._cursor.done:
             self.fed.append(token)
@@ -177,19 +179,32 @@ class ChoiceRule:
         """Lower repeats; count all ways to end a line as one, the likeliest of them; raise ends near the maximum."""
         words, cursor = self._vocabulary, self._cursor
         self._repetition.apply(logits, of_prose=isinstance(cursor, Cursor) and cursor.is_prose)
-        if isinstance(cursor, Thought):
+        if isinstance(cursor, Cursor):
+            self._our_words.apply(logits)
+        else:
             marks = words.marks(self._conversation.thought_mark)
             logits[self._end] = logits[[*words.turn_ends, *marks]].max()
             return
         if cursor.has_paragraphs:
             logits[self._end] = logits[words.turn_ends].max()
         else:
-            ends = words.line_ends if cursor.is_prose else words.word_ends
-            logits[self._end] = logits[ends].max()
+            self._gather_ends(logits, cursor)
             np.maximum.at(logits, words.before_line_feed[1], logits[words.before_line_feed[0]])
         pressure = cursor.pressure(self._remaining - cursor.need_tokens)
         if pressure:
             logits[words.sentence_ends if cursor.is_prose else self._label_ends(cursor)] += np.float32(pressure)
+
+    def _gather_ends(self, logits: Floats, cursor: Cursor) -> None:
+        """Give the end that the row takes here the logit of the likeliest sign by which a model ends such a text. After a name, a
+        comma and the like end it too: they lead to the next item of a list, and in a list that has too few yet, so does the end."""
+        words = self._vocabulary
+        if cursor.is_prose:
+            logits[self._end] = logits[words.line_ends].max()
+            return
+        ends, pauses = logits[words.word_ends].max(), logits[words.pauses].max()
+        separator = self._label_ends(cursor)[1:]
+        logits[separator] = max(pauses, ends) if cursor.wants_items else pauses
+        logits[self._end] = ends if separator else max(ends, pauses)
 
     def _label_ends(self, cursor: Cursor) -> list[int]:
         separator = cursor.separator

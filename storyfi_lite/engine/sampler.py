@@ -31,6 +31,7 @@ REACH = 4.0  # nats below the cut
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
 WORD_NATS = 0.3  # that a word loses for each time it was begun
 WORD_TOKENS = 128  # so far back
+_CUT = -1  # stands between texts
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -94,7 +95,7 @@ class Repetition:
     """Lowers what was said before, by a function of the answer's own tokens alone, so that it can be replayed. In logits, before
     temperature.
 
-    DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
+    DRY: a token that would go on with a repeat of earlier text, within a turn's row, loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses WORD_NATS for each time that it stands among the last WORD_TOKENS
     tokens. What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which
     would find no word left.
@@ -110,6 +111,12 @@ class Repetition:
         self._places[token].append(len(self._tokens))
         self._tokens.append(token)
         self._words.append(token if begins_word else None)
+
+    def cut(self) -> None:
+        """Begins a text of its own, such as what a label asks for: no repeat reaches across, for what follows the same label each time
+        may well be the same."""
+        self._tokens.append(_CUT)
+        self._words.append(None)
 
     def apply(self, logits: Floats, of_prose: bool) -> None:
         """Lower the logits in place."""
@@ -127,9 +134,11 @@ class Repetition:
         longest: dict[int, int] = {}
         for place in self._places[tokens[last]][:-1]:
             length = 1
-            while length < _DRY_MAX_MATCH and length <= place and tokens[place - length] == tokens[last - length]:
+            while (
+                length < _DRY_MAX_MATCH and length <= place and tokens[place - length] == tokens[last - length] != _CUT
+            ):
                 length += 1
-            if length >= self._params.dry_allowed_length:
-                follower = tokens[place + 1]
+            follower = tokens[place + 1]
+            if length >= self._params.dry_allowed_length and follower != _CUT:
                 longest[follower] = max(length, longest.get(follower, 0))
         return longest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -16,12 +17,16 @@ import numpy as np
 
 from storyfi_lite.engine.sampler import Ids
 from storyfi_lite.errors import BadInput, EngineError, GrammarError
-from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, is_wide
+from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, in_word, is_wide
 
 _LINE_END = re.compile(rb" *\n[ \n]*")
 # What a vocabulary needs so that every text can be begun and ended: ASCII, and the bytes of Chinese in UTF-8.
 _SPELLING = [bytes([byte]) for byte in (0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xE2, 0xEA), 0xEF)]
 _SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSERS)}]*")
+
+_STOPS = ".。"
+_PAUSES = ",，、;；:：/|"
+_NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class Vocabulary:
@@ -94,8 +99,8 @@ class Vocabulary:
 
     def warm_up(self) -> None:
         """Makes now the tables that the first choices would make."""
-        _ = self._by_bytes, self.end, self.line_feed, self.line_ends, self.word_ends, self.before_line_feed
-        _ = self.sentence_ends
+        _ = self._by_bytes, self.end, self.line_feed, self.line_ends, self.word_ends, self.pauses
+        _ = self.before_line_feed, self.sentence_ends, self._beginnings
 
     @cached_property
     def writes(self) -> list[bytes]:
@@ -146,10 +151,16 @@ class Vocabulary:
     @cached_property
     def word_ends(self) -> Ids:
         """Return the tokens that end a turn, a line, or a title or a name as if it were a sentence."""
-        stops = {stop.encode() for stop in (".", "。")}
-        return self._ids(
-            [*self.line_ends, *(token for token, piece in enumerate(self.writes) if piece.rstrip(b"\n") in stops)]
-        )
+        return self._ids([*self.line_ends, *self._signs(_STOPS)])
+
+    @cached_property
+    def pauses(self) -> Ids:
+        """Return the tokens after which another item of a list may come."""
+        return self._ids(self._signs(_PAUSES))
+
+    def _signs(self, signs: str) -> Iterable[int]:
+        spelled = {sign.encode() for sign in signs}
+        return (token for token, piece in enumerate(self.writes) if piece.strip() in spelled)
 
     def begins_word(self, token: int) -> bool:
         """Return whether the token is a space and letters, or letters of a script without spaces, two or more: alone, one of
@@ -157,6 +168,29 @@ class Vocabulary:
         text = self.writes[token].decode(errors="replace")
         letters = text.removeprefix(" ")
         return letters.isalpha() and (letters != text or (len(text) > 1 and all(map(is_wide, text))))
+
+    def beginning(self, unit: str, inside: bool = False) -> Ids:
+        """Return the tokens that begin a unit of text (our_words.py): those that are this word (in small letters; the tokens' may be
+        of any case), after a space or, unless another word is in hand (`inside`), without; or all that begin with this character of
+        a script that writes no spaces."""
+        every, in_hand = self._beginnings.get(unit, (_NONE, _NONE))
+        return in_hand if inside else every
+
+    @cached_property
+    def _beginnings(self) -> dict[str, tuple[Ids, Ids]]:
+        """All tokens that begin a unit, and those that may while another word is in hand."""
+        found: defaultdict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for token, piece in enumerate(self.writes):
+            text = piece.decode(errors="ignore")
+            letters = text.removeprefix(" ")
+            wide = is_wide(letters[:1] or " ")
+            if not letters or not (wide or all(map(in_word, letters))):
+                continue
+            every, in_hand = found[letters[0] if wide else letters.lower()]
+            every.append(token)
+            if wide or letters != text:
+                in_hand.append(token)
+        return {unit: (self._ids(every), self._ids(in_hand)) for unit, (every, in_hand) in found.items()}
 
     @cached_property
     def before_line_feed(self) -> tuple[Ids, Ids]:

@@ -9,7 +9,7 @@ The rules of a text, beside its length in characters (Unicode code points):
   whole sentences  end only where a sentence ends: after . ! ? … 。 ！ ？, and the quotes and brackets that close after it;
                    quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last;
                    begin with a letter, a digit or an opening quote; at most two numbers in a hundred characters, and eight
-                   commas and the like in a sentence
+                   commas and the like in a sentence; four signs between two letters, beside those that end and close
   a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
   both             letters of the scripts that the request is written in, and Latin; of other signs punctuation alone, and none of
                    a markup language; no two spaces in a row; at most four digits in a row
@@ -22,6 +22,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import takewhile
 
 from storyfi_lite.errors import GrammarError
 from storyfi_lite.grammar.schema import FORBIDDEN
@@ -35,6 +36,7 @@ PRESSURE_CHARS = 80  # so near the maximum a sentence is pressed to end
 PRESSURE_NATS = 7.0  # what that is worth in the last character of the room
 NUMBERS_CHARS = 100  # in so many at most two numbers begin
 MAX_PAUSES = 8  # in a sentence
+MAX_SIGNS = 4  # between two letters or digits, beside those that end and close
 PAUSES = ",;:，、；：–—-"  # a hyphen, if a space stands before it
 
 TERMINATORS = ".!?…。！？"
@@ -153,6 +155,12 @@ def is_wide(char: str) -> bool:
     )
 
 
+@cache
+def in_word(char: str) -> bool:
+    """Return whether a character belongs to a word of a script that writes spaces: a letter, a digit, or a mark on one."""
+    return (char.isalnum() or unicodedata.category(char)[0] == "M") and not is_wide(char)
+
+
 Alphabets = frozenset[str]
 _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 
@@ -240,14 +248,18 @@ class Cursor:
 
     @property
     def separator(self) -> str:
-        """Return what leads to the next item of a list; empty elsewhere."""
-        return LIST_COMMA if self._items else ""
+        """Return what leads to the next item of a list; empty where none may come."""
+        return LIST_COMMA if self._items and self._count + 1 < self._items.max_items else ""
+
+    @property
+    def wants_items(self) -> bool:
+        """Return whether the list still has too few items, the one in hand counted."""
+        return self._items is not None and self._count + 1 < self._items.min_items
 
     @property
     def may_end(self) -> bool:
         """Return whether the row may end here."""
-        enough = self._items is None or self._count + 1 >= self._items.min_items
-        return enough and not self.literal and self._text_may_end
+        return not self.wants_items and not self.literal and self._text_may_end
 
     @property
     def must_end(self) -> bool:
@@ -256,8 +268,7 @@ class Cursor:
             return False
         if self.is_prose:
             return self.room < SENTENCE_CHARS
-        more = self._items is not None and self._count + 1 < self._items.max_items
-        return self._chars == self._form.max_chars and not more
+        return self._chars == self._form.max_chars and not self.separator
 
     @property
     def _text_may_end(self) -> bool:
@@ -324,9 +335,15 @@ class Cursor:
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
             ways.append((len(opened) - 1 + (not self._ended), opened[:-1]))
-        if "…".encode().startswith(partial) and self._tail[-1:] not in (" ", "\n"):
+        ends = self._tail[-1:] not in (" ", "\n") and not (self._ended and self._wants_letter)
+        if ends and "…".encode().startswith(partial):
             ways.append((len(opened), opened))
         return ways
+
+    @property
+    def _wants_letter(self) -> bool:
+        """Return whether a letter or a digit must come, or what ends and closes."""
+        return not self._chars or _signs_at_end(self._tail) >= MAX_SIGNS
 
     @property
     def _closing(self) -> int:
@@ -367,7 +384,8 @@ class Cursor:
         if self.literal:
             self._expect(self.literal.encode().startswith(pending))
             return
-        self._expect(_may_become(pending, self._alphabets, not self._chars, self.is_prose))
+        closes = len(self._after(pending)) > 1
+        self._expect(closes or _may_become(pending, self._alphabets, self._wants_letter, self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
@@ -391,7 +409,7 @@ class Cursor:
         elif char == "\n":
             self._line_feed()
         elif self._items is not None and char == LIST_COMMA:
-            self._expect(self._text_may_end and self._count + 1 < self._items.max_items)
+            self._expect(self._text_may_end and bool(self.separator))
             self._count += 1
             self._seen |= {self._text.casefold()}
             self._begin_text()
@@ -478,6 +496,8 @@ class Cursor:
             self._expect(self.room > WORD_CHARS or self._dangles)
 
     def _signs(self, char: str) -> None:
+        needed = char in CLOSERS or (char in TERMINATORS and not self._ended)
+        self._expect(char.isalnum() or char == " " or needed or not self._wants_letter)
         self._expect(not (char.isdigit() and _DIGITS.search(self._tail)))
         self._expect(char.isalnum() or self._tail[-3:] != char * 3)
         self._expect(char not in PAUSES or self._tail.count(char) < 3)  # no A-B-C-D-E
@@ -493,6 +513,11 @@ class Cursor:
     def _expect(condition: bool) -> None:
         if not condition:
             raise GrammarError("the rules do not write this here")
+
+
+def _signs_at_end(text: str) -> int:
+    """Count the signs after the last letter or digit."""
+    return sum(char != " " for char in takewhile(lambda char: not in_word(char) and not char.isalnum(), reversed(text)))
 
 
 def _more_bytes(closers: str) -> int:

@@ -1,0 +1,92 @@
+"""Keeps a model from copying our instructions into its answer, by a function of the answer's own tokens and its script alone, so that
+a replay does the same.
+
+It reads text and not token ids: words count however they are spelled (`In`, ` in`). Its units are words and, in scripts that write
+no spaces, characters. What the request itself says stays free.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storyfi_lite.engine.sampler import Floats
+from storyfi_lite.grammar.prose import in_word, is_wide
+
+if TYPE_CHECKING:
+    from storyfi_lite.engine.vocabulary import Vocabulary
+
+RUN_WORDS, RUN_CHARS = 4, 5  # so many in a row are ours; a character of Chinese says less than a word
+NATS = 20.0  # what the last of them loses, before temperature
+
+Run = tuple[str, ...]
+
+
+class OurWords:
+    """Lowers the logits of tokens that would finish a run of our words. `ours`: the texts of our instructions; `given`: what of them
+    the request says itself."""
+
+    def __init__(self, vocabulary: Vocabulary, ours: Iterable[str], given: str) -> None:
+        self._vocabulary = vocabulary
+        self._said = _Units()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        free = set(_runs(given))
+        self._last: defaultdict[Run, set[str]] = defaultdict(set)
+        for run in (run for text in ours for run in _runs(text) if run not in free):
+            self._last[run[:-1]].add(run[-1])
+
+    def append(self, token: int) -> None:
+        self._said.read(self._decoder.decode(self._vocabulary.writes[token]))
+
+    def cut(self) -> None:
+        """Begins a text of its own."""
+        self._said = _Units()
+
+    def apply(self, logits: Floats) -> None:
+        """Lowers the logits in place."""
+        for unit in self._forbidden():
+            logits[self._vocabulary.beginning(unit, inside=bool(self._said.open))] -= np.float32(NATS)
+
+    def _forbidden(self) -> set[str]:
+        said = (*self._said.whole, self._said.open) if self._said.open else (*self._said.whole,)
+        return set().union(*(self._last.get(said[1 - count :], ()) for count in (RUN_WORDS, RUN_CHARS)))
+
+
+class _Units:
+    """Holds the last units of a text as far as it was read, and the word that may go on (`open`)."""
+
+    def __init__(self, kept: int | None = RUN_CHARS) -> None:
+        self.whole: deque[str] = deque(maxlen=kept)
+        self.open = ""
+
+    def read(self, text: str) -> None:
+        for char in text.lower():
+            if in_word(char) or (self.open and char in "'’"):
+                self.open += char
+                continue
+            self.close()
+            if char.isalnum():
+                self.whole.append(char)
+
+    def close(self) -> None:
+        """Ends the word that is open, if one is."""
+        if self.open:
+            self.whole.append(self.open)
+            self.open = ""
+
+
+def _runs(text: str) -> list[Run]:
+    """Return the runs of units in a text that are its own."""
+    units = _Units(kept=None)
+    units.read(text)
+    units.close()
+    said, found = tuple(units.whole), []
+    for end, unit in enumerate(said, 1):
+        count = RUN_CHARS if is_wide(unit[0]) else RUN_WORDS
+        if end >= count:
+            found.append(said[end - count : end])
+    return found

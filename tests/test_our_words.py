@@ -1,0 +1,67 @@
+"""Our instructions stay out of an answer by their text, whatever tokens spell it, in scripts with spaces and without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from storyfi_lite.engine.our_words import NATS, OurWords
+from storyfi_lite.engine.vocabulary import Vocabulary
+
+OURS = ("Describe the world where it happens.", "用一段话描写这个故事发生的地方。")
+
+
+class Spelled(Vocabulary):
+    """Has these pieces for tokens, and needs no file."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.writes = [piece.encode() for piece in pieces]
+
+
+def lowered(said: str, more: str, given: str = "") -> set[str]:
+    """What may as good as not follow: tokens with a `|` between them, `/` for what begins a text of its own. `more`: what else the
+    vocabulary has."""
+    pieces = list(dict.fromkeys(f"{said}|{more}".split("|")))
+    words = OurWords(Spelled(pieces), OURS, given)
+    for piece in said.split("|"):
+        words.cut() if piece == "/" else words.append(pieces.index(piece))
+    logits = np.zeros(len(pieces), dtype=np.float32)
+    words.apply(logits)
+    assert set(logits) <= {0.0, -np.float32(NATS)}
+    return {piece for piece, value in zip(pieces, logits, strict=True) if value}
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "expected"),
+    [
+        (
+            " the| world| where",
+            " it| happens| IT|it|its",
+            {" it", " IT"},
+        ),  # "where" is in hand: "it" would go on with it
+        (" the| world|,| where|:|", " it|it", {" it", "it"}),
+        ("The| wo|rld| where", " it", {" it"}),
+        (" the| world| which", " it", set()),
+        (" world| where", " it", set()),
+        (" the| world|/| where", " it", set()),
+        ("这个|故事|，|发|生", "的|的人|地", {"的", "的人"}),
+        ("故事|发|生", "的", {"的"}),  # five characters, some three words
+        ("事|发|生", "的", set()),
+    ],
+)
+def test_what_would_finish_a_run_of_our_words(said: str, more: str, expected: set[str]) -> None:
+    assert lowered(said, more) == expected
+
+
+def test_what_the_request_says_itself_is_free() -> None:
+    assert lowered(" the| world| where", " it", given="The world, where it rains") == set()
+
+
+def test_a_character_in_pieces_is_read_when_it_is_whole() -> None:
+    words = OurWords(Spelled(["故事", "的"]), OURS, "")
+    words._vocabulary.writes = ["故事".encode(), "发".encode()[:2], "发".encode()[2:], "生".encode(), "的".encode()]
+    for token in range(4):
+        words.append(token)
+    logits = np.zeros(5, dtype=np.float32)
+    words.apply(logits)
+    assert list(logits) == [0, 0, 0, 0, -np.float32(NATS)]
