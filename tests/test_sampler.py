@@ -132,7 +132,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     """By the published parameters."""
     repetition = Repetition(SamplingParams(0))
     for token in vector["tokens"]:
-        repetition.append(token, token in vector["words"])
+        repetition.cut() if token == CUT else repetition.append(token, token in vector["words"])
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)
