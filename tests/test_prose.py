@@ -35,7 +35,7 @@ ROWS: dict[str, Rows] = {
     "labels": (Row("Title:", Words(2, 20)), Row("Past:", Prose(20, 60)), Row("Themes:", Items(Words(2, 12), 2, 4))),
 }
 PARTS = [" the", " of", " a", " and", " ship", "ship", " Mr", ".", "!", "…", ",", " ", "\n", '"', "“", "”", "(", ")", "-", "1932",
-         "海", "灯塔", "。", "，", "「", "」", "和", "x", "😀", "é", "'", " I", ".\n\n", '."']  # fmt: skip
+         "海", "灯塔", "。", "，", "「", "」", "和", "x", "😀", "é", "'", " I", ".\n\n", '."', " ‒", "†", "’"]  # fmt: skip
 # A token each: what surely finishes a text, a letter or a byte at a time.
 WAYS = [b"x", b"z", b".", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
         *(bytes([byte]) for closer in '")”」』）》»' for byte in closer.encode()), 
@@ -137,6 +137,8 @@ def test_where_a_sentence_ends(text: str, whole: bool) -> None:
         "The sea, the ship, the storm, the night, the rocks, the waves, the wind, the sand, the salt, the cold.",
         "She was ½ a year old.",
         "A-I-N-I-O-E was all of it.",
+        "The ship † ‡ † ‡ † sails away.",
+        "The ship ‒ ‒ ‒ ‒ ‒ sails away.",
     ],
 )
 def test_what_prose_refuses(text: str) -> None:
@@ -144,6 +146,13 @@ def test_what_prose_refuses(text: str) -> None:
     with pytest.raises(GrammarError):
         cursor.advance(text.encode())
         cursor.end()
+
+
+@pytest.mark.parametrize("text", ["“It rains!” – “(No.)”", '"It rains"... "No?!"', "「下雨了！」——「没有。」"])
+def test_what_prose_takes(text: str) -> None:
+    cursor = Cursor((Row("", Prose(5, 200)),))
+    cursor.advance(text.encode())
+    cursor.end()
 
 
 @pytest.mark.parametrize("language", ["a lighthouse keeper", "一个守灯塔的人"])

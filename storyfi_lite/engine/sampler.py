@@ -95,7 +95,7 @@ class Repetition:
     """Lowers what was said before, by a function of the answer's own tokens alone, so that it can be replayed. In logits, before
     temperature.
 
-    DRY: a token that would go on with a repeat of earlier text, within a turn's row, loses dry_multiplier * dry_base ** (length - allowed).
+    DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses WORD_NATS for each time that it stands among the last WORD_TOKENS
     tokens. What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which
     would find no word left.

@@ -343,7 +343,7 @@ class Cursor:
     @property
     def _wants_letter(self) -> bool:
         """Return whether a letter or a digit must come, or what ends and closes."""
-        return not self._chars or _signs_at_end(self._tail) >= MAX_SIGNS
+        return _signs_at_end(self._tail) >= MAX_SIGNS
 
     @property
     def _closing(self) -> int:
@@ -385,7 +385,8 @@ class Cursor:
             self._expect(self.literal.encode().startswith(pending))
             return
         closes = len(self._after(pending)) > 1
-        self._expect(closes or _may_become(pending, self._alphabets, self._wants_letter, self.is_prose))
+        of_letter = not self._chars or self._wants_letter
+        self._expect(closes or _may_become(pending, self._alphabets, of_letter, self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
@@ -517,7 +518,7 @@ class Cursor:
 
 def _signs_at_end(text: str) -> int:
     """Count the signs after the last letter or digit."""
-    return sum(char != " " for char in takewhile(lambda char: not in_word(char) and not char.isalnum(), reversed(text)))
+    return sum(not char.isspace() for char in takewhile(lambda char: not char.isalnum(), reversed(text)))
 
 
 def _more_bytes(closers: str) -> int:
