@@ -37,7 +37,7 @@ ROWS: dict[str, Rows] = {
 PARTS = [" the", " of", " a", " and", " ship", "ship", " Mr", ".", "!", "…", ",", " ", "\n", '"', "“", "”", "(", ")", "-", "1932",
          "海", "灯塔", "。", "，", "「", "」", "和", "x", "😀", "é", "'", " I", ".\n\n", '."', " ‒", "†", "’"]  # fmt: skip
 # A token each: what surely finishes a text, a letter or a byte at a time.
-WAYS = [b"x", b"z", b".", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
+WAYS = [b"x", b"z", b".", b"!", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
         *(bytes([byte]) for closer in '")”」』）》»' for byte in closer.encode()), 
         *(bytes([byte]) for byte in range(0x80, 0xC0)), *(bytes([byte]) for byte in b":TitlePashm")]  # fmt: skip
 
@@ -137,8 +137,8 @@ def test_where_a_sentence_ends(text: str, whole: bool) -> None:
         "The sea, the ship, the storm, the night, the rocks, the waves, the wind, the sand, the salt, the cold.",
         "She was ½ a year old.",
         "A-I-N-I-O-E was all of it.",
-        "The ship † ‡ † ‡ † sails away.",
-        "The ship ‒ ‒ ‒ ‒ ‒ sails away.",
+        "The ship † ‡ † ‡ † ‡ † sails away.",
+        "The ship ‒ ‒ ‒ ‒ ‒ ‒ ‒ sails away.",
     ],
 )
 def test_what_prose_refuses(text: str) -> None:

@@ -9,7 +9,7 @@ The rules of a text, beside its length in characters (Unicode code points):
   whole sentences  end only where a sentence ends: after . ! ? … 。 ！ ？, and the quotes and brackets that close after it;
                    quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last;
                    begin with a letter, a digit or an opening quote; at most two numbers in a hundred characters, and eight
-                   commas and the like in a sentence; four signs between two letters, beside those that end and close
+                   commas and the like in a sentence; six signs between two letters, beside those that end and close
   a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
   both             letters of the scripts that the request is written in, and Latin; of other signs punctuation alone, and none of
                    a markup language; no two spaces in a row; at most four digits in a row
@@ -36,7 +36,7 @@ PRESSURE_CHARS = 80  # so near the maximum a sentence is pressed to end
 PRESSURE_NATS = 7.0  # what that is worth in the last character of the room
 NUMBERS_CHARS = 100  # in so many at most two numbers begin
 MAX_PAUSES = 8  # in a sentence
-MAX_SIGNS = 4  # between two letters or digits, beside those that end and close
+MAX_SIGNS = 6  # between two letters or digits, beside those that end and close
 PAUSES = ",;:，、；：–—-"  # a hyphen, if a space stands before it
 
 TERMINATORS = ".!?…。！？"
@@ -384,8 +384,9 @@ class Cursor:
         if self.literal:
             self._expect(self.literal.encode().startswith(pending))
             return
-        closes = len(self._after(pending)) > 1
-        of_letter = not self._chars or self._wants_letter
+        begins = not self._chars
+        closes = not begins and len(self._after(pending)) > 1
+        of_letter = begins or self._wants_letter
         self._expect(closes or _may_become(pending, self._alphabets, of_letter, self.is_prose))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
