@@ -37,7 +37,7 @@ ROWS: dict[str, Rows] = {
 PARTS = [" the", " of", " a", " and", " ship", "ship", " Mr", ".", "!", "…", ",", " ", "\n", '"', "“", "”", "(", ")", "-", "1932",
          "海", "灯塔", "。", "，", "「", "」", "和", "x", "😀", "é", "'", " I", ".\n\n", '."', " ‒", "†", "’"]  # fmt: skip
 # A token each: what surely finishes a text, a letter or a byte at a time.
-WAYS = [b"x", b"z", b".", b"!", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
+WAYS = [b"x", b"z", b"X", b".", b"!", b"\n", b",", *("\N{HORIZONTAL ELLIPSIS}".encode()[at : at + 1] for at in range(3)),
         *(bytes([byte]) for closer in '")”」』）》»' for byte in closer.encode()), 
         *(bytes([byte]) for byte in range(0x80, 0xC0)), *(bytes([byte]) for byte in b":TitlePashm")]  # fmt: skip
 
@@ -101,7 +101,12 @@ def test_no_character_is_begun_that_a_label_cannot_have(before: str, begun: byte
     [
         ("a café by the sea", "The café closes.", ["Она", "海", "ℳ", "ↄ", "ₒ"]),
         ("a ship called Ελένη", "The Ελένη sails.", ["Она"]),
-        ("一个守灯塔的人", "灯塔很高。He said OK.", ["Она", "바다", "うみ"]),
+        (
+            "一个守灯塔的人",
+            "灯塔很高。Tom说OK，AI也说。Mary Ann笑了。",
+            ["Она", "바다", "うみ", "walls", "他的 future", "他是he", "é"],
+        ),
+        ("一个iPhone的故事", "他的iPhone在walls上。", ["Она"]),
         ("灯台を守るひと", "海が話す。「カモメ」", ["바다"]),
         ("등대를 지키는 사람", "바다가 말한다.", ["海"]),
     ],

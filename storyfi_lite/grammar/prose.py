@@ -11,8 +11,8 @@ The rules of a text, beside its length in characters (Unicode code points):
                    begin with a letter, a digit or an opening quote; at most two numbers in a hundred characters, and eight
                    commas and the like in a sentence; six signs between two letters, beside those that end and close
   a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
-  both             letters of the scripts that the request is written in, and Latin; of other signs punctuation alone, and none of
-                   a markup language; no two spaces in a row; at most four digits in a row
+  both             letters of the scripts that the request is written in, and Latin, in Chinese and the like for names alone; of
+                   other signs punctuation alone, and none of a markup language; no two spaces in a row; at most four digits in a row
 """
 
 from __future__ import annotations
@@ -162,6 +162,7 @@ def in_word(char: str) -> bool:
 
 
 Alphabets = frozenset[str]
+_NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
 _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 
 
@@ -173,9 +174,16 @@ def _alphabet(letter: str) -> str:
 
 
 def alphabets_of(text: str) -> Alphabets:
-    """Return the scripts of a text's letters, and Latin, in which every language may write a name."""
-    found = frozenset(_alphabet(char) for char in text if char.isalpha()) | {"LATIN"}
+    """Return the scripts of a text's letters, and Latin, in which every language may write a name. Where a script without spaces
+    writes no Latin words, only names and the like may be Latin: they begin with a capital letter."""
+    found = frozenset(_alphabet(char) for char in text if char.isalpha())
+    names_only = any(map(is_wide, text)) and not any(map(_is_small_latin, text))
+    found |= {"LATIN", _NAMES_ONLY} if names_only else {"LATIN"}
     return found | _JAPANESE if found & {"HIRAGANA", "KATAKANA"} else found
+
+
+def _is_small_latin(char: str) -> bool:
+    return char.islower() and _alphabet(char) == "LATIN"
 
 
 def is_of(text: str, alphabets: Alphabets) -> bool:
@@ -395,6 +403,7 @@ class Cursor:
     def _run(self, text: str) -> None:
         """Take letters, behind a space or not, at once: most tokens are such."""
         self._expect(text.isascii() or is_of(text, self._alphabets))
+        self._latin_begins(text.lstrip(" ")[0], after=" " if text[0] == " " else self._tail[-1:])
         if text[0] == " ":
             self._space()
         self._ended = False
@@ -430,8 +439,13 @@ class Cursor:
         self._row += 1
         self._begin_row()
 
+    def _latin_begins(self, char: str, after: str) -> None:
+        if _NAMES_ONLY in self._alphabets and _is_small_latin(char):
+            self._expect(bool(after) and after.isalpha() and not is_wide(after))
+
     def _write(self, char: str) -> None:
         self._expect(is_of(char, self._alphabets))
+        self._latin_begins(char, after=self._tail[-1:])
         if not self._chars:
             self._expect(_may_begin(char, self.is_prose) or (self.is_prose and char in _PAIRS))
         if self.is_prose:
