@@ -80,6 +80,13 @@ def test_from_any_point_a_text_closes_within_what_is_said_to_suffice(
     finished(cursor)
 
 
+def test_where_a_letter_must_come_an_end_is_counted_too() -> None:
+    cursor = Cursor((Row("", Prose(12, 40)),))
+    cursor.advance('1932，-"…,…"'.encode())  # six signs, eleven characters
+    assert cursor.need_tokens == 3
+    finished(cursor)
+
+
 @pytest.mark.parametrize(
     ("before", "begun"),
     [

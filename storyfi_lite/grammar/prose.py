@@ -329,7 +329,10 @@ class Cursor:
     def _text_need(self) -> int:
         if self.literal or not self._partial:
             more = 3 if self.is_prose and self._dangles else 0  # then it takes a …, byte by byte
-            return max(self._form.min_chars - self._chars, self._closing) + more + _more_bytes(self._open)
+            least = self._form.min_chars - self._chars
+            if self._ended and self._wants_letter and least == len(self._open) + 1:
+                least += 1  # a letter must come, and an end after it
+            return max(least, self._closing) + more + _more_bytes(self._open)
         least = self._form.min_chars - self._chars - 1
         ways = (max(least, chars) + _more_bytes(opened) for chars, opened in self._after(self._partial))
         return _character_bytes(self._partial) - len(self._partial) + min(ways)
