@@ -3,9 +3,10 @@
 
     bench_stories.py MODEL.gguf [--language zh] [--held-out] [--inputs N] [--stories N] [--before OLD.jsonl] [--keep NEW.jsonl] [--pairs]
 
-Twenty blueprints, or the first N, seeds 1 to 20; from the first N of them the other tasks too, each from the stages before it. `--held-out`: ten other
-inputs, by which no rule was chosen. Prints a table and one JSON line: the share of answers with four words (Chinese: six characters)
-in a row from our own instructions, prose that ends inside a sentence, digits among its characters, repeated word trigrams, distinct words (Chinese:
+Twenty blueprints, or so many as `--inputs` says, seeds 1 to 20; from the first of them, as many as `--stories` says, the other tasks
+too, each from the stages before it. `--held-out`: ten other inputs, by which no rule was chosen. Prints a table and one JSON line: the
+share of answers with four words (Chinese: six characters) in a row from our own instructions, prose that ends inside a sentence,
+digits among its characters, repeated word trigrams, distinct words (Chinese:
 characters) of all words and in each hundred, and our own score. `--before` reads answers that were kept by an earlier version,
 for the same table; `--pairs` prints the blueprints, as docs/stories.md has them. Such figures see noise, not quality.
 """

@@ -24,11 +24,13 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from bittensor.sp_core import Keypair
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from storyfi_lite import stopping
+from storyfi_lite.cli import cli
 from storyfi_lite.errors import ConfigError, Unavailable
 from storyfi_lite.loaders.meter import Usage
 from storyfi_lite.miner import admission, lifecycle
@@ -693,6 +695,16 @@ def test_an_address_that_is_not_ours_names_the_option() -> None:
     for host in ("192.0.2.1", "2001:db8::1", "no such host"):
         with pytest.raises(Unavailable, match=r"--axon\.ip ADDRESS"):
             lifecycle.bind(host, 0)
+
+
+def test_a_wrong_address_and_a_taken_port_are_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storyfi_lite.miner.run.open_wallet", lambda *_: pytest.fail("went on"))
+    mine = ["mine", "--network", "dev"]
+    told = CliRunner().invoke(cli, [*mine, "--axon.ip", "no such host"])
+    assert isinstance(told.exception, Unavailable) and "--axon.ip ADDRESS" in str(told.exception)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = CliRunner().invoke(cli, [*mine, "--axon.port", str(taken.getsockname()[1])])
+    assert isinstance(told.exception, Unavailable) and "another with --axon.port" in str(told.exception)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -206,3 +207,20 @@ def test_a_name_in_a_list_ends_by_whatever_sign_the_model_ends_it(
         assert rule.done != goes_on
         written = b"".join(vocabulary.writes[token] for token in rule.tokens)
         assert written.endswith(b"xz," if goes_on else b"xz")
+
+
+def test_what_follows_the_same_label_each_time_may_begin_the_same(tmp_path: Path) -> None:
+    script = one_turn("Name two.", {"first": Words(2, 9), "last": Words(2, 9)})
+    script = replace(script, pieces=script.pieces * 2)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=SPM)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        rule.force()
+        for piece in "xyz\nxyz\n":
+            logits = np.full(vocabulary.size, -20, dtype=np.float32)
+            logits[vocabulary.spelled(piece)[0]] = 20
+            rule.choose(logits)
+        assert rule.piece == 1
+        logits = np.zeros(vocabulary.size, dtype=np.float32)
+        rule._adjust(logits)
+        assert logits[vocabulary.spelled("x")[0]] == 0

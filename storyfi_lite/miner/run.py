@@ -20,7 +20,7 @@ from storyfi_lite.errors import BadInput
 from storyfi_lite.loaders.base import Loader
 from storyfi_lite.miner.admission import AdmissionPolicy, Gate
 from storyfi_lite.miner.app import Miner
-from storyfi_lite.miner.lifecycle import serve
+from storyfi_lite.miner.lifecycle import bind, serve
 from storyfi_lite.miner.metrics import Metrics, watch_gpus
 from storyfi_lite.miner.nonces import SqliteNonceStore
 from storyfi_lite.miner.requests import RequestLog
@@ -65,6 +65,9 @@ def run(options: MineOptions) -> None:
 async def _run(options: MineOptions) -> None:
     policy = _policy(options)
     chain = options.chain
+    default_host = DEV_HOST if chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
+    host = (options.host or default_host).removeprefix("[").removesuffix("]")
+    bind(host, options.port).close()  # what is wrong with them is said before the minutes that a load may take
     wallet = open_wallet(chain.network, chain.wallet, chain.hotkey, chain.wallet_path)
     hotkey = wallet.hotkey.ss58_address
     async with AsyncExitStack() as opened:
@@ -98,8 +101,6 @@ async def _run(options: MineOptions) -> None:
             open_operator_pages=options.open_pages,
         )
         await session.start()
-        default_host = DEV_HOST if chain.network.partition(":")[0] == "dev" else PUBLIC_HOST
-        host = (options.host or default_host).removeprefix("[").removesuffix("]")
 
         async def announce() -> None:
             address = options.external_ip or (None if host in ALL_ADDRESSES else host)
