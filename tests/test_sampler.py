@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from storyfi_lite.engine.sampler import WORD_NATS, WORD_TOKENS, Repetition, gumbel_noise, lowest_logit, scores
+from storyfi_lite.engine.sampler import (
+    FEW_WORDS,
+    LONG_LETTERS,
+    PROSE_SHARE,
+    ROUND_NATS,
+    WORD_NATS,
+    WORD_TOKENS,
+    Repetition,
+    gumbel_noise,
+    lowest_logit,
+    scores,
+)
 from storyfi_lite.engine.settings import SamplingParams
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "sampler.json").read_text())
@@ -93,13 +106,13 @@ CUT = -1  # of a history: a text of its own begins
 
 
 def penalties(
-    history: list[int], words: frozenset[int] = frozenset(), of_prose: bool = True, **params: Any
+    history: list[int], letters: Mapping[int, int] = MappingProxyType({}), of_prose: bool = True, **params: Any
 ) -> dict[int, float]:
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.cut() if token == CUT else repetition.append(token, token in words)
-    logits = np.zeros(10, dtype=np.float32)
+        repetition.cut() if token == CUT else repetition.append(token, letters.get(token, 0))
+    logits = np.zeros(40, dtype=np.float32)
     repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
 
@@ -121,10 +134,20 @@ def test_no_repeat_reaches_into_another_text() -> None:
 
 
 def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
-    words = frozenset((1, 2))
+    words = {1: 2, 2: 3}
     assert penalties([1, 3, 2, 3, 4, 1], words) == pytest.approx({1: 2 * WORD_NATS, 2: WORD_NATS})
     assert penalties([1, *[3, 4, 5, 6] * (WORD_TOKENS // 4)], words, dry_multiplier=0.0) == {}
     assert penalties([1, 3, 2, 3, 4, 1], words, of_prose=False) == {}  # a title may say what the story says
+
+
+def test_where_a_text_goes_round_each_word_loses_more() -> None:
+    """By its longer words alone: a prose's short ones come again all the time."""
+    once = range(2, 2 + FEW_WORDS)
+    letters = {0: LONG_LETTERS - 1} | dict.fromkeys((1, *once), LONG_LETTERS)
+    lost = {times: penalties([1] * times + [0] * 8 + [*once], letters, dry_multiplier=0.0) for times in (2, 8)}
+    assert lost[2] == pytest.approx({0: 8 * WORD_NATS, 1: 2 * WORD_NATS} | dict.fromkeys(once, WORD_NATS), rel=1e-5)
+    nats = WORD_NATS + ROUND_NATS * (7 / (FEW_WORDS + 8) - PROSE_SHARE)
+    assert lost[8] == pytest.approx({0: 8 * nats, 1: 8 * nats} | dict.fromkeys(once, nats), rel=1e-5)
 
 
 @pytest.mark.parametrize("vector", VECTORS["repetition"])
@@ -132,7 +155,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     """By the published parameters."""
     repetition = Repetition(SamplingParams(0))
     for token in vector["tokens"]:
-        repetition.cut() if token == CUT else repetition.append(token, token in vector["words"])
+        repetition.cut() if token == CUT else repetition.append(token, vector["letters"].get(str(token), 0))
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)

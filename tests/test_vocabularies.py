@@ -144,21 +144,26 @@ def test_the_vocabularies_of_real_models() -> None:
 
 
 def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path) -> None:
+    """By piece: letters after a letter, and after none."""
     pieces = {
-        " sea": True,
-        "sea": False,
-        "灯塔": True,
-        "灯": False,
-        "塔。": False,
-        " 1932": False,
-        " 바다": True,
-        ".": False,
+        " sea": (3, 3),
+        "sea": (0, 0),
+        "灯塔": (6, 6),
+        "灯": (0, 3),
+        "塔。": (0, 0),
+        " 1932": (0, 0),
+        " 바다": (2, 2),
+        ".": (0, 0),
     }
     more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
     made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
         found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
-        assert {piece: vocabulary.begins_word(found[piece]) for piece in pieces} == pieces
+        letters = {
+            piece: tuple(vocabulary.word_letters(found[piece], after_letter) for after_letter in (True, False))
+            for piece in pieces
+        }
+        assert letters == pieces
 
 
 def test_what_begins_a_word_or_a_character_of_a_script_without_spaces(tmp_path: Path) -> None:

@@ -143,13 +143,14 @@ class ChoiceRule:
 
     def _take(self, token: int) -> None:
         of_label = bool(self._cursor.literal)
+        in_answer = isinstance(self._cursor, Cursor)
+        letters = self._vocabulary.word_letters(token, self._cursor.after_letter) if in_answer else 0
         self._step(self._cursor, token)
         if of_label or token == self.end:
             self._repetition.cut()
             self._our_words.cut()
         else:
-            begins_word = isinstance(self._cursor, Cursor) and self._vocabulary.begins_word(token)
-            self._repetition.append(token, begins_word)
+            self._repetition.append(token, letters)
             self._our_words.append(token)
         self.tokens.append(token)
         if not self._cursor.done:

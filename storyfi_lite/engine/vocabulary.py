@@ -17,7 +17,7 @@ import numpy as np
 
 from storyfi_lite.engine.sampler import Ids
 from storyfi_lite.errors import BadInput, EngineError, GrammarError
-from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, in_word, is_wide
+from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, WIDE, in_word, is_wide
 
 _LINE_END = re.compile(rb" *\n[ \n]*")
 # What a vocabulary needs so that every text can be begun and ended: ASCII, and the bytes of Chinese in UTF-8.
@@ -162,12 +162,18 @@ class Vocabulary:
         spelled = {sign.encode() for sign in signs}
         return (token for token, piece in enumerate(self.writes) if piece.strip() in spelled)
 
-    def begins_word(self, token: int) -> bool:
-        """Return whether the token is a space and letters, or letters of a script without spaces, two or more: alone, one of
-        those is as often a particle."""
+    def word_letters(self, token: int, after_letter: bool) -> int:
+        """Return with how many letters the token begins a word, 0 if it begins none: a space and letters do; and so do letters of a
+        script without spaces, each of which counts as WIDE, where they are two or more, or the first of a clause. Inside a clause
+        a lone one is as often a particle."""
         text = self.writes[token].decode(errors="replace")
         letters = text.removeprefix(" ")
-        return letters.isalpha() and (letters != text or (len(text) > 1 and all(map(is_wide, text))))
+        if not letters.isalpha():
+            return 0
+        if letters != text:
+            return len(letters)
+        begins = all(map(is_wide, text)) and (len(text) > 1 or not after_letter)
+        return WIDE * len(text) if begins else 0
 
     def beginning(self, unit: str, inside: bool = False) -> Ids:
         """Return the tokens that begin a unit of text (our_words.py): those that are this word (in small letters; the tokens' may be

@@ -413,6 +413,11 @@ class Cursor:
         self._wide = is_wide(text[-1])
         self._append(text)
 
+    @property
+    def after_letter(self) -> bool:
+        """Return whether a letter stands before what comes next, in the same text."""
+        return self._tail[-1:].isalnum()
+
     def _take(self, char: str) -> None:
         if self.literal:
             self._expect(self.literal[0] == char)

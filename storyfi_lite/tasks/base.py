@@ -21,7 +21,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 Language = Literal["zh", "en"]
 
 
-RULES_VERSION = 3  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
+RULES_VERSION = 4  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,12 @@ _ASK = {"zh": "用户输入：", "en": "The user's input:"}
 _IDEA = {"zh": "故事的点子：", "en": "An idea for a story:"}
 _TURNS = {
     "zh": (
-        Turn("世界", "用一段话描写这个故事发生的地方和时代。", (("", ("setting",)),)),
-        Turn("冲突", "接着写：主人公面临什么难题，有什么代价。", (("", ("core_conflict",)),)),
+        Turn(
+            "世界",
+            "描写这个故事发生的地方和时代：那里看得见、听得见什么，住着什么人，守着什么规矩。",
+            (("", ("setting",)),),
+        ),
+        Turn("冲突", "接着写：主人公是谁，想要什么，谁挡着他，要付出什么。", (("", ("core_conflict",)),)),
         Turn(
             "标题",
             "给这个故事起名，并简短归类。",
@@ -64,7 +68,12 @@ _TURNS = {
         ),
     ),
     "en": (
-        Turn("setting", "Describe the place and the time of this story in one paragraph.", (("", ("setting",)),)),
+        Turn(
+            "setting",
+            "Describe the place and the time of this story in one paragraph: what can be seen and heard there, who lives there, and by "
+            "what rules.",
+            (("", ("setting",)),),
+        ),
         Turn("conflict", "Now tell what trouble comes, and for whom.", (("", ("core_conflict",)),)),
         Turn(
             "labels",
