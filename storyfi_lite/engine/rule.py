@@ -143,8 +143,8 @@ class ChoiceRule:
 
     def _take(self, token: int) -> None:
         of_label = bool(self._cursor.literal)
-        in_answer = isinstance(self._cursor, Cursor)
-        letters = self._vocabulary.word_letters(token, self._cursor.after_letter) if in_answer else 0
+        cursor = self._cursor
+        letters = self._vocabulary.word_letters(token, cursor.after_letter) if isinstance(cursor, Cursor) else 0
         self._step(self._cursor, token)
         if of_label or token == self.end:
             self._repetition.cut()
