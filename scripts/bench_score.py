@@ -2,6 +2,7 @@
 
     python scripts/bench_score.py                              # two minutes; fetches the texts into a cache first, 155 MB
     python scripts/bench_score.py --answers before.jsonl       # and answers of a model, as {"input": …, "text": …} a line
+    python scripts/bench_score.py --likelihood MODEL.gguf        # what a text's likelihood would add: minutes
     python scripts/bench_score.py --write-table                # storyfi_lite/validator/pairs.json, from the other half
 
 Human prose, cut at the ends of sentences into blueprints: Jane Austen's novels (Debian's r-cran-janeaustenr, public domain),
@@ -40,9 +41,14 @@ from rich.console import Console
 from rich.table import Table
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.engine import Engine
+from storyfi_lite.engine.model import Context, Feed
+from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.protocol.messages import StoryRequest
-from storyfi_lite.validator import Context, score
+from storyfi_lite.validator import score
 from storyfi_lite.validator.readable import SCORE_UNIT, SUFFIXES, ZERO, units
+from storyfi_lite.validator.score import Context as Asked
 from storyfi_lite.validator.text import HAN, fold, passages
 from storyfi_lite.validator.verify import verify
 
@@ -322,7 +328,7 @@ def content(asked: str, texts: tuple[str, str], whole: dict[str, Any] | None = N
     request = StoryRequest(task_type="blueprint", user_input=asked)
     body = {"output_data": data, "miner_version": "bench", "model_info": {"mode": "local", "name": "m"}}
     seen = verify(request, json.dumps(body).encode())
-    parts = score(seen, Context(request, 10.0)).parts
+    parts = score(seen, Asked(request, 10.0)).parts
     assert parts, seen.problems
     names = ("relevance", "fluency", "sentences", "repetition", "language", "originality")
     return sum(part.points for part in parts if part.name in names)
@@ -359,6 +365,35 @@ def measure(chosen: list[Sample], answers: list[Path], rng: random.Random) -> li
     return rows
 
 
+def likelihoods(model: Path, chosen: list[Sample], rng: random.Random) -> list[dict[str, Any]]:
+    """Nats a token of each kind, settings alone, and how well their distance from prose's median tells it from prose."""
+    found: dict[str, list[float]] = {}
+    with Engine(model, EngineSettings(n_ctx=2048, n_slots=1)) as engine, engine.borrowed() as context:
+        for name, make in {"human prose": None, **NOISE, **MEASURED}.items():
+            texts = [make(sample, rng)[0] if make else sample.setting for sample in chosen]
+            found[name] = [_nats(engine.model.vocabulary, context, text) for text in texts]
+    usual = float(np.median(found["human prose"]))
+    far = {name: [-abs(value - usual) for value in values] for name, values in found.items()}
+    return [
+        {
+            "kind": name,
+            "n": len(values),
+            "nats a token": round(float(np.mean(values)), 2),
+            "auc": round(auc(far["human prose"], far[name]), 4),
+        }
+        for name, values in found.items()
+    ]
+
+
+def _nats(vocabulary: Vocabulary, context: Context, text: str) -> float:
+    """How unlikely a token of the text is on average, after those before it."""
+    tokens = vocabulary.tokenize(text, special=False)[: context.n_batch]
+    [rows] = context.decode([Feed(0, 0, tokens[:-1], list(range(len(tokens) - 1)))])
+    lost = [float(np.logaddexp.reduce(row) - row[token]) for row, token in zip(rows, tokens[1:], strict=True)]
+    context.forget(0)
+    return float(np.mean(lost))
+
+
 # --- the table of pairs ------------------------------------------------------------------------------------------
 
 
@@ -393,16 +428,36 @@ def _table(texts: list[list[str]], count: int, suffixes: bool) -> dict[str, list
     "--cache", type=click.Path(path_type=Path), default=platformdirs.user_cache_path("storyfi-lite") / "bench_score"
 )
 @click.option("--answers", multiple=True, type=click.Path(exists=True, path_type=Path), help="Answers of a model.")
+@click.option(
+    "--likelihood", type=click.Path(exists=True, path_type=Path), help="A model that says how likely a text is."
+)
+@click.option(
+    "--language", default="en", show_default=True, type=click.Choice(list(LANGUAGES)), help="For --likelihood."
+)
+@click.option("--samples", default=60, show_default=True, help="For --likelihood.")
 @click.option("--write-table", "writes", is_flag=True, help="Make the table of pairs anew instead.")
 @click.option("--seed", default=1, show_default=True)
-def main(cache: Path, answers: tuple[Path, ...], writes: bool, seed: int) -> None:
+def main(
+    cache: Path,
+    answers: tuple[Path, ...],
+    likelihood: Path | None,
+    language: str,
+    samples: int,
+    writes: bool,
+    seed: int,
+) -> None:
     rng = random.Random(seed)
     read = list(books(fetched(cache)))
     if writes:
         return write_table([book for book in read if not book.held_out and book.language in LANGUAGES])
     chosen = [sample for book in read if book.held_out for sample in _some(book, rng)]
-    rows = measure(chosen, list(answers), rng)
-    title = "content points, of 30, on the held-out half; missed: prose below 28, else above 10"
+    if likelihood:
+        own = [sample for sample in chosen if sample.language == language]
+        rows = likelihoods(likelihood, rng.sample(own, min(samples, len(own))), rng)
+        title = f"likelihood by {likelihood.name}"
+    else:
+        rows = measure(chosen, list(answers), rng)
+        title = "content points, of 30, on the held-out half; missed: prose below 28, else above 10"
     table = Table(title=title)
     for name in rows[0]:
         table.add_column(name, no_wrap=True)
