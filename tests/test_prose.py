@@ -127,6 +127,20 @@ def test_a_text_has_the_letters_of_what_was_asked_and_latin_ones(asked: str, wri
 
 
 @pytest.mark.parametrize(
+    ("asked", "text", "taken", "refused"),
+    [
+        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†"),
+        ("船", "船很小", "，。…、；", "｡｢‽※†"),
+    ],
+)
+def test_a_text_has_the_signs_of_its_script(asked: str, text: str, taken: str, refused: str) -> None:
+    """A small model that may not say a word again goes on in signs that nobody writes."""
+    cursor = Cursor((Row("", Prose(5, 200)),), alphabets_of(asked))
+    cursor.advance(text.encode())
+    assert [sign for sign in taken + refused if advanced(cursor, sign.encode())] == list(taken)
+
+
+@pytest.mark.parametrize(
     ("text", "whole"),
     [
         ("It rains.", True), ("Is it raining?", True), ("It rains…", True), ("She said: “It rains.”", True), ("下雨了。", True),

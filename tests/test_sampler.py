@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from storyfi_lite.engine.sampler import (
+    ECHO_NATS,
     FEW_WORDS,
-    LONG_LETTERS,
+    MOST_ROUND_NATS,
     PROSE_SHARE,
     ROUND_NATS,
     WORD_NATS,
     WORD_TOKENS,
     Repetition,
+    Word,
     gumbel_noise,
     lowest_logit,
     scores,
@@ -106,12 +108,12 @@ CUT = -1  # of a history: a text of its own begins
 
 
 def penalties(
-    history: list[int], letters: Mapping[int, int] = MappingProxyType({}), of_prose: bool = True, **params: Any
+    history: list[int], words: Mapping[int, Word] = MappingProxyType({}), of_prose: bool = True, **params: Any
 ) -> dict[int, float]:
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.cut() if token == CUT else repetition.append(token, letters.get(token, 0))
+        repetition.cut() if token == CUT else repetition.append(token, words.get(token))
     logits = np.zeros(40, dtype=np.float32)
     repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
@@ -134,20 +136,25 @@ def test_no_repeat_reaches_into_another_text() -> None:
 
 
 def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
-    words = {1: 2, 2: 3}
+    words = dict.fromkeys((1, 2), Word.SHORT)
     assert penalties([1, 3, 2, 3, 4, 1], words) == pytest.approx({1: 2 * WORD_NATS, 2: WORD_NATS})
     assert penalties([1, *[3, 4, 5, 6] * (WORD_TOKENS // 4)], words, dry_multiplier=0.0) == {}
     assert penalties([1, 3, 2, 3, 4, 1], words, of_prose=False) == {}  # a title may say what the story says
 
 
-def test_where_a_text_goes_round_each_word_loses_more() -> None:
-    """By its longer words alone: a prose's short ones come again all the time."""
+@pytest.mark.parametrize(("times", "more"), [(2, 0.0), (4, ROUND_NATS * (3 / 20 - PROSE_SHARE)), (8, MOST_ROUND_NATS)])
+def test_where_a_text_goes_round_each_word_loses_more(times: int, more: float) -> None:
+    """By its long words alone: prose's short ones come again all the time, and lose half as much for it."""
     once = range(2, 2 + FEW_WORDS)
-    letters = {0: LONG_LETTERS - 1} | dict.fromkeys((1, *once), LONG_LETTERS)
-    lost = {times: penalties([1] * times + [0] * 8 + [*once], letters, dry_multiplier=0.0) for times in (2, 8)}
-    assert lost[2] == pytest.approx({0: 8 * WORD_NATS, 1: 2 * WORD_NATS} | dict.fromkeys(once, WORD_NATS), rel=1e-5)
-    nats = WORD_NATS + ROUND_NATS * (7 / (FEW_WORDS + 8) - PROSE_SHARE)
-    assert lost[8] == pytest.approx({0: 8 * nats, 1: 8 * nats} | dict.fromkeys(once, nats), rel=1e-5)
+    words = {0: Word.SHORT} | dict.fromkeys((1, *once), Word.LONG)
+    lost = penalties([1] * times + [0] * 8 + [*once], words, dry_multiplier=0.0)
+    nats = WORD_NATS + more
+    expected = {0: 8 * (WORD_NATS + more / 2), 1: times * nats} | dict.fromkeys(once, nats)
+    assert lost == pytest.approx(expected | {once[-1]: nats + ECHO_NATS}, rel=1e-5)
+
+
+def vector_word(vector: dict[str, Any], token: int) -> Word | None:
+    return Word.SHORT if token in vector["short"] else Word.LONG if token in vector["long"] else None
 
 
 @pytest.mark.parametrize("vector", VECTORS["repetition"])
@@ -155,7 +162,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     """By the published parameters."""
     repetition = Repetition(SamplingParams(0))
     for token in vector["tokens"]:
-        repetition.cut() if token == CUT else repetition.append(token, vector["letters"].get(str(token), 0))
+        repetition.cut() if token == CUT else repetition.append(token, vector_word(vector, token))
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)

@@ -15,6 +15,7 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.rule import ChoiceRule
+from storyfi_lite.engine.sampler import Word
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput
@@ -144,26 +145,27 @@ def test_the_vocabularies_of_real_models() -> None:
 
 
 def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path) -> None:
-    """By piece: letters after a letter, and after none."""
+    """By piece: after a letter, and after none."""
     pieces = {
-        " sea": (3, 3),
-        "sea": (0, 0),
-        "灯塔": (6, 6),
-        "灯": (0, 3),
-        "塔。": (0, 0),
-        " 1932": (0, 0),
-        " 바다": (2, 2),
-        ".": (0, 0),
+        " sea": (Word.SHORT, Word.SHORT),
+        " ship": (Word.LONG, Word.LONG),
+        "sea": (None, None),
+        "灯塔": (Word.LONG, Word.LONG),
+        "灯": (None, Word.LONG),
+        "塔。": (None, None),
+        " 1932": (None, None),
+        " 바다": (Word.SHORT, Word.SHORT),
+        ".": (None, None),
     }
     more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
     made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
         found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
-        letters = {
-            piece: tuple(vocabulary.word_letters(found[piece], after_letter) for after_letter in (True, False))
+        words = {
+            piece: tuple(vocabulary.word(found[piece], after_letter) for after_letter in (True, False))
             for piece in pieces
         }
-        assert letters == pieces
+        assert words == pieces
 
 
 def test_what_begins_a_word_or_a_character_of_a_script_without_spaces(tmp_path: Path) -> None:

@@ -144,13 +144,13 @@ class ChoiceRule:
     def _take(self, token: int) -> None:
         of_label = bool(self._cursor.literal)
         cursor = self._cursor
-        letters = self._vocabulary.word_letters(token, cursor.after_letter) if isinstance(cursor, Cursor) else 0
+        word = self._vocabulary.word(token, cursor.after_letter) if isinstance(cursor, Cursor) else None
         self._step(self._cursor, token)
         if of_label or token == self.end:
             self._repetition.cut()
             self._our_words.cut()
         else:
-            self._repetition.append(token, letters)
+            self._repetition.append(token, word)
             self._our_words.append(token)
         self.tokens.append(token)
         if not self._cursor.done:

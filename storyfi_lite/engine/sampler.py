@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,10 @@ REACH = 4.0  # nats below the cut
 _DRY_MAX_MATCH = 24  # beyond this length a repeat is as forbidden as it gets, and base ** length stays finite
 WORD_TOKENS = 128  # so far back a word counts
 WORD_NATS = 0.3  # that it loses for each time it was begun
-ROUND_NATS = 12.0  # and this, times the share of longer words that were said again, beyond what prose says again
-PROSE_SHARE = 0.1  # human prose: 0.09 in English, 0.05 to 0.10 in Chinese (docs/stories.md)
-LONG_LETTERS = 4
-FEW_WORDS = 16  # of fewer longer words the share is taken of so many
+# And so many times the share of long words that were said again, beyond what human prose says again (docs/stories.md), but at most:
+ROUND_NATS, PROSE_SHARE, MOST_ROUND_NATS = 12.0, 0.1, 0.8
+FEW_WORDS = 16  # of fewer long words the share is taken of so many
+ECHO_NATS = 4.0  # that the last long word loses
 _CUT = -1  # stands between texts
 
 
@@ -95,50 +96,59 @@ def _cut(best_allowed: float, params: SamplingParams) -> float:
     return best_allowed / params.temperature + math.log(params.min_p)
 
 
+class Word(Enum):
+    """Says what a token begins, by how much of a word's loss where a text goes round it has."""
+
+    SHORT = 0.5
+    LONG = 1.0
+
+
 class Repetition:
     """Lowers what was said before, by a function of the answer's own tokens alone, so that it can be replayed. In logits, before
     temperature.
 
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses for each time that it stands among the last WORD_TOKENS tokens:
-    WORD_NATS, and more where the text goes round. What goes on inside a word loses nothing by that, so a name that is begun is spelled
-    as before; nor does a title, which would find no word left.
+    WORD_NATS, and up to MOST_ROUND_NATS more where the text goes round. The last long word loses ECHO_NATS more. What goes on inside a
+    word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which would find no word left.
     """
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
         self._tokens: list[int] = []
         self._places: defaultdict[int, list[int]] = defaultdict(list)
-        self._words: deque[tuple[int, int]] = deque(maxlen=WORD_TOKENS)
+        self._words: deque[tuple[int, Word | None]] = deque(maxlen=WORD_TOKENS)
 
-    def append(self, token: int, letters: int) -> None:
-        """Take the answer's next token, which begins a word with so many letters; with none, it begins no word."""
+    def append(self, token: int, word: Word | None) -> None:
+        """Take the answer's next token, and what word it begins, if any."""
         self._places[token].append(len(self._tokens))
         self._tokens.append(token)
-        self._words.append((token, letters))
+        self._words.append((token, word))
 
     def cut(self) -> None:
         """Begins a text of its own, such as what a label asks for: no repeat reaches across, for what follows the same label each time
         may well be the same."""
         self._tokens.append(_CUT)
-        self._words.append((_CUT, 0))
+        self._words.append((_CUT, None))
 
     def apply(self, logits: Floats, of_prose: bool) -> None:
         """Lower the logits in place."""
         if of_prose:
-            nats = self._word_nats()
-            for token, times in Counter(token for token, letters in self._words if letters).items():
-                logits[token] -= nats * times
+            self._lower_words(logits)
         if self._params.dry_multiplier and self._tokens:
             for token, length in self._repeats().items():
                 over = min(length, _DRY_MAX_MATCH) - self._params.dry_allowed_length
                 logits[token] -= self._params.dry_multiplier * self._params.dry_base**over
 
-    def _word_nats(self) -> float:
-        """Return what a word loses for each time it was begun."""
-        longer = [token for token, letters in self._words if letters >= LONG_LETTERS]
-        share = (len(longer) - len(set(longer))) / max(len(longer), FEW_WORDS)
-        return WORD_NATS + ROUND_NATS * max(0.0, share - PROSE_SHARE)
+    def _lower_words(self, logits: Floats) -> None:
+        long = [token for token, word in self._words if word is Word.LONG]
+        share = (len(long) - len(set(long))) / max(len(long), FEW_WORDS)
+        more = min(MOST_ROUND_NATS, ROUND_NATS * max(0.0, share - PROSE_SHARE))
+        for (token, word), times in Counter(self._words).items():
+            if word:
+                logits[token] -= (WORD_NATS + more * word.value) * times
+        if long:
+            logits[long[-1]] -= ECHO_NATS
 
     def _repeats(self) -> dict[int, int]:
         """Return by token the longest repeat that it would go on with, of those at least dry_allowed_length long."""

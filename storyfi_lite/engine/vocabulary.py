@@ -15,9 +15,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from storyfi_lite.engine.sampler import Ids
+from storyfi_lite.engine.sampler import Ids, Word
 from storyfi_lite.errors import BadInput, EngineError, GrammarError
-from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, WIDE, in_word, is_wide
+from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, in_word, is_wide
 
 _LINE_END = re.compile(rb" *\n[ \n]*")
 # What a vocabulary needs so that every text can be begun and ended: ASCII, and the bytes of Chinese in UTF-8.
@@ -26,6 +26,7 @@ _SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSER
 
 _STOPS = ".。"
 _PAUSES = ",，、;；:：/|"
+_LONG_LETTERS = 4
 _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
@@ -162,18 +163,17 @@ class Vocabulary:
         spelled = {sign.encode() for sign in signs}
         return (token for token, piece in enumerate(self.writes) if piece.strip() in spelled)
 
-    def word_letters(self, token: int, after_letter: bool) -> int:
-        """Return with how many letters the token begins a word, 0 if it begins none: a space and letters do; and so do letters of a
-        script without spaces, each of which counts as WIDE, where they are two or more, or the first of a clause. Inside a clause
-        a lone one is as often a particle."""
+    def word(self, token: int, after_letter: bool) -> Word | None:
+        """Return what word the token begins, if any: a space and letters do, _LONG_LETTERS or more make it a long one. Letters of a
+        script without spaces begin a long one where they are two or more, or the first of a clause (not `after_letter`): inside it a
+        lone one is as often a particle."""
         text = self.writes[token].decode(errors="replace")
         letters = text.removeprefix(" ")
         if not letters.isalpha():
-            return 0
+            return None
         if letters != text:
-            return len(letters)
-        begins = all(map(is_wide, text)) and (len(text) > 1 or not after_letter)
-        return WIDE * len(text) if begins else 0
+            return Word.LONG if len(letters) >= _LONG_LETTERS else Word.SHORT
+        return Word.LONG if all(map(is_wide, text)) and (len(text) > 1 or not after_letter) else None
 
     def beginning(self, unit: str, inside: bool = False) -> Ids:
         """Return the tokens that begin a unit of text (our_words.py): those that are this word (in small letters; the tokens' may be

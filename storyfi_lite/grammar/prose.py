@@ -164,6 +164,7 @@ def in_word(char: str) -> bool:
 Alphabets = frozenset[str]
 _NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
 _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
+_WITH_WIDE_SIGNS = _JAPANESE | {"BOPOMOFO", "HANGUL", "YI"}
 
 
 @lru_cache(maxsize=65536)
@@ -187,16 +188,43 @@ def _is_small_latin(char: str) -> bool:
 
 
 def is_of(text: str, alphabets: Alphabets) -> bool:
-    """Return whether a text holds nothing but letters of these scripts (of any, if none is named), digits, punctuation and signs of
-    currencies."""
-    return all(not alphabets or _alphabet(char) in alphabets if char.isalpha() else _is_plain(char) for char in text)
+    """Return whether a text holds nothing but letters of these scripts (of any, if none is named), digits, their punctuation and signs
+    of currencies."""
+    return all(_takes(_kind(char), alphabets) for char in text)
+
+
+_DIGIT, _SIGN, _WIDE_SIGN = "0", ".", "。"  # no alphabet's names
+_SIGNS = " ‘’‚“”„…‰′″‹›"  # of those that no script calls its own
 
 
 @lru_cache(maxsize=65536)
-def _is_plain(sign: str) -> bool:
-    kind = unicodedata.category(sign)
-    ornament = "\u2060" <= sign < "\u3000"
-    return (kind[0] in "MP" and not ornament) or kind == "Sc" or sign in " 0123456789〇"
+def _kind(char: str) -> str | None:
+    """Return a letter's alphabet, or _DIGIT; of a sign _SIGN, if every script writes it, else with the name of the one that does, or
+    _WIDE_SIGN; None for what no text has."""
+    if char.isalpha():
+        return _alphabet(char)
+    if char in "0123456789":
+        return _DIGIT
+    category = unicodedata.category(char)
+    if is_wide(char):
+        halfwidth = "\uff5f" <= char < "\uffa0"
+        return _WIDE_SIGN if char == "〇" or (category[0] in "MP" and not halfwidth) or category == "Sc" else None
+    if (
+        char in _SIGNS
+        or (category == "Sc" and char < "\u2100")
+        or (char < "\u0370" and category[0] in "MP")
+        or category == "Pd"
+    ):
+        return _SIGN
+    return _SIGN + _alphabet(char) if category[0] in "MP" else None
+
+
+def _takes(kind: str | None, alphabets: Alphabets) -> bool:
+    if kind is None or not alphabets:
+        return kind is not None
+    if kind == _WIDE_SIGN:
+        return not alphabets.isdisjoint(_WITH_WIDE_SIGNS)
+    return kind in (_DIGIT, _SIGN) or kind.removeprefix(_SIGN) in alphabets
 
 
 class Cursor:
@@ -553,22 +581,21 @@ def _may_begin(char: str, of_prose: bool) -> bool:
     return char.isalnum() if of_prose else char.isalpha()
 
 
-_DIGIT, _SIGN = "0", "."  # no alphabet's names
-
-
 @lru_cache(maxsize=65536)
 def _may_become(beginning: bytes, alphabets: Alphabets, begins_text: bool = False, of_prose: bool = False) -> bool:
     """Return whether a character with these first bytes is of the alphabets, and may begin such a text if it has to."""
     kinds = _kinds(beginning)
-    letters = kinds - {_DIGIT, _SIGN}
+    letters = {kind for kind in kinds if kind[:1] not in (_DIGIT, _SIGN, _WIDE_SIGN)}
     if letters & alphabets if alphabets else letters:
         return True
-    return of_prose and _DIGIT in kinds if begins_text else len(letters) < len(kinds)
+    if begins_text:
+        return of_prose and _DIGIT in kinds
+    return any(_takes(kind, alphabets) for kind in kinds - letters)
 
 
 @lru_cache(maxsize=65536)
 def _kinds(beginning: bytes) -> frozenset[str]:
-    """Return what the characters with these first bytes are that `is_of` may take: the alphabets of letters, _DIGIT, _SIGN."""
+    """Return what the characters with these first bytes are (`_kind`)."""
     size = _character_bytes(beginning)
     if len(beginning) < size - 1:
         return frozenset().union(*(_kinds(beginning + bytes([byte])) for byte in range(0x80, 0xC0)))
@@ -579,11 +606,7 @@ def _kinds(beginning: bytes) -> frozenset[str]:
     if first < (0x80, 0x800, 0x10000)[size - 2] or 0x40000 <= first < 0xE0000 or first >= 0xF0000:
         return frozenset()  # spelled longer than need be; planes that are empty or private; beyond Unicode
     chars = (chr(code) for code in range(first, first + 64) if not 0xD800 <= code < 0xE000)
-    return frozenset(
-        _alphabet(char) if char.isalpha() else _DIGIT if char.isalnum() else _SIGN
-        for char in chars
-        if char.isalpha() or _is_plain(char)
-    )
+    return frozenset(kind for kind in map(_kind, chars) if kind is not None)
 
 
 def _character_bytes(beginning: bytes) -> int:
