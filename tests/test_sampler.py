@@ -113,7 +113,7 @@ def penalties(
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.cut() if token == CUT else repetition.append(token, words.get(token))
+        repetition.cut(by_label=True) if token == CUT else repetition.append(token, words.get(token))
     logits = np.zeros(40, dtype=np.float32)
     repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
@@ -153,6 +153,20 @@ def test_where_a_text_goes_round_each_word_loses_more(times: int, more: float) -
     assert lost == pytest.approx(expected | {once[-1]: nats + ECHO_NATS}, rel=1e-5)
 
 
+@pytest.mark.parametrize(("by_label", "more"), [(True, 0.0), (False, MOST_ROUND_NATS)])
+def test_what_a_label_asks_for_goes_round_by_itself(by_label: bool, more: float) -> None:
+    """The words before it lose as ever, whatever they did; after a turn's end the story goes on."""
+    repetition = Repetition(SamplingParams(0, dry_multiplier=0.0))
+    for token in [1] * 8:
+        repetition.append(token, Word.LONG)
+    repetition.cut(by_label)
+    repetition.append(2, Word.LONG)
+    logits = np.zeros(3, dtype=np.float32)
+    repetition.apply(logits, of_prose=True)
+    nats = WORD_NATS + more
+    assert list(-logits) == pytest.approx([0.0, 8 * nats, nats + ECHO_NATS], rel=1e-5)
+
+
 def vector_word(vector: dict[str, Any], token: int) -> Word | None:
     return Word.SHORT if token in vector["short"] else Word.LONG if token in vector["long"] else None
 
@@ -162,7 +176,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     """By the published parameters."""
     repetition = Repetition(SamplingParams(0))
     for token in vector["tokens"]:
-        repetition.cut() if token == CUT else repetition.append(token, vector_word(vector, token))
+        repetition.cut(by_label=True) if token == CUT else repetition.append(token, vector_word(vector, token))
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)
