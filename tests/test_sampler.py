@@ -18,6 +18,7 @@ from storyfi_lite.engine.sampler import (
     MOST_ROUND_NATS,
     PROSE_SHARE,
     ROUND_NATS,
+    SHORT_TIMES,
     WORD_NATS,
     WORD_TOKENS,
     Repetition,
@@ -113,7 +114,7 @@ def penalties(
     dry: dict[str, Any] = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 2}
     repetition = Repetition(SamplingParams(0, **(dry | params)))
     for token in history:
-        repetition.cut(by_label=True) if token == CUT else repetition.append(token, words.get(token))
+        repetition.cut() if token == CUT else repetition.append(token, words.get(token))
     logits = np.zeros(40, dtype=np.float32)
     repetition.apply(logits, of_prose)
     return {token: -float(value) for token, value in enumerate(logits) if value}
@@ -144,27 +145,13 @@ def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
 
 @pytest.mark.parametrize(("times", "more"), [(2, 0.0), (4, ROUND_NATS * (3 / 20 - PROSE_SHARE)), (8, MOST_ROUND_NATS)])
 def test_where_a_text_goes_round_each_word_loses_more(times: int, more: float) -> None:
-    """By its long words alone: prose's short ones come again all the time, and lose half as much for it."""
+    """By its long words alone: prose's short ones come again all the time, and lose little more."""
     once = range(2, 2 + FEW_WORDS)
     words = {0: Word.SHORT} | dict.fromkeys((1, *once), Word.LONG)
     lost = penalties([1] * times + [0] * 8 + [*once], words, dry_multiplier=0.0)
     nats = WORD_NATS + more
-    expected = {0: 8 * (WORD_NATS + more / 2), 1: times * nats} | dict.fromkeys(once, nats)
+    expected = {0: 8 * WORD_NATS + SHORT_TIMES * more / 2, 1: times * nats} | dict.fromkeys(once, nats)
     assert lost == pytest.approx(expected | {once[-1]: nats + ECHO_NATS}, rel=1e-5)
-
-
-@pytest.mark.parametrize(("by_label", "more"), [(True, 0.0), (False, MOST_ROUND_NATS)])
-def test_what_a_label_asks_for_goes_round_by_itself(by_label: bool, more: float) -> None:
-    """The words before it lose as ever, whatever they did; after a turn's end the story goes on."""
-    repetition = Repetition(SamplingParams(0, dry_multiplier=0.0))
-    for token in [1] * 8:
-        repetition.append(token, Word.LONG)
-    repetition.cut(by_label)
-    repetition.append(2, Word.LONG)
-    logits = np.zeros(3, dtype=np.float32)
-    repetition.apply(logits, of_prose=True)
-    nats = WORD_NATS + more
-    assert list(-logits) == pytest.approx([0.0, 8 * nats, nats + ECHO_NATS], rel=1e-5)
 
 
 def vector_word(vector: dict[str, Any], token: int) -> Word | None:
@@ -176,7 +163,7 @@ def test_published_penalties(vector: dict[str, Any]) -> None:
     """By the published parameters."""
     repetition = Repetition(SamplingParams(0))
     for token in vector["tokens"]:
-        repetition.cut(by_label=True) if token == CUT else repetition.append(token, vector_word(vector, token))
+        repetition.cut() if token == CUT else repetition.append(token, vector_word(vector, token))
     logits = np.zeros(10, dtype=np.float32)
     repetition.apply(logits, of_prose=True)
     assert [-float(value) for value in logits] == pytest.approx(vector["penalties"], abs=1e-4)

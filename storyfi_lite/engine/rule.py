@@ -147,7 +147,7 @@ class ChoiceRule:
         word = self._vocabulary.word(token, cursor.after_letter) if isinstance(cursor, Cursor) else None
         self._step(self._cursor, token)
         if of_label or token == self.end:
-            self._repetition.cut(by_label=of_label)
+            self._repetition.cut()
             self._our_words.cut()
         else:
             self._repetition.append(token, word)

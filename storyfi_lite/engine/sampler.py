@@ -34,6 +34,7 @@ WORD_TOKENS = 128  # so far back a word counts
 WORD_NATS = 0.3  # that it loses for each time it was begun
 # And so many times the share of long words that were said again, beyond what human prose says again, but at most:
 ROUND_NATS, PROSE_SHARE, MOST_ROUND_NATS = 12.0, 0.1, 0.8
+SHORT_TIMES = 4  # for which a short word loses half as much more: what a language cannot do without comes again
 FEW_WORDS = 16  # of fewer long words the share is taken of so many
 ECHO_NATS = 4.0  # that the last long word loses
 _CUT = -1  # stands between texts
@@ -97,10 +98,10 @@ def _cut(best_allowed: float, params: SamplingParams) -> float:
 
 
 class Word(Enum):
-    """Says what a token begins, by how much of a word's loss where a text goes round it has."""
+    """Says what a token begins."""
 
-    SHORT = 0.5
-    LONG = 1.0
+    SHORT = 1
+    LONG = 2
 
 
 class Repetition:
@@ -109,7 +110,7 @@ class Repetition:
 
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses for each time that it stands among the last WORD_TOKENS tokens:
-    WORD_NATS, and up to MOST_ROUND_NATS more where the text since the last label goes round. The last long word loses ECHO_NATS more.
+    WORD_NATS, and up to MOST_ROUND_NATS more where the text goes round. The last long word loses ECHO_NATS more.
     What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which would find
     no word left.
     """
@@ -119,22 +120,18 @@ class Repetition:
         self._tokens: list[int] = []
         self._places: defaultdict[int, list[int]] = defaultdict(list)
         self._words: deque[tuple[int, Word | None]] = deque(maxlen=WORD_TOKENS)
-        self._long: deque[int | None] = deque(maxlen=WORD_TOKENS)  # since the last label
 
     def append(self, token: int, word: Word | None) -> None:
         """Take the answer's next token, and what word it begins, if any."""
         self._places[token].append(len(self._tokens))
         self._tokens.append(token)
         self._words.append((token, word))
-        self._long.append(token if word is Word.LONG else None)
 
-    def cut(self, by_label: bool) -> None:
-        """Begins a text of its own: no repeat reaches across, for what follows the same label each time may well be the same. After a
-        turn's end the story goes on, and so do its rounds; a label asks for another thing."""
+    def cut(self) -> None:
+        """Begins a text of its own, such as what a label asks for: no repeat reaches across, for what follows the same label each time
+        may well be the same."""
         self._tokens.append(_CUT)
         self._words.append((_CUT, None))
-        if by_label:
-            self._long.clear()
 
     def apply(self, logits: Floats, of_prose: bool) -> None:
         """Lower the logits in place."""
@@ -146,12 +143,14 @@ class Repetition:
                 logits[token] -= self._params.dry_multiplier * self._params.dry_base**over
 
     def _lower_words(self, logits: Floats) -> None:
-        long = [token for token in self._long if token is not None]
+        long = [token for token, word in self._words if word is Word.LONG]
         share = (len(long) - len(set(long))) / max(len(long), FEW_WORDS)
         more = min(MOST_ROUND_NATS, ROUND_NATS * max(0.0, share - PROSE_SHARE))
         for (token, word), times in Counter(self._words).items():
             if word:
-                logits[token] -= (WORD_NATS + more * word.value) * times
+                logits[token] -= WORD_NATS * times + more * (
+                    times if word is Word.LONG else min(times, SHORT_TIMES) / 2
+                )
         if long:
             logits[long[-1]] -= ECHO_NATS
 
