@@ -129,8 +129,8 @@ def test_a_text_has_the_letters_of_what_was_asked_and_latin_ones(asked: str, wri
 @pytest.mark.parametrize(
     ("asked", "text", "taken", "refused"),
     [
-        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†"),
-        ("船", "船很小", "，。…、；", "｡｢‽※†"),
+        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†﹣︲฿"),
+        ("船", "船很小", "，。…、；", "｡｢‽※†﹣︲฿"),
     ],
 )
 def test_a_text_has_the_signs_of_its_script(asked: str, text: str, taken: str, refused: str) -> None:

@@ -34,7 +34,6 @@ WORD_TOKENS = 128  # so far back a word counts
 WORD_NATS = 0.3  # that it loses for each time it was begun
 # And so many times the share of long words that were said again, beyond what human prose says again, but at most:
 ROUND_NATS, PROSE_SHARE, MOST_ROUND_NATS = 12.0, 0.1, 0.8
-SHORT_TIMES = 4  # for which a short word loses half as much more: what a language cannot do without comes again
 FEW_WORDS = 16  # of fewer long words the share is taken of so many
 ECHO_NATS = 4.0  # that the last long word loses
 _CUT = -1  # stands between texts
@@ -110,7 +109,8 @@ class Repetition:
 
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses for each time that it stands among the last WORD_TOKENS tokens:
-    WORD_NATS, and up to MOST_ROUND_NATS more where the text goes round. The last long word loses ECHO_NATS more.
+    WORD_NATS, and a long one up to MOST_ROUND_NATS more where the text goes round; a text that goes without short ones falls apart.
+    The last long word loses ECHO_NATS more.
     What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which would find
     no word left.
     """
@@ -148,9 +148,7 @@ class Repetition:
         more = min(MOST_ROUND_NATS, ROUND_NATS * max(0.0, share - PROSE_SHARE))
         for (token, word), times in Counter(self._words).items():
             if word:
-                logits[token] -= WORD_NATS * times + more * (
-                    times if word is Word.LONG else min(times, SHORT_TIMES) / 2
-                )
+                logits[token] -= (WORD_NATS + more * (word is Word.LONG)) * times
         if long:
             logits[long[-1]] -= ECHO_NATS
 

@@ -194,7 +194,7 @@ def is_of(text: str, alphabets: Alphabets) -> bool:
 
 
 _DIGIT, _SIGN, _WIDE_SIGN = "0", ".", "。"  # no alphabet's names
-_SIGNS = " ‘’‚“”„…‰′″‹›"  # of those that no script calls its own
+_SIGNS = " ‐‑‒–—―‘’‚“”„…‰′″‹›€₩₹₽"  # of those that no script calls its own
 
 
 @lru_cache(maxsize=65536)
@@ -209,12 +209,7 @@ def _kind(char: str) -> str | None:
     if is_wide(char):
         halfwidth = "\uff5f" <= char < "\uffa0"
         return _WIDE_SIGN if char == "〇" or (category[0] in "MP" and not halfwidth) or category == "Sc" else None
-    if (
-        char in _SIGNS
-        or (category == "Sc" and char < "\u2100")
-        or (char < "\u0370" and category[0] in "MP")
-        or category == "Pd"
-    ):
+    if char in _SIGNS or (char < "\u0370" and (category[0] in "MP" or category == "Sc")):
         return _SIGN
     return _SIGN + _alphabet(char) if category[0] in "MP" else None
 
