@@ -37,6 +37,7 @@ ROUND_NATS, PROSE_SHARE, MOST_ROUND_NATS = 12.0, 0.1, 0.8
 FEW_WORDS = 16  # of fewer long words the share is taken of so many
 ECHO_NATS = 4.0  # that the last long word loses
 _CUT = -1  # stands between texts
+_NO_WORD = -2
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -119,19 +120,19 @@ class Repetition:
         self._params = params
         self._tokens: list[int] = []
         self._places: defaultdict[int, list[int]] = defaultdict(list)
-        self._words: deque[tuple[int, Word | None]] = deque(maxlen=WORD_TOKENS)
+        self._words: deque[int] = deque(maxlen=WORD_TOKENS)  # twice the token, and one for a long word
 
     def append(self, token: int, word: Word | None) -> None:
         """Take the answer's next token, and what word it begins, if any."""
         self._places[token].append(len(self._tokens))
         self._tokens.append(token)
-        self._words.append((token, word))
+        self._words.append(2 * token + (word is Word.LONG) if word else _NO_WORD)
 
     def cut(self) -> None:
         """Begins a text of its own, such as what a label asks for: no repeat reaches across, for what follows the same label each time
         may well be the same."""
         self._tokens.append(_CUT)
-        self._words.append((_CUT, None))
+        self._words.append(_NO_WORD)
 
     def apply(self, logits: Floats, of_prose: bool) -> None:
         """Lower the logits in place."""
@@ -143,14 +144,14 @@ class Repetition:
                 logits[token] -= self._params.dry_multiplier * self._params.dry_base**over
 
     def _lower_words(self, logits: Floats) -> None:
-        long = [token for token, word in self._words if word is Word.LONG]
+        long = [word for word in self._words if word & 1]
         share = (len(long) - len(set(long))) / max(len(long), FEW_WORDS)
         more = min(MOST_ROUND_NATS, ROUND_NATS * max(0.0, share - PROSE_SHARE))
-        for (token, word), times in Counter(self._words).items():
-            if word:
-                logits[token] -= (WORD_NATS + more * (word is Word.LONG)) * times
+        for word, times in Counter(self._words).items():
+            if word != _NO_WORD:
+                logits[word >> 1] -= (WORD_NATS + more * (word & 1)) * times
         if long:
-            logits[long[-1]] -= ECHO_NATS
+            logits[long[-1] >> 1] -= ECHO_NATS
 
     def _repeats(self) -> dict[int, int]:
         """Return by token the longest repeat that it would go on with, of those at least dry_allowed_length long."""
