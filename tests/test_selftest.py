@@ -65,6 +65,7 @@ def test_another_build_driver_or_choice_of_gpus_is_asked_anew(tmp_path: Path, mo
     for change in (
         lambda: monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0"),
         lambda: monkeypatch.setenv("GGML_VK_DISABLE_F16", "1"),
+        lambda: monkeypatch.setenv("VK_ICD_FILENAMES", "/opt/other/lvp_icd.json"),
         lambda: (tmp_path / "lvp_icd.json").write_text("{}"),
         lambda: monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path)),
     ):

@@ -36,7 +36,7 @@ def fingerprint() -> str:
     visible = (
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name.endswith("_VISIBLE_DEVICES") or name.startswith("GGML_")
+        if name.endswith("_VISIBLE_DEVICES") or name.startswith(("GGML_", "VK_"))  # VK_: which of Vulkan's drivers
     )
     gpus = [_text(Path("/proc/driver/nvidia/version")), *map(str, devices), *visible]
     return sha256("\n".join([*parts, *cpu, *gpus]).encode()).hexdigest()
