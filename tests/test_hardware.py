@@ -198,6 +198,15 @@ def test_this_macs_memory_counts_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (machine.gpus[0].free_bytes, machine.ram_available_bytes) == (36 * GIB, 4 * GIB)
 
 
+@pytest.mark.parametrize(("gb_s", "shown"), [(0.046, "0.046"), (3.94, "3.9"), (40.0, "40"), (1008.0, "1008")])
+def test_the_speed_of_a_gpu_in_software_is_no_zero(tmp_path: Path, gb_s: float, shown: str) -> None:
+    from storyfi_lite.cli.probe import _rows
+
+    gpu = {"name": "llvmpipe", "total_gb": 2, "bandwidth_gb_s": gb_s}
+    machine = hardware.from_json(described(tmp_path, {"gpus": [gpu], "ram_gb": 64}))
+    assert _rows(machine)[0][1].endswith(f", {shown} GB/s")
+
+
 @pytest.mark.parametrize(
     ("machine", "word"),
     [

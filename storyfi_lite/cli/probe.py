@@ -40,9 +40,11 @@ def command(as_json: bool) -> None:
 
 
 def _rows(machine: Hardware) -> list[tuple[str, str]]:
+    from storyfi_lite.machine.gpus import in_words
+
     rows = []
     for gpu in machine.gpus:
-        bandwidth = f"{gpu.bandwidth_gb_s:.0f} GB/s" if gpu.bandwidth_gb_s else "bandwidth not known"
+        bandwidth = in_words(gpu.bandwidth_gb_s) if gpu.bandwidth_gb_s else "bandwidth not known"
         memory = f"{gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB free"
         memory = memory if gpu.total_bytes else "memory not known"
         capability = f", compute {gpu.compute_capability}" if gpu.compute_capability else ""

@@ -33,6 +33,11 @@ class Gpu:
     memory_unknown: str = ""
 
 
+def in_words(gb_s: float) -> str:
+    """Return a speed of reading as people read it; a GPU in software has less than one."""
+    return f"{gb_s:.0f} GB/s" if gb_s >= 10 else f"{gb_s:.2g} GB/s"
+
+
 @dataclass(frozen=True)
 class Driver:
     """Holds what NVIDIA's driver says. `hints`: GPUs that it left out, and why; `fault`: why it says nothing at all."""

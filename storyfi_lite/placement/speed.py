@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storyfi_lite.engine.settings import EngineSettings
+from storyfi_lite.machine.gpus import in_words
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.registry import Architecture
 from storyfi_lite.placement.memory import kv_bytes, layer_devices, layers_on
@@ -62,7 +63,7 @@ def predict(arch: Architecture, weights: Weights, settings: EngineSettings, hard
             more_s += cache_s + GPU_MORE_SHARE * one_s + (several[number] - one[number]) / (gb_s * 1e9) / (most - 1)
             prompt_s += GPU_PROMPT_SHARE * one_s
             assumed = "" if gpu.bandwidth_gb_s else ", assumed: its bandwidth is not known"
-            words.append(f"{one[number] / 1e9:.2f} GB from {gpu.name} at {gb_s:.0f} GB/s{assumed}")
+            words.append(f"{one[number] / 1e9:.2f} GB from {gpu.name} at {in_words(gb_s)}{assumed}")
     return Speed(Pace(max(step_s, 1e-6), more_s, max(prompt_s, 1e-6)), "; ".join(words))
 
 
@@ -108,7 +109,7 @@ def _cpu(
         others_s += rows * measured.row_ns * 1e-9
     step_s = read / (gb_s * 1e9) + others_s
     more_s = read / (gb_s * 1e9) * more_share + others_s
-    return step_s, more_s / step_s, [f"{read / 1e9:.2f} GB a token from RAM at {gb_s:.0f} GB/s"]
+    return step_s, more_s / step_s, [f"{read / 1e9:.2f} GB a token from RAM at {in_words(gb_s)}"]
 
 
 def _cache_bytes(arch: Architecture, settings: EngineSettings, devices: list[int], device: int) -> float:
