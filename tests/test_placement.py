@@ -58,6 +58,31 @@ def test_one_gpu_layer_is_the_output_layer_alone() -> None:
     assert memory.layer_devices(4, 0, (), 1) == [-1] * 5
 
 
+@pytest.mark.parametrize(
+    ("gb_s", "layers"),
+    [
+        pytest.param(0.05, 0, id="computed by the CPU itself"),
+        pytest.param(15.0, 0, id="a third of the RAM's"),
+        pytest.param(99.0, 31, id="a small card"),
+        pytest.param(None, 31, id="not known"),
+    ],
+)
+def test_a_gpu_that_is_slower_than_the_cpu_is_passed_over(gb_s: float | None, layers: int) -> None:
+    """A driver that computes Vulkan on the CPU took all layers, and a blueprint half an hour."""
+    slow = Gpu("llvmpipe", 8 * GIB, 8 * GIB, gb_s)
+    best = placed(replace(machine(8), gpus=(slow,)), name="smollm2-135m", quant="Q4_1")
+    assert best.n_on_gpu == layers
+    told = [reason for reason in best.reasons if "which is faster here" in reason]
+    assert told == ([] if layers else [f"on the CPU, which is faster here: llvmpipe reads {gb_s:.2g} GB/s"])
+
+
+def test_where_all_are_too_slow_the_faster_of_gpu_and_cpu_counts() -> None:
+    """Nothing is earned either way."""
+    slow = Gpu("llvmpipe", 80 * GIB, 80 * GIB, 0.05)
+    best = placed(replace(machine(80), gpus=(slow,)), name="llama-3-70b", quant="Q4_K_M")
+    assert best.earnings.reward == 0 and best.n_on_gpu == 0
+
+
 # --- the five pains --------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ A_PASS_TOKENS = 32768  # 64 answers of the longest kind but chapters
 UNFILLED_TOKENS = 256  # of a batch: the next answer would not fit
 UNASKED_KV_TYPES = KV_TYPES[:2]  # q4_0 costs answers their quality, and is for step_down's last resort
 MAX_SLOTS = 8
+SLOW_GPU_GB_S = 100.0  # below it a CPU may read its RAM as fast: a GPU in software, a processor's own
 _FILL = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # how full several GPUs are made: evenly first
 
 
@@ -33,6 +34,12 @@ def kv_types(arch: Architecture) -> tuple[KVType, ...]:
     """Return the types that keys and values can be stored as, the finest first. ggml quantizes in blocks of 32, so llama.cpp
     refuses quantized types for heads of other sizes."""
     return KV_TYPES if arch.key_length % 32 == arch.value_length % 32 == 0 else ("f16",)
+
+
+def may_be_slow(hardware: Hardware) -> bool:
+    """Return whether no GPU here is known to be faster than the CPU."""
+    gpus = hardware.usable_gpus
+    return bool(gpus) and all(gpu.bandwidth_gb_s and gpu.bandwidth_gb_s < SLOW_GPU_GB_S for gpu in gpus)
 
 
 def room_bytes(hardware: Hardware) -> list[int]:
@@ -43,7 +50,7 @@ def room_bytes(hardware: Hardware) -> list[int]:
 
 class Fitter:
     """Finds the settings for one model on one machine, by memory.demand. `kv_type` None tries several. `at_once`: as many slots at most
-    are worth their memory."""
+    are worth their memory. `on_cpu`: nothing goes to a GPU."""
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Fitter:
         hardware: Hardware,
         kv_type: KVType | None = None,
         at_once: int = 4,
+        on_cpu: bool = False,
     ) -> None:
         self.arch, self.weights = arch, weights
         unasked = tuple(kv for kv in kv_types(arch) if kv in UNASKED_KV_TYPES)
@@ -59,7 +67,7 @@ class Fitter:
         most = min(at_once, MAX_SLOTS)
         self._slots = sorted({1, most, *(2**power for power in range(most.bit_length()))})
         self._gpus = hardware.usable_gpus
-        self._on_cpu = not self._gpus or not weights.products.isdisjoint(hardware.broken)
+        self._on_cpu = on_cpu or not self._gpus or not weights.products.isdisjoint(hardware.broken)
         *gpu_room, self.host_room = room_bytes(hardware)
         # figures from models.yaml are good to a percent or two; those of a header to the byte
         spare = 0 if weights.exact else weights.file_bytes // 50

@@ -11,6 +11,7 @@ from typing import Any
 
 from storyfi_lite.engine.settings import Demand, EngineSettings
 from storyfi_lite.errors import BadInput, DoesNotFit
+from storyfi_lite.machine.gpus import in_words
 from storyfi_lite.machine.hardware import Hardware
 from storyfi_lite.models.gguf import Header, architecture
 from storyfi_lite.models.listing import QUANT_BITS, bits, finer_than
@@ -19,7 +20,7 @@ from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions
 from storyfi_lite.placement import lengths, memory, reward, speed, traffic, weights
 from storyfi_lite.placement.catalog import Catalog
-from storyfi_lite.placement.fit import Fitter, kv_types, room_bytes
+from storyfi_lite.placement.fit import Fitter, kv_types, may_be_slow, room_bytes
 from storyfi_lite.placement.reward import Earnings
 from storyfi_lite.placement.traffic import Traffic
 from storyfi_lite.protocol.limits import FULL_MARKS_S
@@ -147,13 +148,15 @@ def place_file(
     a_char = a_char or lengths.tokens_a_char(arch.vocab_size)
     most_at_once = max(asked.together)
     slots = 1 if options.kv_type else 2 * most_at_once  # a replay is one at a time; else two groups may meet
-    fitter = Fitter(arch, loads, hardware, options.kv_type, slots)
+    where = (False, True) if may_be_slow(hardware) else (False,)
+    fitters = [Fitter(arch, loads, hardware, options.kv_type, slots, on_cpu) for on_cpu in where]
     found: list[Placement] = []
     for n_ctx in [options.n_ctx] if options.n_ctx else _contexts(arch, asked, a_char):
-        for one in fitter.layouts(replace(base, n_ctx=n_ctx)):
-            found.append(_placement(spec, file, arch, loads, one, hardware, a_char, asked))
-            if found[-1].earnings.score < LEAST_SCORE:
-                break  # too slow for one answer: more at once are no faster
+        for fitter in fitters:
+            for one in fitter.layouts(replace(base, n_ctx=n_ctx)):
+                found.append(_placement(spec, file, arch, loads, one, hardware, a_char, asked))
+                if found[-1].earnings.score < LEAST_SCORE:
+                    break  # too slow for one answer: more at once are no faster
         if found and max(one.earnings.score for one in found) > GOOD_SCORE:
             break  # more context earns nothing
     if not found:
@@ -169,6 +172,7 @@ def place_file(
         return (
             same,
             same or one.earnings.reward,
+            most > 0 or one.speed.tokens_per_s,  # all too slow: who is nearest to be in time
             on_gpus,
             layout.kv_type == "f16",
             at_once,
@@ -284,7 +288,7 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
         blueprint_s = best.earnings.seconds_of("blueprint")
         late = f"too slow for full marks: a blueprint takes {blueprint_s:.0f} s, the window is {FULL_MARKS_S:.0f} s"
         too_late = (late,) if blueprint_s > FULL_MARKS_S else ()
-        return replace(best, reasons=("you named it", *_reasons(best, options), *too_late))
+        return replace(best, reasons=("you named it", *_reasons(best, options, hardware), *too_late))
     share = TIE if options.policy == "reward" else POLICY_SHARE
     found, refused = _place_each(registry, hardware, options, catalog, share)
     usable = [one for one in found if one.earnings.score >= LEAST_SCORE]
@@ -296,7 +300,7 @@ def place(registry: Registry, hardware: Hardware, options: ModelOptions, catalog
     best = choose(usable, options, catalog)
     others = [spec for spec in registry.local if spec.multiplier >= best.spec.multiplier and spec != best.spec]
     why_not = tuple(f"not {spec.key}: {refused[spec.key]}" for spec in others)
-    return replace(best, reasons=(*_reasons(best, options), *why_not))
+    return replace(best, reasons=(*_reasons(best, options, hardware), *why_not))
 
 
 def place_all(registry: Registry, hardware: Hardware, options: ModelOptions, catalog: Catalog) -> list[Placement]:
@@ -376,10 +380,15 @@ def _at_hand(one: Placement, catalog: Catalog) -> int:
     return 1 if one.file.package else 0
 
 
-def _reasons(best: Placement, options: ModelOptions) -> tuple[str, ...]:
+def _reasons(best: Placement, options: ModelOptions, hardware: Hardware) -> tuple[str, ...]:
+    passed_over: tuple[str, ...] = ()
+    if not best.n_on_gpu and may_be_slow(hardware) and best.loads.products.isdisjoint(hardware.broken):
+        speeds = ", ".join(f"{gpu.name} reads {in_words(gpu.bandwidth_gb_s or 0.0)}" for gpu in hardware.usable_gpus)
+        passed_over = (f"on the CPU, which is faster here: {speeds}",)
     source, earns = "the file's header" if best.loads.exact else "models.yaml", best.earnings
     return (
         f"policy {options.policy}: expected reward {earns.reward:.2f}, which is the multiplier {best.spec.multiplier:g} times "
         f"{earns.score:.0%} of the points",
         f"sizes from {source}; speed from {best.speed.basis}",
+        *passed_over,
     )
