@@ -15,7 +15,8 @@ limits     the noise that each single answer shows, computed in two ways, beside
 drift      the claimed file under other slots, batches, threads, flash attention, KV types: what a verdict must absorb. Keys and
            values are replayed in the type that they were written with.
            `--written FILE` replays, in place of these, what `write --keep FILE` wrote elsewhere: on a GPU (`--gpu-layers`), on
-           another machine, with another build of llama.cpp (LLAMA_CPP_LIB_PATH).
+           another machine, with another build of llama.cpp (LLAMA_CPP_LIB_PATH). With `--characters N` both ask for short
+           English texts, as `honest` does.
 honest     in rounds of 16 to one request, as validators ask; judged by the noise that one other answer shows. `--keep` adds each
            verdict to a file, so that a run that was cut goes on. `--characters N` judges English texts of N characters, up to a
            third more, in place of blueprints: cheaper where many are wanted, and what is said of short ones.
@@ -78,7 +79,7 @@ def main() -> None:
     options.add_argument("--max-tokens", type=int, default=900)
     options.add_argument("--threads", type=int, default=0)
     options.add_argument("--slots", type=int, default=8)
-    options.add_argument("--characters", type=int, help="honest: one English text of so many, up to a third more")
+    options.add_argument("--characters", type=int, help="one English text of so many, up to a third more")
     options.add_argument("--keep", type=Path, help="honest: margins so far, write: answers; one line of JSON an answer")
     options.add_argument("--gpu-layers", type=int, default=0, help="write: layers on the GPU")
     options.add_argument("--mapped", action="store_true", help="weights from the file's pages, not repacked")
@@ -143,8 +144,8 @@ class Bench:
         return [self.replay(seed, generation.tokens, generation.max_tokens, by) for seed, generation in written]
 
     def request(self, seed: int) -> StoryRequest:
-        """One for each seed; in rounds where many honest answers are wanted."""
-        if self.given.what != "honest" or seed < 0:
+        """One for each seed; in rounds where many honest answers are wanted, or short ones."""
+        if seed < 0 or not (self.given.what == "honest" or self.given.characters):
             return request_of(seed)
         if not self.given.characters:
             return request_of(seed // ROUND)
@@ -340,29 +341,32 @@ def drift(bench: Bench) -> None:
         "q4_0 keys and values": replace(base, kv_type="q4_0"),
     }
     seeds = list(range(bench.given.answers))
-    table = Table("written with", "positions", "match rate", "noise that fits", "evidence", "proven", "refuted", "open")
+    columns = ("written with", "positions", "match rate", "mean margin", "its 99 %", "noise that fits", "evidence")
+    table = Table(*columns, "proven", "refuted", "open")
     noise = bench.noise()
     facts: dict[str, object] = {"noise": round(noise, 4)}
     elsewhere = ((path.stem, replays_of(bench, path)) for path in bench.given.written)
     here = ((name, bench.replays(bench.given.model, settings, seeds)) for name, settings in rows.items())
     for name, replays in elsewhere if bench.given.written else here:
         margins = [margin for one in replays for margin in one.margins]
+        mean, most = float(np.mean(margins)), float(np.quantile(margins, 0.99))
         matches, fits = margins.count(0.0) / len(margins), fitted_noise(replays)
         verdicts = [judge(one, noise) for one in replays]
         weighed = [one.evidence for one in verdicts]
         facts[name] = {
             "positions": len(margins), "match_rate": round(matches, 4), "noise": round(fits, 4),
+            "mean_margin": round(mean, 5), "p99_margin": round(most, 4), "max_margin": round(max(margins), 4),
             "evidence": span(weighed, 1), "verdicts": counted(verdicts),
         }  # fmt: skip
-        figures = (f"{len(margins):,}", f"{matches:.4f}", f"{fits:.3f}", shown_span(weighed, 1))
-        table.add_row(name, *figures, *map(str, counted(verdicts)))
+        figures = (f"{len(margins):,}", f"{matches:.4f}", f"{mean:.4f}", f"{most:.3f}", f"{fits:.3f}")
+        table.add_row(name, *figures, shown_span(weighed, 1), *map(str, counted(verdicts)))
     show(table, facts)
 
 
 def write(bench: Bench) -> None:
     """One line an answer: its seed, tokens and budget."""
     settings = replace(bench.settings, n_gpu_layers=bench.given.gpu_layers)
-    with bench.given.keep.open("w") as file:
+    with bench.given.keep.open("w", buffering=1) as file:  # what is done is kept if it is cut short
         for seed, generation in bench.write(bench.given.model, settings, list(range(bench.given.answers))):
             file.write(json.dumps([seed, generation.max_tokens, *generation.tokens]) + "\n")
     print(json.dumps({"answers": bench.given.answers, "gpu_layers": bench.given.gpu_layers}))

@@ -90,3 +90,22 @@ def test_ctrl_c_shows_what_was_measured(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "1, free" in out and "measured so far" in err
+
+
+@pytest.mark.slow
+def test_short_answers_that_were_written_elsewhere_are_replayed_with_their_margins(
+    small_model_path: Path, tmp_path: Path
+) -> None:
+    """A file of `bench_proof.py write`, as a GPU's would be; here the writer is this CPU, so no margin is large."""
+    kept = tmp_path / "elsewhere.jsonl"
+    asked = ["--model", str(small_model_path), "--threads", "1", "--characters", "60", "--answers", "2", "--slots", "2"]
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, str(ROOT / "scripts" / "bench_proof.py"), *arguments, *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+    run("write", "--keep", str(kept))
+    row = json.loads(run("drift", "--written", str(kept)).splitlines()[-1])["elsewhere"]
+    assert sum(row["verdicts"]) == 2 and row["verdicts"][1] == 0
+    assert 10 < row["positions"] < 100
+    assert 0 <= row["mean_margin"] <= row["p99_margin"] <= row["max_margin"] < 0.5
