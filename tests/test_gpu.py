@@ -102,7 +102,7 @@ def test_a_layout_that_does_not_fit_there_gives_way_to_a_smaller_one(small_model
     opener = LocalOpener(Notices(lambda *_: None, notes.append), hardware=replace(machine, gpus=gpus))
     options = ModelOptions(path=small_model_path)
     placed = opener.find(options)
-    too_large = replace(placed.placement.settings, n_gpu_layers=ALL, n_slots=8, n_ctx=2048, tensor_split=first)
+    too_large = EngineSettings(n_ctx=2048, n_slots=8, n_gpu_layers=ALL, tensor_split=first)
     placed = replace(placed, placement=placed.placement.at(too_large, opener.hardware))
     placed, engine = opener.load(placed, options, lambda one: Engine(one.path, one.placement.settings))
     engine.close()
