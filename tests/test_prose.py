@@ -140,6 +140,16 @@ def test_a_text_has_the_signs_of_its_script(asked: str, text: str, taken: str, r
     assert [sign for sign in taken + refused if advanced(cursor, sign.encode())] == list(taken)
 
 
+@pytest.mark.parametrize(("label", "taken"), [("", True), ("Past:", False)])
+def test_a_text_behind_a_label_begins_with_a_letter(label: str, taken: bool) -> None:
+    cursor = Cursor((Row(label, Prose(5, 200)),))
+    if label:
+        cursor.advance(label.encode())
+    assert [bool(advanced(cursor, text)) for text in (b"1668", b" 1668", b" ", b" S", "灯".encode()[:1])] == [
+        taken, taken, taken, True, True,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "whole"),
     [

@@ -226,7 +226,7 @@ class Cursor:
     """Follows one turn, in letters of `alphabets`. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_alphabets", "_chars", "_count", "_ended", "_form", "_items", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_seen", "_tail", "_text",
+        "_alphabets", "_chars", "_count", "_ended", "_form", "_items", "_labelled", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_seen", "_tail", "_text",
         "_wide", "done", "literal",
     )  # fmt: skip
 
@@ -246,6 +246,7 @@ class Cursor:
     def _begin_row(self) -> None:
         row = self._rows[self._row]
         self.literal = row.label  # what must come now, and costs no choice; empty inside a text
+        self._labelled = bool(row.label)
         self._items: Items | None = row.form if isinstance(row.form, Items) else None
         self._form: Prose | Words = row.form.item if isinstance(row.form, Items) else row.form
         self._count = 0  # of the items that are finished
@@ -402,7 +403,7 @@ class Cursor:
             raise GrammarError("no UTF-8") from None
         lone_space = text == " " and not (self._tail or self.literal)
         self._expect(
-            not lone_space or self.is_prose
+            not lone_space or self._digits_first
         )  # a model means a digit by it, and finds the way to a name no more
         pending, self._partial = data[length:], b""
         if self._chars and _PLAIN.fullmatch(text):
@@ -421,7 +422,8 @@ class Cursor:
         begins = not self._chars
         closes = not begins and len(self._after(pending)) > 1
         of_letter = begins or self._wants_letter
-        self._expect(closes or _may_become(pending, self._alphabets, of_letter, self.is_prose))
+        digits = self._digits_first if begins else self.is_prose
+        self._expect(closes or _may_become(pending, self._alphabets, of_letter, digits))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
@@ -435,6 +437,12 @@ class Cursor:
         self._ended = False
         self._wide = is_wide(text[-1])
         self._append(text)
+
+    @property
+    def _digits_first(self) -> bool:
+        """Return whether the text may begin with a number. What a label asks for may not: after "Past:" a small model writes years,
+        and then no word any more."""
+        return self.is_prose and not self._labelled
 
     @property
     def after_letter(self) -> bool:
@@ -478,7 +486,8 @@ class Cursor:
         self._expect(is_of(char, self._alphabets))
         self._latin_begins(char, after=self._tail[-1:])
         if not self._chars:
-            self._expect(_may_begin(char, self.is_prose) or (self.is_prose and char in _PAIRS))
+            begins = char.isalnum() if self._digits_first else char.isalpha()
+            self._expect(begins or (self.is_prose and char in _PAIRS))
         if self.is_prose:
             self._write_prose(char)
         else:
@@ -570,10 +579,6 @@ def _signs_at_end(text: str) -> int:
 def _more_bytes(closers: str) -> int:
     """Return how many bytes these characters take beyond one each."""
     return len(closers.encode()) - len(closers)
-
-
-def _may_begin(char: str, of_prose: bool) -> bool:
-    return char.isalnum() if of_prose else char.isalpha()
 
 
 @lru_cache(maxsize=65536)
