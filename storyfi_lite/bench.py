@@ -66,7 +66,9 @@ def free_speed(engine: Engine, n_tokens: int = SPEED_TOKENS) -> float:
         llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_temp(params.temperature))
         llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_dist(params.seed))
         prompt = list(engine.conversation(script()).opening)
-        context.decode([Feed(0, 0, prompt, [len(prompt) - 1])])
+        for at in range(0, len(prompt), context.n_batch):  # a vocabulary of bytes takes hundreds of tokens for it
+            some = prompt[at : at + context.n_batch]
+            context.decode([Feed(0, at, some, [len(some) - 1])])
         start = time.perf_counter()
         for position in range(len(prompt), len(prompt) + n_tokens):
             token = llama_cpp.llama_sampler_sample(sampler, context.handle, -1)
