@@ -106,7 +106,8 @@ def test_no_character_is_begun_that_a_label_cannot_have(before: str, begun: byte
 @pytest.mark.parametrize(
     ("asked", "written", "refused"),
     [
-        ("a café by the sea", "The café closes.", ["Она", "海", "ℳ", "ↄ", "ₒ"]),
+        ("a café by the sea", "The café closes.", ["Она", "海", "ℳ", "ↄ", "ₒ", "ƨ", "ẽ"]),
+        ("một câu chuyện về biển", "Người đàn ông nói.", ["Она", "海"]),
         ("a ship called Ελένη", "The Ελένη sails.", ["Она"]),
         (
             "一个守灯塔的人",
@@ -129,8 +130,8 @@ def test_a_text_has_the_letters_of_what_was_asked_and_latin_ones(asked: str, wri
 @pytest.mark.parametrize(
     ("asked", "text", "taken", "refused"),
     [
-        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†﹣︲฿"),
-        ("船", "船很小", "，。…、；", "｡｢‽※†﹣︲฿"),
+        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†﹣︲฿₩‰"),
+        ("船", "船很小", "，。…、；", "｡｢‽※†﹣︲฿₩‰"),
     ],
 )
 def test_a_text_has_the_signs_of_its_script(asked: str, text: str, taken: str, refused: str) -> None:

@@ -162,6 +162,7 @@ def in_word(char: str) -> bool:
 
 
 Alphabets = frozenset[str]
+_MORE_LATIN = "MORE LATIN"
 _NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
 _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 _WITH_WIDE_SIGNS = _JAPANESE | {"BOPOMOFO", "HANGUL", "YI"}
@@ -169,14 +170,17 @@ _WITH_WIDE_SIGNS = _JAPANESE | {"BOPOMOFO", "HANGUL", "YI"}
 
 @lru_cache(maxsize=65536)
 def _alphabet(letter: str) -> str:
-    """Return the first word of the letter's name in Unicode, which names its script; nothing for Latin that no language writes."""
+    """Return the first word of the letter's name in Unicode, which names its script; for Latin that few languages write, such as
+    Vietnamese, _MORE_LATIN, and nothing for what none writes."""
     script = unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
-    return "" if script == "LATIN" and not (letter < "\u0250" or "\u1e00" <= letter < "\u1f00") else script
+    if script != "LATIN" or letter < "\u0180":
+        return script
+    return _MORE_LATIN if letter < "\u0250" or "\u1e00" <= letter < "\u1f00" else ""
 
 
 def alphabets_of(text: str) -> Alphabets:
-    """Return the scripts of a text's letters, and Latin, in which every language may write a name. Where a script without spaces
-    writes no Latin words, only names and the like may be Latin: they begin with a capital letter."""
+    """Return the scripts of a text's letters, and Latin's commoner letters, in which every language may write a name. Where a script
+    without spaces writes no Latin words, only names and the like may be Latin: they begin with a capital letter."""
     found = frozenset(_alphabet(char) for char in text if char.isalpha())
     names_only = any(map(is_wide, text)) and not any(map(_is_small_latin, text))
     found |= {"LATIN", _NAMES_ONLY} if names_only else {"LATIN"}
@@ -184,7 +188,7 @@ def alphabets_of(text: str) -> Alphabets:
 
 
 def _is_small_latin(char: str) -> bool:
-    return char.islower() and _alphabet(char) == "LATIN"
+    return char.islower() and _alphabet(char) in ("LATIN", _MORE_LATIN)
 
 
 def is_of(text: str, alphabets: Alphabets) -> bool:
@@ -194,7 +198,7 @@ def is_of(text: str, alphabets: Alphabets) -> bool:
 
 
 _DIGIT, _SIGN, _WIDE_SIGN = "0", ".", "。"  # no alphabet's names
-_SIGNS = " ‐‑‒–—―‘’‚“”„…‰′″‹›€₩₹₽"  # of those that no script calls its own
+_SIGNS = " ‐‑‒–—―‘’‚“”„…€"  # of those that no script calls its own
 
 
 @lru_cache(maxsize=65536)
