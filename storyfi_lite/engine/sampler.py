@@ -111,9 +111,8 @@ class Repetition:
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses for each time that it stands among the last WORD_TOKENS tokens:
     WORD_NATS, and a long one up to MOST_ROUND_NATS more where the text goes round; a text that goes without short ones falls apart.
-    The last long word loses ECHO_NATS more.
-    What goes on inside a word loses nothing by that, so a name that is begun is spelled as before; nor does a title, which would find
-    no word left.
+    The last long word loses ECHO_NATS more. What goes on inside a word loses nothing by that, so a name that is begun is spelled as
+    before; nor does a title, which would find no word left.
     """
 
     def __init__(self, params: SamplingParams) -> None:

@@ -406,9 +406,8 @@ class Cursor:
         except UnicodeDecodeError:
             raise GrammarError("no UTF-8") from None
         lone_space = text == " " and not (self._tail or self.literal)
-        self._expect(
-            not lone_space or self._digits_first
-        )  # a model means a digit by it, and finds the way to a name no more
+        # before a name a lone space means a digit to a model, which then finds the way to a name no more
+        self._expect(not lone_space or self._digits_first)
         pending, self._partial = data[length:], b""
         if self._chars and _PLAIN.fullmatch(text):
             self._run(text)
