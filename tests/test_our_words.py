@@ -57,6 +57,17 @@ def test_what_the_request_says_itself_is_free() -> None:
     assert lowered(" the| world| where", " it", given="The world, where it rains") == set()
 
 
+def test_a_long_run_of_what_the_request_brings_is_not_copied() -> None:
+    """Eight words, or twenty-four characters; fewer may be said again, as names are."""
+    given = "The harbour lay quiet under the first cold stars of winter. 海边的小镇上住着一位守灯塔的老人，每天傍晚把灯点亮等船回来。"
+    began = " lay| quiet| under| the| first| cold"
+    assert lowered(began, " stars", given) == set()
+    assert lowered(f" harbour|{began}", " stars| star", given) == {" stars"}
+    assert lowered(f" harbour|{began}|/", " stars", given) == set()
+    assert lowered("小镇上住着一位守灯塔的老人，每天傍晚把灯点亮", "等|等船", given) == set()
+    assert lowered("的小镇上住着一位守灯塔的老人，每天傍晚把灯点亮|等", "船|船回|回", given) == {"船", "船回"}
+
+
 def test_a_character_in_pieces_is_read_when_it_is_whole() -> None:
     words = OurWords(Spelled(["故事", "的"]), OURS, "")
     words._vocabulary.writes = ["故事".encode(), "发".encode()[:2], "发".encode()[2:], "生".encode(), "的".encode()]

@@ -16,6 +16,7 @@ from storyfi_lite.engine.sampler import (
     ECHO_NATS,
     FEW_WORDS,
     MOST_ROUND_NATS,
+    OF_SHORT,
     PROSE_SHARE,
     ROUND_NATS,
     WORD_NATS,
@@ -143,13 +144,13 @@ def test_a_word_loses_for_each_time_it_was_begun_not_long_ago() -> None:
 
 
 @pytest.mark.parametrize(("times", "more"), [(2, 0.0), (4, ROUND_NATS * (3 / 20 - PROSE_SHARE)), (8, MOST_ROUND_NATS)])
-def test_where_a_text_goes_round_long_words_lose_more(times: int, more: float) -> None:
+def test_where_a_text_goes_round_words_lose_more(times: int, more: float) -> None:
     """By its long words alone: prose's short ones come again all the time."""
     once = range(2, 2 + FEW_WORDS)
     words = {0: Word.SHORT} | dict.fromkeys((1, *once), Word.LONG)
     lost = penalties([1] * times + [0] * 8 + [*once], words, dry_multiplier=0.0)
     nats = WORD_NATS + more
-    expected = {0: 8 * WORD_NATS, 1: times * nats} | dict.fromkeys(once, nats)
+    expected = {0: 8 * (WORD_NATS + OF_SHORT * more), 1: times * nats} | dict.fromkeys(once, nats)
     assert lost == pytest.approx(expected | {once[-1]: nats + ECHO_NATS}, rel=1e-5)
 
 

@@ -153,9 +153,9 @@ def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path)
         "灯塔": (Word.LONG, Word.LONG),
         "灯": (None, Word.LONG),
         "塔。": (None, None),
-        " 1932": (None, None),
+        " 1932": (Word.SHORT, Word.SHORT),
         " 바다": (Word.SHORT, Word.SHORT),
-        ".": (None, None),
+        ".": (Word.SHORT, Word.SHORT),
     }
     more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
     made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
@@ -223,7 +223,7 @@ def test_what_follows_the_same_label_each_time_may_begin_the_same(tmp_path: Path
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
         rule.force()
-        for piece in "xyz\nxyz\n":
+        for piece in "xyz\nxyx\n":
             logits = np.full(vocabulary.size, -20, dtype=np.float32)
             logits[vocabulary.spelled(piece)[0]] = 20
             rule.choose(logits)

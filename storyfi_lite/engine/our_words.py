@@ -1,8 +1,8 @@
-"""Keeps a model from copying our instructions into its answer, by a function of the answer's own tokens and its script alone, so that
-a replay does the same.
+"""Keeps a model from copying into its answer what it was asked with: our instructions, and long runs of what the request brings, such
+as the setting of the blueprint. A function of the answer's own tokens and its script alone, so that a replay does the same.
 
 It reads text and not token ids: words count however they are spelled (`In`, ` in`). Its units are words and, in scripts that write
-no spaces, characters. What the request itself says stays free.
+no spaces, characters. Short runs that the request says itself stay free, such as names.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
     from storyfi_lite.engine.vocabulary import Vocabulary
 
 RUN_WORDS, RUN_CHARS = 4, 5  # so many in a row are ours; a character of Chinese says less than a word
+GIVEN_WORDS, GIVEN_CHARS = 8, 24  # so many are copied from what the request brings
 NATS = 20.0  # what the last of them loses, before temperature
 
 Run = tuple[str, ...]
 
 
 class OurWords:
-    """Lowers the logits of tokens that would finish a run of our words. `ours`: the texts of our instructions; `given`: what of them
-    the request says itself."""
+    """Lowers the logits of tokens that would finish a run of such words. `ours`: the texts of our instructions; `given`: what the
+    request brings."""
 
     def __init__(self, vocabulary: Vocabulary, ours: Iterable[str], given: str) -> None:
         self._vocabulary = vocabulary
         self._said = _Units()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
-        free = set(_runs(given))
+        free = set(_runs(given, RUN_WORDS, RUN_CHARS))
         self._last: defaultdict[Run, set[str]] = defaultdict(set)
-        for run in (run for text in ours for run in _runs(text) if run not in free):
+        for run in (run for text in ours for run in _runs(text, RUN_WORDS, RUN_CHARS) if run not in free):
+            self._last[run[:-1]].add(run[-1])
+        for run in _runs(given, GIVEN_WORDS, GIVEN_CHARS):
             self._last[run[:-1]].add(run[-1])
 
     def append(self, token: int) -> None:
@@ -53,13 +56,15 @@ class OurWords:
 
     def _forbidden(self) -> set[str]:
         said = (*self._said.whole, self._said.open) if self._said.open else (*self._said.whole,)
-        return set().union(*(self._last.get(said[1 - count :], ()) for count in (RUN_WORDS, RUN_CHARS)))
+        return set().union(
+            *(self._last.get(said[1 - count :], ()) for count in (RUN_WORDS, RUN_CHARS, GIVEN_WORDS, GIVEN_CHARS))
+        )
 
 
 class _Units:
     """Holds the last units of a text as far as it was read, and the word that may go on (`open`)."""
 
-    def __init__(self, kept: int | None = RUN_CHARS) -> None:
+    def __init__(self, kept: int | None = GIVEN_CHARS) -> None:
         self.whole: deque[str] = deque(maxlen=kept)
         self.open = ""
 
@@ -79,14 +84,14 @@ class _Units:
             self.open = ""
 
 
-def _runs(text: str) -> list[Run]:
+def _runs(text: str, of_words: int, of_chars: int) -> list[Run]:
     """Return the runs of units in a text that are its own."""
     units = _Units(kept=None)
     units.read(text)
     units.close()
     said, found = tuple(units.whole), []
     for end, unit in enumerate(said, 1):
-        count = RUN_CHARS if is_wide(unit[0]) else RUN_WORDS
+        count = of_chars if is_wide(unit[0]) else of_words
         if end >= count:
             found.append(said[end - count : end])
     return found

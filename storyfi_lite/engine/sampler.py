@@ -34,6 +34,7 @@ WORD_TOKENS = 128  # so far back a word counts
 WORD_NATS = 0.3  # that it loses for each time it was begun
 # And so many times the share of long words that were said again, beyond what human prose says again, but at most:
 ROUND_NATS, PROSE_SHARE, MOST_ROUND_NATS = 12.0, 0.1, 0.8
+OF_SHORT = 0.5  # so much of that for short ones
 FEW_WORDS = 16  # of fewer long words the share is taken of so many
 ECHO_NATS = 4.0  # that the last long word loses
 _CUT = -1  # stands between texts
@@ -98,7 +99,7 @@ def _cut(best_allowed: float, params: SamplingParams) -> float:
 
 
 class Word(Enum):
-    """Says what a token begins."""
+    """Says what a token begins. A sign or a number counts as a short word: else a text whose words lose would flee to them."""
 
     SHORT = 1
     LONG = 2
@@ -110,7 +111,7 @@ class Repetition:
 
     DRY: a token that would go on with a repeat of earlier text loses dry_multiplier * dry_base ** (length - allowed).
     Words: in whole sentences, a token that begins a word loses for each time that it stands among the last WORD_TOKENS tokens:
-    WORD_NATS, and a long one up to MOST_ROUND_NATS more where the text goes round; a text that goes without short ones falls apart.
+    WORD_NATS, and where the text goes round up to MOST_ROUND_NATS more, a short one half as much.
     The last long word loses ECHO_NATS more. What goes on inside a word loses nothing by that, so a name that is begun is spelled as
     before; nor does a title, which would find no word left.
     """
@@ -148,7 +149,7 @@ class Repetition:
         more = min(MOST_ROUND_NATS, ROUND_NATS * max(0.0, share - PROSE_SHARE))
         for word, times in Counter(self._words).items():
             if word != _NO_WORD:
-                logits[word >> 1] -= (WORD_NATS + more * (word & 1)) * times
+                logits[word >> 1] -= (WORD_NATS + (more if word & 1 else more * OF_SHORT)) * times
         if long:
             logits[long[-1] >> 1] -= ECHO_NATS
 

@@ -164,13 +164,13 @@ class Vocabulary:
         return (token for token, piece in enumerate(self.writes) if piece.strip() in spelled)
 
     def word(self, token: int, after_letter: bool) -> Word | None:
-        """Return what word the token begins, if any: a space and letters do, _LONG_LETTERS or more make it a long one. Letters of a
-        script without spaces begin a long one where they are two or more, or the first of a clause (not `after_letter`): inside it a
-        lone one is as often a particle."""
+        """Return what word the token begins, if any: a space and letters do, _LONG_LETTERS or more make it a long one; signs and digits
+        count as a short one. Letters of a script without spaces begin a long one where they are two or more, or the first of a clause
+        (not `after_letter`): inside it a lone one is as often a particle; its signs are as frequent there, and begin none."""
         text = self.writes[token].decode(errors="replace")
         letters = text.removeprefix(" ")
         if not letters.isalpha():
-            return None
+            return Word.SHORT if letters.strip() and all(map(_is_sign, letters)) else None
         if letters != text:
             return Word.LONG if len(letters) >= _LONG_LETTERS else Word.SHORT
         return Word.LONG if all(map(is_wide, text)) and (len(text) > 1 or not after_letter) else None
@@ -216,3 +216,7 @@ class Vocabulary:
 
     def _ids(self, tokens: Iterable[int]) -> Ids:
         return np.array(list(tokens), dtype=np.int64)
+
+
+def _is_sign(char: str) -> bool:
+    return not char.isalpha() and not is_wide(char) and char != "\N{REPLACEMENT CHARACTER}"

@@ -9,8 +9,10 @@ The rules of a text, beside its length in characters (Unicode code points):
   whole sentences  end only where a sentence ends: after . ! ? … 。 ！ ？, and the quotes and brackets that close after it;
                    quotes and brackets are paired; a sentence that ends too late for one more (`SENTENCE_CHARS`) is the last;
                    begin with a letter, a digit or an opening quote; at most two numbers in a hundred characters, and eight
-                   commas and the like in a sentence; six signs between two letters, beside those that end and close
-  a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`)
+                   commas and the like in a sentence; six signs between two letters, beside those that end and close, and
+                   twelve in sixty characters; do not go over to another row's label
+  a few words      begin and end on a letter, or end on ! ?; hold no digits; near the maximum no new word is begun (`WORD_CHARS`);
+                   no row of the turn says what another says
   both             letters of the scripts that the request is written in, and Latin, in Chinese and the like for names alone; of
                    other signs punctuation alone, and none of a markup language; no two spaces in a row; at most four digits in a row
 """
@@ -37,6 +39,8 @@ PRESSURE_NATS = 7.0  # what that is worth in the last character of the room
 NUMBERS_CHARS = 100  # in so many at most two numbers begin
 MAX_PAUSES = 8  # in a sentence
 MAX_SIGNS = 6  # between two letters or digits, beside those that end and close
+DENSE_CHARS, DENSE_SIGNS = 60, 12  # in so many characters, spaces apart, at most so many signs
+_DENSE_MASK = (1 << DENSE_CHARS) - 1
 PAUSES = ",;:，、；：–—-"  # a hyphen, if a space stands before it
 
 TERMINATORS = ".!?…。！？"
@@ -55,6 +59,7 @@ _DANGLING = re.compile(
     re.IGNORECASE,
 )
 _NO_END = re.compile(r"(?:^|[\s\"“(])(?:Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|[A-Z]|\d{1,2})$")
+_TITLE = re.compile(r"(?:^|\s)(?:Mr|Mrs|Ms|Dr|St|Prof)$")  # no name ends so
 _DIGITS = re.compile(r"\d{4}$")
 _PLAIN = re.compile(r" ?[^\W\d_]+")
 _TAIL_CHARS = 12
@@ -192,13 +197,13 @@ def _is_small_latin(char: str) -> bool:
 
 
 def is_of(text: str, alphabets: Alphabets) -> bool:
-    """Return whether a text holds nothing but letters of these scripts (of any, if none is named), digits, their punctuation and signs
-    of currencies."""
+    """Return whether a text holds nothing but letters of these scripts (of any, if none is named), digits and their punctuation."""
     return all(_takes(_kind(char), alphabets) for char in text)
 
 
 _DIGIT, _SIGN, _WIDE_SIGN = "0", ".", "。"  # no alphabet's names
-_SIGNS = " ‐‑‒–—―‘’‚“”„…€"  # of those that no script calls its own
+_WIDE_TWINS = "！（），：；？"  # of ASCII's signs, those that are written wide; no halfwidth ones
+_SIGNS = " –—‘’“”…"  # of those that no script calls its own
 
 
 @lru_cache(maxsize=65536)
@@ -211,9 +216,9 @@ def _kind(char: str) -> str | None:
         return _DIGIT
     category = unicodedata.category(char)
     if is_wide(char):
-        halfwidth = "\uff5f" <= char < "\uffa0"
-        return _WIDE_SIGN if char == "〇" or (category[0] in "MP" and not halfwidth) or category == "Sc" else None
-    if char in _SIGNS or (char < "\u0370" and (category[0] in "MP" or category == "Sc")):
+        twin = "\uff00" < char < "\uffa0" and char not in _WIDE_TWINS
+        return _WIDE_SIGN if char == "〇" or (category[0] in "MP" and not twin) else None
+    if char in _SIGNS or (char < "\u0370" and category[0] in "MP"):
         return _SIGN
     return _SIGN + _alphabet(char) if category[0] in "MP" else None
 
@@ -230,13 +235,15 @@ class Cursor:
     """Follows one turn, in letters of `alphabets`. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_alphabets", "_chars", "_count", "_ended", "_form", "_items", "_labelled", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_seen", "_tail", "_text",
+        "_alphabets", "_chars", "_count", "_dense", "_ended", "_form", "_items", "_labelled", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_said", "_seen", "_spoken", "_tail", "_text",
         "_wide", "done", "literal",
     )  # fmt: skip
 
     def __init__(self, rows: Rows, alphabets: Alphabets = frozenset()) -> None:
         self._rows = rows
         self._alphabets = alphabets
+        self._spoken = _labels_spoken(rows)
+        self._said: frozenset[str] = frozenset()  # names and titles: none is written twice in a turn
         self._row = 0
         self.done = False
         self._begin_row()
@@ -254,16 +261,17 @@ class Cursor:
         self._items: Items | None = row.form if isinstance(row.form, Items) else None
         self._form: Prose | Words = row.form.item if isinstance(row.form, Items) else row.form
         self._count = 0  # of the items that are finished
-        self._seen: frozenset[str] = frozenset()
+        self._seen = self._said if self._items is None else frozenset()
         self._begin_text()
 
     def _begin_text(self) -> None:
         self._chars = 0
         self._partial = b""  # of one UTF-8 character
         self._tail = ""  # the last characters, the space before the text included
-        self._text = ""  # of an item, to tell it from the others
+        self._text = ""  # of a name or an item, to tell it from the others
         self._ended = False  # a terminator, then nothing but closing quotes and brackets
         self._pauses = 0  # in this sentence
+        self._dense = 0  # the last DENSE_CHARS characters, spaces apart, as bits: 1 for a sign
         self._numbers = (-NUMBERS_CHARS, -NUMBERS_CHARS)  # where the last two began
         self._open = ""  # what must be closed, innermost last
         self._wide = False
@@ -323,7 +331,8 @@ class Cursor:
     def _label_is_whole(self) -> bool:
         last = self._tail[-1:] or " "
         whole = last.isalnum() or last in "!?！？" or unicodedata.category(last).startswith("M")
-        return whole and not self._dangles and self._text.casefold() not in self._seen
+        whole = whole and not self._dangles and not _TITLE.search(self._tail)
+        return whole and self._text.casefold() not in self._seen
 
     @property
     def room(self) -> int:
@@ -374,7 +383,7 @@ class Cursor:
         ways = [(len(opened) + 1, opened)]
         if opened and opened[-1].encode().startswith(partial) and self._tail[-1:] not in _OPENERS:
             ways.append((len(opened) - 1 + (not self._ended), opened[:-1]))
-        ends = self._tail[-1:] not in (" ", "\n") and not (self._ended and self._wants_letter)
+        ends = self._may_terminate and self._tail[-1:] not in (" ", "\n") and not (self._ended and self._wants_letter)
         if ends and "…".encode().startswith(partial):
             ways.append((len(opened), opened))
         return ways
@@ -382,7 +391,18 @@ class Cursor:
     @property
     def _wants_letter(self) -> bool:
         """Return whether a letter or a digit must come, or what ends and closes."""
-        return _signs_at_end(self._tail) >= MAX_SIGNS
+        return self._is_dense or _signs_at_end(self._tail) >= MAX_SIGNS
+
+    @property
+    def _is_dense(self) -> bool:
+        return self._dense.bit_count() >= DENSE_SIGNS
+
+    @property
+    def _may_terminate(self) -> bool:
+        """Return whether a sentence may end here: where the text may end, or another sentence has room, and the text is no heap of signs."""
+        may_be_last = self._chars + 1 + len(self._open) >= self._form.min_chars
+        room = self.room - (WIDE if self._wide else 1)
+        return may_be_last or (room >= SHORT_CHARS and not self._is_dense)
 
     @property
     def _closing(self) -> int:
@@ -439,6 +459,7 @@ class Cursor:
             self._space()
         self._ended = False
         self._wide = is_wide(text[-1])
+        self._dense = self._dense << len(text) & _DENSE_MASK
         self._append(text)
 
     @property
@@ -478,6 +499,8 @@ class Cursor:
             self._ended = ended  # so that a second one may follow
             return
         self._expect(self.may_end and not self.last_row)
+        if self._items is None and not self.is_prose:
+            self._said |= {self._text.casefold()}
         self._row += 1
         self._begin_row()
 
@@ -542,9 +565,7 @@ class Cursor:
 
     def _terminates(self, char: str) -> bool:
         """Take the end of a sentence, which may stand where the text may end or another sentence has room."""
-        width = WIDE if self._wide else 1
-        enough = self._chars + 1 + len(self._open) >= self._form.min_chars
-        self._expect(enough or self.room - width >= SHORT_CHARS)
+        self._expect(self._may_terminate)
         self._expect(self._tail[-1:] not in (" ", "\n"))
         self._expect(char == "…" or not self._dangles or self._form.max_chars - self._chars < 2 + len(self._open))
         return char != "." or not _NO_END.search(self._tail)
@@ -560,11 +581,15 @@ class Cursor:
         self._expect(not (char.isdigit() and _DIGITS.search(self._tail)))
         self._expect(char.isalnum() or self._tail[-3:] != char * 3)
         self._expect(char not in PAUSES or self._tail.count(char) < 3)  # no A-B-C-D-E
+        if not char.isspace():
+            self._dense = (self._dense << 1 | (not char.isalnum())) & _DENSE_MASK
 
     def _append(self, text: str) -> None:
         self._chars += len(text)
         self._tail = (self._tail + text)[-_TAIL_CHARS:]
-        if self._items is not None:
+        if self.is_prose:
+            self._expect(not (self._spoken and self._spoken.search(self._tail)))
+        else:
             self._text += text
         self._expect(self._chars + self._closing <= self._form.max_chars)
 
@@ -572,6 +597,20 @@ class Cursor:
     def _expect(condition: bool) -> None:
         if not condition:
             raise GrammarError("the rules do not write this here")
+
+
+@lru_cache(maxsize=256)
+def _labels_spoken(rows: Rows) -> re.Pattern[str] | None:
+    """Return how a text ends that goes over to another row by itself, as a model does that finds this one too long: with a label and
+    its colon, or in a script without spaces, where a label is seldom a sentence's beginning, with that alone."""
+    labels = sorted({row.label[:-1][-_TAIL_CHARS + 1 :] for row in rows if row.label})
+    if not labels:
+        return None
+    every, wide = (
+        "|".join(map(re.escape, some)) for some in (labels, [one for one in labels if any(map(is_wide, one))])
+    )
+    at_beginning = rf"|[{TERMINATORS}]\s?(?:{wide})" if wide else ""
+    return re.compile(rf"(?:(?:{every})\s?[:：]{at_beginning})$")
 
 
 def _signs_at_end(text: str) -> int:
