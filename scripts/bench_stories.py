@@ -191,20 +191,16 @@ def measure(task: str, answers: list[dict[str, Any]], language: Language) -> dic
         script = tasks.get(task).script(request)
         data = json.loads(one["text"])
         envelope = json.dumps({"output_data": data, "output_text": one["text"]}).encode()
-        prose = [
-            reduce(getitem, path, data)
-            for piece in script.pieces
-            for path, row in zip(piece.paths, piece.rows, strict=True)
-            if isinstance(row.form, Prose)
-        ]
+        forms = {path: row.form for piece in script.pieces for path, row in zip(piece.paths, piece.rows, strict=True)}
+        prose = [reduce(getitem, path, data) for path, form in forms.items() if isinstance(form, Prose)]
         whole = " ".join(prose)
         said = words(whole)
         triples = grams(said, 3)
         count = 6 if language == "zh" else 4
-        instructions = grams(words("\n".join(our_words(task, request, language))), count)
+        instructions = {run for text in our_words(task, request, language) for run in grams(words(text), count)}
         found.append(
             {
-                "copies our instructions": bool(set(grams(words(one["text"]), count)) & set(instructions)),
+                "copies our instructions": bool(set(grams(words(one["text"]), count)) & instructions),
                 "ends inside a sentence": statistics.mean(not ends_a_sentence(text) for text in prose),
                 "digits": sum(char.isdigit() for char in whole) / len(whole),
                 "repeated trigrams": 1 - len(set(triples)) / len(triples),

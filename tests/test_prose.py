@@ -23,7 +23,8 @@ from storyfi_lite.grammar.prose import (
     need_tokens,
     values,
 )
-from storyfi_lite.grammar.script import one_turn
+from storyfi_lite.grammar.schema import Text
+from storyfi_lite.grammar.script import one_turn, text_at
 from storyfi_lite.tasks.base import told
 from tests.stories import example, request_for
 
@@ -130,8 +131,8 @@ def test_a_text_has_the_letters_of_what_was_asked_and_latin_ones(asked: str, wri
 @pytest.mark.parametrize(
     ("asked", "text", "taken", "refused"),
     [
-        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†﹣︲฿₩‰"),
-        ("船", "船很小", "，。…、；", "｡｢‽※†﹣︲฿₩‰"),
+        ("a ship", "The ship", "’–,;…", "，。｡｢‽※†﹣︲฿₩‰€„‚‐‒"),
+        ("船", "船很小", "，。…、；！？", "｡｢‽※†﹣︲฿₩‰€„‚‐‒＃＇．／＂￥"),
     ],
 )
 def test_a_text_has_the_signs_of_its_script(asked: str, text: str, taken: str, refused: str) -> None:
@@ -175,7 +176,9 @@ def test_where_a_sentence_ends(text: str, whole: bool) -> None:
         "She was ½ a year old.",
         "A-I-N-I-O-E was all of it.",
         "The ship † ‡ † ‡ † ‡ † sails away.",
-        "The ship ‒ ‒ ‒ ‒ ‒ ‒ ‒ sails away.",
+        "The ship — — — — — — — sails away.",
+        "Red: it is. Sea: it is. Sky: it is. Day: it is. Old: it is. New: it is. Far: it is. Low: it is.",
+        "AI：红。AI：绿。AI：蓝。AI：白。AI：黑。AI：黄。AI：紫。AI：青。AI：灰。AI：红的一盏灯。",
     ],
 )
 def test_what_prose_refuses(text: str) -> None:
@@ -183,6 +186,52 @@ def test_what_prose_refuses(text: str) -> None:
     with pytest.raises(GrammarError):
         cursor.advance(text.encode())
         cursor.end()
+
+
+LABELLED = (Row("第1章：", Prose(8, 90)), Row("第2章：", Prose(8, 90)), Row("With the ally:", Prose(8, 90)))
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("他走进了灯塔。第2章", False),  # a chapter that is told in the first one's place
+        ("他走进了灯塔。第2天他走了。", True),
+        ("他读完了第2章就走了。", True),
+        ("He goes away. With the ally: ", False),
+        ("He goes away with the ally.", True),
+        ("He goes away. With the ally he goes.", True),
+    ],
+)
+def test_a_text_does_not_go_over_to_another_row(text: str, taken: bool) -> None:
+    cursor = Cursor(LABELLED)
+    cursor.advance("第1章：".encode())
+    assert bool(advanced(cursor, text.encode())) is taken
+
+
+def test_no_two_names_of_a_turn_are_alike_and_none_ends_on_a_title() -> None:
+    cursor = Cursor((Row("Hero:", Words(2, 20)), Row("Ally:", Words(2, 20))))
+    assert advanced(cursor, b"Hero: Dr\n") is None
+    cursor.advance(b"Hero: Dr Ada\nAlly: dr ada")
+    assert not cursor.may_end
+    cursor.advance(b" Lovelace")
+    assert cursor.may_end
+
+
+def test_a_long_text_is_written_in_parts_which_are_one_text() -> None:
+    request = request_for("chapters", "a lighthouse keeper")
+    script = tasks.get("chapters").script(request)
+    path = ("chapters", 0, "content")
+    forms = [row.form for piece in script.pieces for at, row in zip(piece.paths, piece.rows, strict=True) if at == path]
+    schema = text_at(script.schema, path)
+    assert isinstance(schema, Text) and len(forms) == 3
+    lengths = [(form.min_chars, form.max_chars) for form in forms if isinstance(form, Prose)]
+    assert sum(least for least, _ in lengths) >= schema.min_chars
+    assert sum(most for _, most in lengths) + 2 * len("\n\n") <= schema.max_chars
+    data = example(script.schema)
+    data["chapters"][0]["content"] = "It rains. It pours.\n\nThe sea rises.\n\nWho goes?\n\nAda goes."
+    texts = script.texts(data)
+    assert texts[:3] == ["It rains. It pours.", "The sea rises.", "Who goes?\n\nAda goes."]
+    assert json.loads(script.answer(texts)) == data
 
 
 @pytest.mark.parametrize("text", ["“It rains!” – “(No.)”", '"It rains"... "No?!"', "「下雨了！」——「没有。」"])
@@ -197,8 +246,6 @@ def test_what_prose_takes(text: str) -> None:
 def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(task: str, language: str) -> None:
     request = request_for(task, language)
     script = tasks.get(task).script(request)
-    filled = [path for piece in script.pieces for path in piece.paths]
-    assert len(set(filled)) == len(filled)
     data = example(script.schema)
     for row in (row for piece in script.pieces for row in piece.rows):
         assert len(row.label) < 20
@@ -208,10 +255,10 @@ def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(tas
 
 def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
     people = {"characters": [{"id": f"id{at}", "name": "Ada", "background": "She sails. " * 90} for at in range(9)]}
-    assert told({"title": "Tide", "themes": ["sea", "loss"], "id": 3}, 99) == "Tide\nsea, loss"
+    assert told({"title": "Tide", "themes": ["sea", "loss"], "id": 3}, 99) == "Tide, sea, loss"
     for share in (2_000, 300, 40):
         text = told(people, share)
-        assert 0 < len(text) <= share and text.startswith("Ada – She sails.") and "{" not in text and "id1" not in text
+        assert 0 < len(text) <= share and text.startswith("Ada: She sails.") and "{" not in text and "id1" not in text
 
 
 def test_what_is_cut_of_an_earlier_stage_ends_with_a_sentence_or_a_word() -> None:

@@ -6,7 +6,8 @@ turns' texts alone, so whoever has the texts has the answer. It knows no task, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import getitem
@@ -28,12 +29,13 @@ from storyfi_lite.grammar.prose import (
 from storyfi_lite.grammar.schema import Array, Const, Node, Object, Open, Text, Tuple, dump
 
 Path = tuple[str | int, ...]
+BETWEEN_PARTS = "\n\n"  # of a text that several turns write
 
 
 @dataclass(frozen=True)
 class Piece:
     """Holds one turn. `name`: for people; `ask`: the words that ask for it; `rows`: what answers it; `paths`: the place of each
-    row's value in the JSON."""
+    row's value in the JSON. A text that is too long to be written well in one piece has the same place in several turns."""
 
     name: str
     ask: str
@@ -85,17 +87,29 @@ class Script:
             raise GrammarError(f"{len(texts)} turns of {len(self.pieces)}")
         said: dict[Path, Any] = {}
         for piece, text in zip(self.pieces, texts, strict=True):
-            said.update(zip(piece.paths, values(piece.rows, text), strict=True))
+            for path, value in zip(piece.paths, values(piece.rows, text), strict=True):
+                if path in said and isinstance(value, str):
+                    value = BETWEEN_PARTS.join(filter(None, (said[path], value)))
+                said[path] = value
         return dump(_put(self.schema, (), said))
 
     def texts(self, answer: Any) -> list[str]:
-        """Return what the turns would say for this answer: the inverse of `answer`, for an answer that has all these places."""
+        """Return what the turns would say for this answer: the inverse of `answer`, for an answer that has all these places. Where a
+        text of several turns has too few parts, some turns say nothing."""
+        turns = Counter(path for piece in self.pieces for path in piece.paths)
+        said = {path: _parts(reduce(getitem, path, answer), count) for path, count in turns.items()}
         return [
-            "\n".join(
-                _line(row, reduce(getitem, path, answer)) for row, path in zip(piece.rows, piece.paths, strict=True)
-            )
+            "\n".join(_line(row, next(said[path])) for row, path in zip(piece.rows, piece.paths, strict=True))
             for piece in self.pieces
         ]
+
+
+def _parts(value: Any, count: int) -> Iterator[Any]:
+    """Yield the value, or a text in so many parts."""
+    if count == 1:
+        return iter((value,))
+    parts = value.split(BETWEEN_PARTS, count - 1)
+    return iter((*parts, *[""] * (count - len(parts))))
 
 
 def _line(row: Row, value: Any) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,15 +14,15 @@ from typing import Any, Literal
 
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.prose import Form, Items, Prose, Row, Words, alphabets_of
+from storyfi_lite.grammar.prose import Form, Items, Prose, Row, Words, alphabets_of, ends_a_sentence
 from storyfi_lite.grammar.schema import Array, Node, Object, Text, as_brief, dump
-from storyfi_lite.grammar.script import Path, Piece, Script, text_at
+from storyfi_lite.grammar.script import BETWEEN_PARTS, Path, Piece, Script, text_at
 from storyfi_lite.protocol.messages import StoryRequest
 
 Language = Literal["zh", "en"]
 
 
-RULES_VERSION = 4  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
+RULES_VERSION = 5  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,12 @@ class Task:
         turns = self.turns(request, language)
         spelled = dump([RULES_VERSION, SYSTEM[language], [[turn.ask, turn.rows] for turn in turns]])
         version = f"{self.name}/2:{hashlib.sha256(spelled.encode()).hexdigest()[:16]}"
+        parts = Counter(path for turn in turns for _, path in turn.rows)
         pieces = tuple(
             Piece.of(
-                turn.name, turn.ask, *((path, Row(label, _form(text_at(schema, path)))) for label, path in turn.rows)
+                turn.name,
+                turn.ask,
+                *((path, Row(label, _form(text_at(schema, path), parts[path]))) for label, path in turn.rows),
             )
             for turn in turns
         )
@@ -103,12 +107,14 @@ SYSTEM = {
 _WHOLE = {"zh": "每段文字都以完整的句子结束。", "en": "Every text of more than a phrase ends with a whole sentence."}
 
 
-def _form(node: Text | Array) -> Form:
+def _form(node: Text | Array, parts: int) -> Form:
+    """Return what one turn of `parts` writes of the node's text."""
     if isinstance(node, Array):
         assert isinstance(node.item, Text)
         return Items(Words(node.item.min_chars, node.item.max_chars), node.min_items, node.max_items)
     if node.sentences:
-        return Prose(node.min_chars, node.max_chars, node.newlines)
+        between = (parts - 1) * len(BETWEEN_PARTS)
+        return Prose(-(-node.min_chars // parts), (node.max_chars - between) // parts, node.newlines)
     return Words(node.min_chars, node.max_chars)
 
 
@@ -141,21 +147,35 @@ def check_input(text: str) -> None:
 
 
 def told(stage: dict[str, Any], max_chars: int) -> str:
-    """Write an earlier stage as a writer would read it, in at most `max_chars`: one line for each of its texts, one for each
-    character or chapter, no keys and no numbers. Cut as `shortened` cuts."""
+    """Write an earlier stage as a writer would read it, in at most `max_chars`: its names and labels on one line, then its sentences;
+    one line for each character or chapter; no keys and no numbers. Cut as `shortened` cuts. Sentences come last, because a small
+    model goes on in the manner of what it read last."""
     return _fitting(stage, max_chars, lambda cut: "\n".join(_lines(cut)))
 
 
-def _lines(value: Any) -> list[str]:
+def _lines(stage: dict[str, Any]) -> list[str]:
+    """Return a line of labels, the sentences, and for each character or chapter of a list its labels and its sentences."""
+    lists = [
+        key for key, value in stage.items() if isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    ]
+    labels, prose = _said({key: value for key, value in stage.items() if key not in lists})
+    lines = [", ".join(labels), *prose]
+    for labels, prose in (_said(one) for key in lists for one in stage[key]):
+        lines.append(": ".join(filter(None, (", ".join(labels), " ".join(prose)))))
+    return [line for line in lines if line]
+
+
+def _said(value: Any) -> tuple[list[str], list[str]]:
+    """Return the texts in a value, in their order: labels, and whole sentences."""
     if isinstance(value, str):
-        return [" ".join(value.split())]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return [", ".join(value)] if value else []
-    if isinstance(value, list):
-        return [line for item in value if (line := " – ".join(_lines(item)))]
+        text = " ".join(value.split())
+        return ([], [text]) if ends_a_sentence(text) else ([text], [])
     if isinstance(value, dict):
-        return [line for key, item in value.items() if key != "id" for line in _lines(item)]
-    return []
+        value = [item for key, item in value.items() if key != "id"]
+    if not isinstance(value, list):
+        return [], []
+    found = [_said(item) for item in value]
+    return [label for labels, _ in found for label in labels], [text for _, prose in found for text in prose]
 
 
 def fenced(text: str) -> str:

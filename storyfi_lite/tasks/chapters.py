@@ -11,9 +11,10 @@ from storyfi_lite.grammar.script import Path
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
+from storyfi_lite.tasks.characters import cast
 
-BLUEPRINT_CHARS = 1_000  # what is kept of the earlier stages
-CHARACTERS_CHARS = 1_200
+BLUEPRINT_CHARS = 600  # what is kept of the earlier stages
+CHARACTERS_CHARS = 1_000
 STORY_ARC_CHARS = 1_500
 CONTENT = Text(1000, 3000, newlines=True, accept=(1000, 10_000), sentences=True)
 CHOICE_COUNT = (2, 4)
@@ -87,15 +88,28 @@ def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     return {**kept, "chapters": asked}
 
 
-_ASKS = {
-    "zh": ("写第{id}章的正文。", "现在可以怎么选？写三个选择和各自的后果。"),
+# A small model that is asked for a whole chapter tells the blueprint again and then goes round; part by part it goes on.
+_PARTS = {
+    "zh": (
+        "写第{id}章的开头：谁在哪里，正在做什么。",
+        "接着写：来了一个人，两人说话，事情变了样。",
+        "再往下写，写到必须做决定的时候。",
+    ),
     "en": (
-        "Write chapter {id}, scene by scene.",
-        "What may happen now? Three ways to go on, and what comes of each.",
+        "Begin chapter {id}: who is where, and what they are doing.",
+        "Go on: somebody comes, they talk, and something changes.",
+        "Go on to the moment when a choice has to be made.",
     ),
 }
+_CHOICES = {
+    "zh": "现在可以怎么选？写三个选择和各自的后果。",
+    "en": "What may happen now? Three ways to go on, and what comes of each.",
+}
 _ROWS = {"zh": ("选择{path}：", "后果{path}：", "标题："), "en": ("Way {path}:", "Then:", "Title:")}
-_NAMES = {"zh": ("第{id}章", "第{id}章的选择"), "en": ("chapter {id}", "choices of chapter {id}")}
+_NAMES = {
+    "zh": ("第{id}章，之{part}", "第{id}章的选择"),
+    "en": ("chapter {id}, part {part}", "choices of chapter {id}"),
+}
 
 
 def _turns(request: StoryRequest, language: Language) -> tuple[Turn, ...]:
@@ -103,29 +117,29 @@ def _turns(request: StoryRequest, language: Language) -> tuple[Turn, ...]:
     return tuple(turn for at, id in enumerate(request.chapter_ids) for turn in _chapter_turns(at, id, language))
 
 
-def _chapter_turns(at: int, id: int, language: Language) -> tuple[Turn, Turn]:
-    names, asks, (way, then, title) = _NAMES[language], _ASKS[language], _ROWS[language]
+def _chapter_turns(at: int, id: int, language: Language) -> Iterator[Turn]:
+    (part_name, choices_name), (way, then, title) = _NAMES[language], _ROWS[language]
     path = ("chapters", at)
+    for part, ask in enumerate(_PARTS[language], 1):
+        yield Turn(part_name.format(id=id, part=part), ask.format(id=id), (("", (*path, "content")),))
     rows: list[tuple[str, Path]] = []
     for number, letter in enumerate(PATHS):
         choice = (*path, "choices", number)
         rows.append((way.format(path=letter.upper()), (*choice, "text")))
         rows.append((then.format(path=letter.upper()), (*choice, "consequences", "effect")))
-    return (
-        Turn(names[0].format(id=id), asks[0].format(id=id), (("", (*path, "content")),)),
-        Turn(names[1].format(id=id), asks[1], (*rows, (title, (*path, "title")))),
-    )
+    yield Turn(choices_name.format(id=id), _CHOICES[language], (*rows, (title, (*path, "title"))))
 
 
 def _told(request: StoryRequest, language: Language) -> str:
+    """What the asked chapters tell stands last: a small model begins with what it read last, or writes all of it again."""
     assert request.blueprint is not None and request.characters is not None
     assert request.story_arc is not None and request.chapter_ids is not None
     return "\n".join(
         (
-            told(request.blueprint, BLUEPRINT_CHARS),
-            told(request.characters, CHARACTERS_CHARS),
-            told(_asked(request.story_arc, request.chapter_ids), STORY_ARC_CHARS),
             fenced(request.user_input),
+            told(request.blueprint, BLUEPRINT_CHARS),
+            told(cast(request.characters), CHARACTERS_CHARS),
+            told(_asked(request.story_arc, request.chapter_ids), STORY_ARC_CHARS),
         )
     )
 

@@ -5,6 +5,9 @@ A background is written with 120 characters or more, where the network's scorer 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from storyfi_lite.grammar.schema import Array, Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, no_rules, shortened, told
@@ -55,28 +58,66 @@ def _material(request: StoryRequest, language: Language) -> str:
     return f"{blueprint}\n{fenced(shortened(request.blueprint, BLUEPRINT_CHARS))}\n{ask}\n{fenced(request.user_input)}"
 
 
+_ALL = {"zh": "名字", "en": "names"}
 _NAMES = {
-    "zh": ("主角", "盟友", "对手", "导师", "变数"),
+    "zh": ("主角", "盟友", "对手", "导师", "陌生人"),
     "en": ("hero", "ally", "rival", "mentor", "stranger"),
 }
-_ASKS = {
-    "zh": "写出{who}：一个有名字、有过去的人。",
-    "en": "Now the {who} of this story, a person with a name and a past.",
+# One for each: asked in the same words, a small model writes the same person five times.
+_PASTS = {
+    "zh": (
+        "介绍主角，写出名字：在哪里长大，靠什么过活，出过什么事。",
+        "介绍盟友，写出名字：年纪和行当都跟主角不同，两人怎样认识。",
+        "介绍对手，写出名字：争的是同一样东西，从前失去过什么。",
+        "介绍年老的导师，写出名字：许多年前发生过什么，有什么事没有做完。",
+        "介绍一个刚来的陌生人，写出名字：从哪里来，手里拿着什么。",
+    ),
+    "en": (
+        "Introduce the hero by name: where this person grew up, and what happened there.",
+        "Introduce the ally by name, of another age and trade: how the two met.",
+        "Introduce the rival by name, who is after the same thing: what was lost, and by whose fault.",
+        "Introduce the old mentor by name: what happened long ago, and what was left undone.",
+        "Introduce a stranger by name, who has just arrived: from where, and with what in hand.",
+    ),
 }
+_WISHES = {
+    "zh": "{who}现在最想要什么？{first}和{second}对{who}做过什么？",
+    "en": "Tell what the {who} wants most of all, and what the {first} and the {second} did.",
+}
+_LABELLED = {"zh": "用几个词说说这个人。", "en": "A few words about this person."}
+_NAMED = {"zh": "现在写出这五个人的名字。", "en": "Now the names of the five."}
 _ROWS = {
-    "zh": ("姓名：", "类型：", "过去：", "心愿：", "本领：", "性格：", "与{other}："),
-    "en": ("Name:", "Type:", "Past:", "Wish:", "Skills:", "Nature:", "With the {other}:"),
+    "zh": ("类型：", "本领：", "性格：", "与{other}：", "{who}："),
+    "en": ("Type:", "Skills:", "Traits:", "With the {other}:", "The {who}:"),
 }
-_FIELDS = ("name", "archetype", "background", "motivation", "skills", "personality_traits")
+_FIELDS = ("archetype", "skills", "personality_traits")
 
 
-def _turn(id: str, at: int, language: Language) -> Turn:
-    names, labels = dict(zip(IDS, _NAMES[language], strict=True)), _ROWS[language]
-    who = names[id]
-    path = ("characters", at)
-    ties = tuple((labels[-1].format(other=names[other]), (*path, "relationships", other)) for other in _TIES[id])
-    rows = tuple((label, (*path, field)) for label, field in zip(labels, _FIELDS, strict=False))
-    return Turn(who, _ASKS[language].format(who=who), rows + ties)
+def _turns(language: Language) -> Iterator[Turn]:
+    """Ask for one person after the other: prose at first, then labels. The names come last, in one turn, where no two are alike."""
+    names, (*labels, tie, named) = dict(zip(IDS, _NAMES[language], strict=True)), _ROWS[language]
+    for at, (id, who) in enumerate(names.items()):
+        path = ("characters", at)
+        first, second = (names[other] for other in _TIES[id])
+        ties = tuple((tie.format(other=names[other]), (*path, "relationships", other)) for other in _TIES[id])
+        wish = _WISHES[language].format(who=who, first=first, second=second)
+        yield Turn(who, _PASTS[language][at], (("", (*path, "background")),))
+        yield Turn(who, wish, (("", (*path, "motivation")), *ties))
+        rows = zip(labels, ((*path, field) for field in _FIELDS), strict=True)
+        yield Turn(who, _LABELLED[language], tuple(rows))
+    called = ((named.format(who=who), ("characters", at, "name")) for at, who in enumerate(names.values()))
+    yield Turn(_ALL[language], _NAMED[language], tuple(called))
+
+
+_OF_CAST = ("name", "archetype", "background", "motivation")
+
+
+def cast(stage: dict[str, Any]) -> dict[str, Any]:
+    """Return of a characters stage what tells a writer most in the little room that a later prompt has."""
+    people = stage.get("characters")
+    if not isinstance(people, list) or not all(isinstance(one, dict) for one in people):
+        return stage
+    return {"characters": [{key: one[key] for key in _OF_CAST if key in one} for one in people]}
 
 
 def _told(request: StoryRequest, language: Language) -> str:
@@ -92,5 +133,5 @@ CHARACTERS = Task(
     instructions=lambda language: _SYSTEM[language],
     material=_material,
     told=_told,
-    turns=lambda request, language: tuple(_turn(id, at, language) for at, id in enumerate(IDS)),
+    turns=lambda request, language: tuple(_turns(language)),
 )

@@ -10,6 +10,7 @@ from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
+from storyfi_lite.tasks.characters import cast
 
 ACTS = {"act1": (1, 2, 3), "act2a": (4, 5, 6), "act2b": (7, 8, 9), "act3": (10, 11, 12)}
 # Rising evenly from 0.08 to 1.0.
@@ -92,35 +93,41 @@ def _material(request: StoryRequest, language: Language) -> str:
 
 
 _ASKS = {
-    "zh": (
-        "用几句话讲讲这个故事。",
-        "接着讲，三章各一两句。",
-        "写三句话：开头、中点、结尾各有什么悬念。",
-        "给全书和各章起名，再说主题。",
-    ),
+    "zh": ("用几句话讲讲这个故事。", "写三句话：开头、中点、结尾各有什么悬念。", "给全书和各章起名，再说主题。"),
     "en": (
         "Tell the whole story in a few sentences.",
-        "Go on, a sentence or two for each chapter.",
         "What makes us read on? A sentence each.",
         "Now name the book, its themes, and the chapters.",
     ),
 }
+# A chapter at a time, and each asked for something else: in one turn a small model tells the next chapters in the first one's place.
+_CHAPTER = {"zh": "用两句话讲第{id}章：{beat}。", "en": "Tell chapter {id} in two sentences: {beat}."}
+_BEATS = {
+    "zh": (
+        "事情的开头", "主角的决心", "路上的相遇", "第一次失败", "付出代价", "没有退路",
+        "一个秘密", "有人变心", "最黑的夜", "最后机会", "最后一搏", "结局",
+    ),
+    "en": (
+        "how it begins", "what the hero decides", "who comes along", "the first failure", "what it costs", "no way back",
+        "a secret comes out", "who changes sides", "the darkest hour", "one last chance", "the final struggle", "the end",
+    ),
+}  # fmt: skip
 _ROWS = {
     "zh": ("第{id}章：", ("开头：", "中点：", "结尾："), ("书名：", "主题：", "副题：")),
     "en": ("Chapter {id}:", ("Opening:", "Middle:", "Ending:"), ("Title:", "Main theme:", "Second theme:")),
 }
-_NAMES = {"zh": ("概述", "章节", "悬念", "标题"), "en": ("story", "chapters", "hooks", "titles")}
+_NAMES = {"zh": ("概述", "第{id}章", "悬念", "标题"), "en": ("story", "chapter {id}", "hooks", "titles")}
 
 
 def _turns(language: Language) -> tuple[Turn, ...]:
-    asks, names, (chapter, hooks, labels) = _ASKS[language], _NAMES[language], _ROWS[language]
-    acts = tuple(
+    (story, why, titled), names, (chapter, hooks, labels) = _ASKS[language], _NAMES[language], _ROWS[language]
+    chapters = tuple(
         Turn(
-            f"{names[1]} {ids[0]}–{ids[-1]}",
-            asks[1],
-            tuple((chapter.format(id=id), ("chapters", id - 1, "description")) for id in ids),
+            names[1].format(id=id),
+            _CHAPTER[language].format(id=id, beat=beat),
+            (("", ("chapters", id - 1, "description")),),
         )
-        for ids in ACTS.values()
+        for id, beat in enumerate(_BEATS[language], 1)
     )
     titles = tuple((chapter.format(id=id), ("chapters", id - 1, "title")) for id in range(1, CHAPTER_COUNT + 1))
     hook_rows = tuple(
@@ -128,10 +135,10 @@ def _turns(language: Language) -> tuple[Turn, ...]:
     )
     label_rows = tuple(zip(labels, (("title",), ("themes", "main"), ("themes", "secondary")), strict=True))
     return (
-        Turn(names[0], asks[0], (("", ("description",)),)),
-        *acts,
-        Turn(names[2], asks[2], hook_rows),
-        Turn(names[3], asks[3], label_rows + titles),
+        Turn(names[0], story, (("", ("description",)),)),
+        *chapters,
+        Turn(names[2], why, hook_rows),
+        Turn(names[3], titled, label_rows + titles),
     )
 
 
@@ -140,7 +147,7 @@ def _told(request: StoryRequest, language: Language) -> str:
     return "\n".join(
         (
             told(request.blueprint, BLUEPRINT_CHARS),
-            told(request.characters, CHARACTERS_CHARS),
+            told(cast(request.characters), CHARACTERS_CHARS),
             fenced(request.user_input),
         )
     )
