@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from storyfi_lite import tasks
+from storyfi_lite.engine.our_words import NATS
 from storyfi_lite.engine.prompt import ChatTemplate
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.sampler import Word
@@ -20,7 +21,7 @@ from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput
 from storyfi_lite.grammar import Constraint
-from storyfi_lite.grammar.prose import Items, Prose, Words
+from storyfi_lite.grammar.prose import Items, Prose, Words, alphabets_of
 from storyfi_lite.grammar.script import Script, one_turn
 from storyfi_lite.machine import devices
 from tests.llama_source import llama_models
@@ -231,3 +232,20 @@ def test_what_follows_the_same_label_each_time_may_begin_the_same(tmp_path: Path
         logits = np.zeros(vocabulary.size, dtype=np.float32)
         rule._adjust(logits)
         assert logits[vocabulary.spelled("x")[0]] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "lost"), [("海", "灯塔", NATS), ("海", "Tom守着灯塔", 0), ("the sea", "", 0)]
+)
+def test_latin_words_that_nobody_asked_for_stay_out_of_chinese(
+    tmp_path: Path, asked: str, told: str, lost: float
+) -> None:
+    """What may not be said again came in English: "一个更黑暗的 Future"."""
+    script = replace(one_turn("Say.", {"said": Prose(12, 90)}), alphabets=alphabets_of(asked, told))
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=SPM)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        logits = np.zeros(vocabulary.size, dtype=np.float32)
+        rule._adjust(logits)
+        assert logits[vocabulary.spelled("X")[0]] == -lost
+        assert logits[vocabulary.spelled("1")[0]] == 0

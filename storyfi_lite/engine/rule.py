@@ -6,8 +6,8 @@ that. Both run this code, so they agree. Knows logits and token ids; nothing of 
 An answer is the tokens of all turns; each turn ends with the vocabulary's end token, which is not decoded: what comes next
 is the end of the turn as the chat template spells it, and the next turn's words. At each position, in this order:
   1. labels, and an end where nothing else may come, are taken as they are;
-  2. what was said before loses (sampler.py), and so does what our instructions say (our_words.py); all ways to end a line count
-     as one; an end gains `pressure`;
+  2. what was said before loses (sampler.py), and so do what our instructions say (our_words.py) and, in Chinese and the like, Latin
+     words where the request has none; all ways to end a line count as one; an end gains `pressure`;
   3. a token is allowed if the turn's rules have it (grammar/prose.py) and, after it, the rest can surely be closed within the
      turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storyfi_lite.engine.our_words import OurWords
+from storyfi_lite.engine.our_words import NATS, OurWords
 from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
-from storyfi_lite.grammar.prose import Cursor, bound_tokens, need_tokens
+from storyfi_lite.grammar.prose import LATIN_UNASKED, Cursor, bound_tokens, need_tokens
 from storyfi_lite.grammar.script import Script
 from storyfi_lite.grammar.thought import Thought
 
@@ -182,6 +182,8 @@ class ChoiceRule:
         self._repetition.apply(logits, of_prose=isinstance(cursor, Cursor) and cursor.is_prose)
         if isinstance(cursor, Cursor):
             self._our_words.apply(logits)
+            if LATIN_UNASKED in self._script.alphabets:
+                logits[words.latin] -= np.float32(NATS)
         else:
             marks = words.marks(self._conversation.thought_mark)
             logits[self._end] = logits[[*words.turn_ends, *marks]].max()

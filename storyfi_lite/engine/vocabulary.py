@@ -199,6 +199,12 @@ class Vocabulary:
         return {unit: (self._ids(every), self._ids(in_hand)) for unit, (every, in_hand) in found.items()}
 
     @cached_property
+    def latin(self) -> Ids:
+        """Return the tokens that begin with a letter of ASCII, after a space or not."""
+        begins = (piece.removeprefix(b" ")[:1] for piece in self.writes)
+        return self._ids(token for token, byte in enumerate(begins) if byte.isalpha())
+
+    @cached_property
     def before_line_feed(self) -> tuple[Ids, Ids]:
         """Return the tokens that end with line feeds, and for each the token without them."""
         pairs = [

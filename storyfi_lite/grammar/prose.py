@@ -169,6 +169,7 @@ def in_word(char: str) -> bool:
 Alphabets = frozenset[str]
 _MORE_LATIN = "MORE LATIN"
 _NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
+LATIN_UNASKED = "LATIN UNASKED"  # among alphabets: a last resort, for what no other token can close
 _JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
 _WITH_WIDE_SIGNS = _JAPANESE | {"BOPOMOFO", "HANGUL", "YI"}
 
@@ -183,12 +184,18 @@ def _alphabet(letter: str) -> str:
     return _MORE_LATIN if letter < "\u0250" or "\u1e00" <= letter < "\u1f00" else ""
 
 
-def alphabets_of(text: str) -> Alphabets:
+def alphabets_of(text: str, beside: str = "") -> Alphabets:
     """Return the scripts of a text's letters, and Latin's commoner letters, in which every language may write a name. Where a script
-    without spaces writes no Latin words, only names and the like may be Latin: they begin with a capital letter."""
+    without spaces writes no Latin words, only names and the like may be Latin: they begin with a capital letter. If neither it nor
+    what is told `beside` it has any, LATIN_UNASKED says so."""
     found = frozenset(_alphabet(char) for char in text if char.isalpha())
-    names_only = any(map(is_wide, text)) and not any(map(_is_small_latin, text))
-    found |= {"LATIN", _NAMES_ONLY} if names_only else {"LATIN"}
+    if any(map(is_wide, text)) and not any(map(_is_small_latin, text)):
+        found |= (
+            {_NAMES_ONLY}
+            if any(char.isalpha() and char.isascii() for char in text + beside)
+            else {_NAMES_ONLY, LATIN_UNASKED}
+        )
+    found |= {"LATIN"}
     return found | _JAPANESE if found & {"HIRAGANA", "KATAKANA"} else found
 
 

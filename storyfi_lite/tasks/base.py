@@ -88,7 +88,7 @@ class Task:
             for turn in turns
         )
         told = self.told(request, language)
-        return Script(version, SYSTEM[language], told, pieces, schema, alphabets_of(request.user_input))
+        return Script(version, SYSTEM[language], told, pieces, schema, alphabets_of(request.user_input, told))
 
     def messages(self, request: StoryRequest) -> Messages:
         """Return the prompt for an API. Raises BadInput if the input cannot be put into one."""
