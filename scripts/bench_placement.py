@@ -53,6 +53,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from scripts.bench_stories import template_for
 from scripts.check_docs import CARDS, described
 
 GIB, MIB = 2**30, 2**20
@@ -270,7 +271,8 @@ def task_seconds(path: Path, n_threads: int) -> None:
 
     for module in (engine, local):
         setattr(module, "time", SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time))  # noqa: B010
-    model, text = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0), EXAMPLES["English"]
+    model = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0, template_for(path))
+    text = EXAMPLES["English"]
     story: dict[str, Any] = {"chapter_ids": [1]}
     rows = []
     print("| at once | task | promised s | taken s | error | the last promised s | taken s | error |\n|" + "---|" * 8)

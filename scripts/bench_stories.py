@@ -147,6 +147,11 @@ def main() -> None:
     print(json.dumps({"model": given.model.name, "language": given.language, **found}))
 
 
+def template_for(model: Path) -> str | None:
+    """Return a plain template for a file that carries none."""
+    return None if "tokenizer.chat_template" in read_local(model).metadata else PLAIN
+
+
 def read(path: Path) -> Answers:
     by_task: Answers = defaultdict(list)
     for line in path.read_text().splitlines():
@@ -157,12 +162,11 @@ def read(path: Path) -> Answers:
 
 def write(given: argparse.Namespace) -> Answers:
     """Each task from the answers to the tasks before it."""
-    template = None if "tokenizer.chat_template" in read_local(given.model).metadata else PLAIN
     settings = EngineSettings(n_ctx=4096, n_slots=given.slots, n_threads=given.threads)
     inputs = (HELD_OUT if given.held_out else INPUTS)[given.language][: given.inputs]
     stages: list[dict[str, Any]] = [{} for _ in inputs]
     by_task: Answers = {}
-    with Engine(given.model, settings, template) as engine:
+    with Engine(given.model, settings, template_for(given.model)) as engine:
         for task in tasks.TASKS.values():
             count = len(inputs) if task.name == "blueprint" else min(given.stories, len(inputs))
             by_task[task.name] = []
