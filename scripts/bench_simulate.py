@@ -108,7 +108,7 @@ def play(miner: MineProcess, arrivals: Sequence[Arrival], requests: Sequence[Sto
         shortened=sum(shortened for _, _, shortened in done),
         late=len(done) - answered - refused,
         refused=refused,
-        earnings=earnings(1.0, [(1.0, seconds) for seconds, _, _ in done], {}),
+        earnings=earnings(1.0, [seconds for seconds, _, _ in done], {}),
     )
 
 

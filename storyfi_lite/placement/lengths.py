@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, get_args
 
 from storyfi_lite.placement.traffic import Kind
@@ -38,12 +37,6 @@ class Work:
     brief: int
     least: int
     spread: float = 0.0
-
-    def lengths(self, count: int) -> list[float]:
-        """Return how long so many whole answers are against the usual, on average: neither the short nor the long ones first."""
-        # Blom's approximation to the mean of each of so many normal draws, in their order
-        ranks = [(rank - 0.375) / (count + 0.25) for rank in range(1, count + 1)]
-        return [1.0 + self.spread * NormalDist().inv_cdf(rank) for rank in ranks[1::2] + ranks[::2]]
 
     def within(self, n_ctx: int) -> Work | None:
         """Return what a context of so many tokens leaves of it: an answer is closed before it is full. None if not even the

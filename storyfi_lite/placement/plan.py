@@ -18,10 +18,11 @@ from storyfi_lite.models.listing import QUANT_BITS, bits, finer_than
 from storyfi_lite.models.registry import ApiModel, Architecture, GGUFFile, ModelSpec, Registry
 from storyfi_lite.models.store import SPARE_BYTES
 from storyfi_lite.options import MIN_QUANT, ModelOptions
-from storyfi_lite.placement import lengths, memory, reward, speed, traffic, weights
+from storyfi_lite.placement import lengths, memory, speed, traffic, weights
 from storyfi_lite.placement.catalog import Catalog
 from storyfi_lite.placement.fit import Fitter, kv_types, may_be_slow, room_bytes
 from storyfi_lite.placement.reward import Earnings
+from storyfi_lite.placement.simulate import expected
 from storyfi_lite.placement.traffic import Traffic
 from storyfi_lite.protocol.limits import FULL_MARKS_S
 
@@ -124,7 +125,7 @@ def _placement(
 ) -> Placement:
     demands = tuple(memory.demand(arch, loads, settings, len(hardware.usable_gpus)))
     predicted = speed.predict(arch, loads, settings, hardware)
-    earns = reward.expected(predicted.pace, settings.n_slots, settings.n_ctx, spec.multiplier, asked, a_char)
+    earns = expected(predicted.pace, settings.n_slots, settings.n_ctx, spec.multiplier, asked, a_char)
     return Placement(spec, file, arch, loads, settings, demands, predicted, earns, a_char, asked)
 
 

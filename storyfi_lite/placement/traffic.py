@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from storyfi_lite.tasks.base import Language
 NETWORK = Path(__file__).with_name("traffic.yaml")
 TOGETHER_S = 3.0  # requests for the same that are no further apart came together
 MAX_TOGETHER = 64
+SAMPLE_GROUPS = 300  # of the network's traffic some five hours
 MAX_LOG_BYTES = 16 << 20
 _MIXES: dict[str, tuple[Any, ...]] = {
     "tasks": get_args(TaskName),
@@ -78,13 +80,20 @@ class Traffic:
         """Return the log's requests of the first `seconds`; without a log, as many made up, the same for the same seed."""
         if self.log:
             return [arrival for arrival in self.log if arrival.at_s < seconds]
+        return list(chain(*takewhile(lambda group: group[0].at_s < seconds, self._made_up(seed))))
+
+    @cached_property
+    def sample(self) -> list[Arrival]:
+        """Return SAMPLE_GROUPS groups of requests, made up by the shares: what layouts are compared by."""
+        return list(chain(*islice(self._made_up(0), SAMPLE_GROUPS)))
+
+    def _made_up(self, seed: int) -> Iterator[list[Arrival]]:
         dice, at_s = random.Random(seed), 0.0
-        found: list[Arrival] = []
         kinds, counts = list(self.kinds), list(self.together)
-        while (at_s := at_s + dice.expovariate(1 / self.gap_s)) < seconds:
+        while True:
+            at_s += dice.expovariate(1 / self.gap_s)
             kind = dice.choices(kinds, list(self.kinds.values()))[0]
-            found += [Arrival(at_s, kind)] * dice.choices(counts, list(self.together.values()))[0]
-        return found
+            yield [Arrival(at_s, kind)] * dice.choices(counts, list(self.together.values()))[0]
 
 
 def read(path: Path) -> Traffic:
