@@ -261,6 +261,24 @@ def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
         assert 0 < len(text) <= share and text.startswith("Ada: She sails.") and "{" not in text and "id1" not in text
 
 
+@pytest.mark.parametrize("task", ["story_arc", "chapters"])
+def test_a_later_stage_is_told_who_the_people_are_and_no_list_of_their_skills(task: str) -> None:
+    ada = {
+        "name": "Ada",
+        "archetype": "Sailor",
+        "background": "She sails.",
+        "motivation": "She waits.",
+        "skills": ["knots"],
+    }
+    request = request_for(task, "a lighthouse keeper")
+    told_of = {
+        shape: tasks.get(task).script(request.model_copy(update={"characters": shape_of})).material
+        for shape, shape_of in {"ours": {"characters": [ada]}, "another's": {"people": [ada]}}.items()
+    }
+    assert "Ada, Sailor: She sails. She waits." in told_of["ours"] and "knots" not in told_of["ours"]
+    assert "knots" in told_of["another's"]
+
+
 def test_what_is_cut_of_an_earlier_stage_ends_with_a_sentence_or_a_word() -> None:
     assert told({"setting": "She sails away at dawn. The sea was wide and cold."}, 40) == "She sails away at dawn."
     assert told({"setting": "The sea was wide and the storm was near the coast"}, 40) == "The sea was wide and the…"
