@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from storyfi_lite.placement.lengths import TokensAChar, work
 from storyfi_lite.placement.queue import Job, Pace, run
 from storyfi_lite.placement.reward import Earnings, earnings
 from storyfi_lite.placement.traffic import TOGETHER_S, Arrival, Traffic
+from storyfi_lite.tasks.base import Language
 
 LEAST_LENGTH = 0.5  # of the usual: chance has its limits
 SCALES = (0.8, 1.0, 1.25)  # predictions of speed are good to a quarter
@@ -42,10 +44,17 @@ def expected(
     pace: Pace, n_slots: int, n_ctx: int, multiplier: float, traffic: Traffic, a_char: TokensAChar
 ) -> Earnings:
     """Return what a layout is expected to earn: of the traffic's sample, by three speeds around the predicted one."""
-    played = [_play(traffic.sample, pace.times(scale), n_slots, n_ctx, a_char, 0) for scale in SCALES]
     works = {kind: work(kind, a_char).within(n_ctx) for kind in traffic.kinds}
     alone_s = {kind: pace.alone(one, one.whole) for kind, one in works.items() if one}
-    return earnings(multiplier, [seconds for jobs, refused in played for seconds in _seconds(jobs, refused)], alone_s)
+    return earnings(multiplier, _of_sample(traffic.sample, pace, n_slots, n_ctx, tuple(a_char.items())), alone_s)
+
+
+@lru_cache(maxsize=1 << 10)  # what else would earn more is asked for, and most layouts come again
+def _of_sample(
+    arrivals: tuple[Arrival, ...], pace: Pace, n_slots: int, n_ctx: int, a_char: tuple[tuple[Language, float], ...]
+) -> tuple[float | None, ...]:
+    played = (_play(arrivals, pace.times(scale), n_slots, n_ctx, dict(a_char), 0) for scale in SCALES)
+    return tuple(seconds for jobs, refused in played for seconds in _seconds(jobs, refused))
 
 
 def simulate(

@@ -83,9 +83,9 @@ class Traffic:
         return list(chain(*takewhile(lambda group: group[0].at_s < seconds, self._made_up(seed))))
 
     @cached_property
-    def sample(self) -> list[Arrival]:
+    def sample(self) -> tuple[Arrival, ...]:
         """Return SAMPLE_GROUPS groups of requests, made up by the shares: what layouts are compared by."""
-        return list(chain(*islice(self._made_up(0), SAMPLE_GROUPS)))
+        return tuple(chain(*islice(self._made_up(0), SAMPLE_GROUPS)))
 
     def _made_up(self, seed: int) -> Iterator[list[Arrival]]:
         dice, at_s = random.Random(seed), 0.0
