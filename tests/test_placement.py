@@ -333,7 +333,7 @@ def test_the_vocabulary_counts() -> None:
 @pytest.mark.parametrize(
     ("free_gb", "says"),
     [
-        (17.2, "256 MiB more of GPU memory: yi-34b Q3_K_M, all layers on the GPU, 2 at once: +"),
+        (17.2, "256 MiB more of GPU memory: yi-34b Q3_K_M, all layers on the GPU, 2 at once: +13%"),
         (16.6, "512 MiB more of GPU memory: yi-34b"),
         (19.0, ""),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -246,6 +247,10 @@ def test_what_prose_takes(text: str) -> None:
 def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(task: str, language: str) -> None:
     request = request_for(task, language)
     script = tasks.get(task).script(request)
+    filled = [(path, row) for piece in script.pieces for path, row in zip(piece.paths, piece.rows, strict=True)]
+    again = {path for path, count in Counter(path for path, _ in filled).items() if count > 1}
+    assert all(isinstance(row.form, Prose) and not row.label for path, row in filled if path in again)
+    assert again <= {("chapters", 0, "content")}
     data = example(script.schema)
     for row in (row for piece in script.pieces for row in piece.rows):
         assert len(row.label) < 20

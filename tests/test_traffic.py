@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,11 @@ def test_a_few_hundred_groups_earn_what_many_hours_do(step_s: float, n_slots: in
     hours = asked.arrivals(60 * 3600, 5)
     played = [simulate(hours, pace.times(scale), n_slots, 8192, 1.3, LLAMA_3, 5).earnings.reward for scale in SCALES]
     assert computed.reward == pytest.approx(sum(played) / 3, rel=0.03)
+
+
+def test_a_log_of_crowds_is_planned_for_as_fast_as_any() -> None:
+    crowds = replace(traffic.read(traffic.NETWORK), together={64: 1.0})
+    assert len(crowds.sample) == len(traffic.read(traffic.NETWORK).sample) == traffic.SAMPLE_REQUESTS
 
 
 def test_a_finer_answer_to_more_at_once() -> None:
