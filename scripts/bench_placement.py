@@ -4,7 +4,8 @@
     scripts/bench_placement.py formula FILE.gguf ... [--fake-gpus N]   planning's formula beside llama.cpp's dry run, layout by layout
     scripts/bench_placement.py load FILE.gguf ...        the dry run beside what llama.cpp, the process and the GPU take in the end
     scripts/bench_placement.py speed FILE.gguf [N]       predicted and measured tokens a second, with N threads
-    scripts/bench_placement.py tasks FILE.gguf [N]       seconds of each task with 1, 2 and 4 at once: promised after the load, and taken
+    scripts/bench_placement.py tasks FILE.gguf [N]       seconds of each task with 1, 2 and 4 at once: promised after the load, and taken;
+        [--stories N]                               promised by a miner that has written N stories with this file before
     scripts/bench_placement.py occupy FILE.gguf          on a GPU: leave 1, 2, 3 ... GB free, place, load; no out-of-memory allowed
     scripts/bench_placement.py reward [--before OLD.json]   what the choice for known cards earns in the simulator against every layout;
                                                         OLD.json: another choice, {card: {model, quant, settings}}
@@ -20,6 +21,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import os
 import re
 import statistics
 import subprocess
@@ -54,7 +56,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts.bench_stories import template_for
+from scripts.bench_stories import INPUTS, template_for
 from scripts.check_docs import CARDS, described
 
 GIB, MIB = 2**30, 2**20
@@ -261,10 +263,11 @@ def _tokens_per_s(path: Path, settings: EngineSettings) -> float:
     return 1 / sorted(times)[len(times) // 10]
 
 
-def task_seconds(path: Path, n_threads: int) -> None:
+def task_seconds(path: Path, n_threads: int, stories: int) -> None:
     """A row for each task and number of slots, for English requests with the stages of a story that the model wrote before, so many at
     once, of the whole grammar. Promised is what the queue says with the pace of the warm-up, for answers that differ in length as
-    answers do; taken is the mean of ANSWERS. One JSON line. In seconds of this process's processor time, which are those of a clock
+    answers do; taken is the mean of ANSWERS. One JSON line. First of all so many other stories are written, whose lengths are learnt
+    as `mine` learns them; what earlier runs have learnt is forgotten. In seconds of this process's processor time, which are those of a clock
     where nothing else runs: with one thread other programs do not count."""
     from storyfi_lite.engine import engine
     from storyfi_lite.loaders import local
@@ -272,8 +275,10 @@ def task_seconds(path: Path, n_threads: int) -> None:
 
     for module in (engine, local):
         setattr(module, "time", SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time))  # noqa: B010
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
     model = LocalModel(path, path.stem.lower(), "unknown", "unlisted", 1.0, template_for(path))
     text = EXAMPLES["English"]
+    _learn(LocalModelLoader(model, EngineSettings(n_threads=n_threads)), stories)
     story: dict[str, Any] = {"chapter_ids": [1]}
     rows = []
     print("| at once | task | promised s | taken s | error | the last promised s | taken s | error |\n|" + "---|" * 8)
@@ -294,6 +299,18 @@ def task_seconds(path: Path, n_threads: int) -> None:
             story.setdefault(task, json.loads(found[0].text))
         loader.close()
     print(json.dumps(rows))
+
+
+def _learn(loader: LocalModelLoader, stories: int) -> None:
+    loader.warm_up()
+    for number in range(stories):
+        text, story = INPUTS["en"][number], dict[str, Any](chapter_ids=[1])
+        for task in tasks.TASKS:
+            answer = loader.submit(Job(_request(task, story, text), number, time.process_time() + 3600)).result()
+            story[task] = json.loads(answer.text)
+    if stories and loader.promises.pace:
+        print(f"learnt from {stories} stories: {json.dumps(loader.promises.pace.shares)}\n")
+    loader.close()
 
 
 def _request(task: str, story: dict[str, Any], user_input: str) -> StoryRequest:
@@ -435,6 +452,7 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--fake-gpus", type=int, default=0, metavar="N")
     parser.add_argument("--before", type=Path, metavar="OLD.json")
+    parser.add_argument("--stories", type=int, default=0, metavar="N")
     options = parser.parse_args()
     if options.what == "reward":
         rewards(json.loads(options.before.read_text()) if options.before else {})
@@ -451,8 +469,11 @@ def main() -> None:
     elif options.what == "load":
         loaded(paths)
     elif options.what in ("speed", "tasks"):
-        measure = measure_speed if options.what == "speed" else task_seconds
-        measure(paths[0], next((int(name) for name in options.rest if name.isdecimal()), 0))
+        n_threads = next((int(name) for name in options.rest if name.isdecimal()), 0)
+        if options.what == "speed":
+            measure_speed(paths[0], n_threads)
+        else:
+            task_seconds(paths[0], n_threads, options.stories)
     else:
         occupy(paths[0])
 

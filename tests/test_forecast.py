@@ -23,14 +23,16 @@ from storyfi_lite.loaders import forecast, local
 from storyfi_lite.loaders.base import Job
 from storyfi_lite.loaders.forecast import Pace, Promises, in_words
 from storyfi_lite.loaders.local import LocalModel, LocalModelLoader
-from storyfi_lite.placement import queue
+from storyfi_lite.placement import lengths, queue
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.placement.queue import Plan
+from storyfi_lite.placement.traffic import Kind
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.validator.verify import verify
 from tests.answers import as_bytes, header
 from tests.stories import example, request_for
 
+CHINESE, ENGLISH = Kind("blueprint", "zh", 1), Kind("blueprint", "en", 1)
 FAST = Pace(queue.Pace(0.01, 0.005, 0.001), {"en": 0.3, "zh": 0.8})
 WORK = Work(opening=100, bridges=0, whole=1000, brief=700, least=500)
 
@@ -38,12 +40,23 @@ WORK = Work(opening=100, bridges=0, whole=1000, brief=700, least=500)
 def test_the_pace_follows_the_answers() -> None:
     pace = beside = FAST
     for _ in range(20):
-        pace = pace.after(900, 30.0, "zh", 600)
-        beside = beside.after(900, 30.0, "zh", 600, at_once=3)  # a step of three takes twice as long
+        pace = pace.after(900, 30.0, CHINESE, 600)
+        beside = beside.after(900, 30.0, CHINESE, 600, at_once=3)  # a step of three takes twice as long
     assert pace.queue.step_s == pytest.approx(1 / 30, rel=0.01)
     assert beside.queue.step_s == pytest.approx(1 / 60, rel=0.01)
     assert beside.queue.step_of(3) == pytest.approx(1 / 30, rel=0.01)
-    assert pace.tokens_a_char == {"en": 0.3, "zh": pytest.approx(1.5, rel=0.01)}
+    assert pace.tokens_a_char == {"en": 0.3, "zh": pytest.approx(1.5 / lengths.factor(CHINESE), rel=0.01)}
+
+
+def test_the_length_that_a_model_likes_follows_its_answers_kind_by_kind() -> None:
+    usual = lengths.usual_chars(CHINESE)
+    pace = FAST.after(900, 30.0, CHINESE, round(0.5 * usual))
+    assert 0.5 < pace.share_of(CHINESE) < 1 and pace.share_of(ENGLISH) == 1
+    for _ in range(20):
+        pace = pace.after(900, 30.0, CHINESE, round(0.5 * usual))
+    assert pace.share_of(CHINESE) == pytest.approx(0.5, abs=0.02)
+    assert pace.after(400, 30.0, CHINESE, None).shares == pace.shares  # one that was made shorter tells nothing of it
+    assert lengths.usual_chars(Kind("chapters", "zh", 3)) == 3 * lengths.usual_chars(Kind("chapters", "zh", 1))
 
 
 def test_an_input_tells_of_its_answer_only_where_the_vocabulary_hardly_knows_its_language() -> None:
@@ -54,11 +67,11 @@ def test_an_input_tells_of_its_answer_only_where_the_vocabulary_hardly_knows_its
 
 def test_what_a_token_looks_back_on_is_no_slower_machine() -> None:
     pace = Pace(queue.Pace(0.01, 0.005, 0.001, cell_s=1e-5), {"en": 0.3, "zh": 0.8})
-    assert pace.after(900, 900 * 0.02, "en", 3000, cells=1000).queue == pace.queue
+    assert pace.after(900, 900 * 0.02, ENGLISH, 3000, cells=1000).queue == pace.queue
     assert (
-        pace.after(900, 900 * 0.02, "en", None, cells=1000) == pace
+        pace.after(900, 900 * 0.02, ENGLISH, None, cells=1000) == pace
     )  # a brief answer says nothing of a whole one's characters
-    assert pace.after(900, 900 * 0.04, "en", 3000, cells=1000).queue.cell_s == pytest.approx(1.3e-5)
+    assert pace.after(900, 900 * 0.04, ENGLISH, 3000, cells=1000).queue.cell_s == pytest.approx(1.3e-5)
 
 
 def test_an_answer_knows_how_many_were_written_beside_it() -> None:
@@ -202,6 +215,23 @@ def test_what_is_read_between_turns_is_no_slower_step(
     monkeypatch.setattr(local, "_writing_s", as_promised)
     loader.submit(job(600, max_tokens=700)).result()
     assert loader.promises.pace is not None and loader.promises.pace.queue.step_s == pytest.approx(before.queue.step_s)
+
+
+def test_the_lengths_that_were_learnt_are_known_after_a_restart(
+    loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert loader.promises.pace is not None
+    # and the loader's own is there again for the next test
+    monkeypatch.setattr(loader.promises, "pace", replace(loader.promises.pace, shares={}))
+    loader.submit(job(600, max_tokens=700)).result()
+    assert not list(tmp_path.rglob("*.json"))  # whoever names a budget learns nothing of usual lengths
+    loader.submit(job(600, aim_s=None)).result()
+    assert list(loader.promises.pace.shares) == ["blueprint en"]
+    again = LocalModelLoader(loader._model, EngineSettings(n_ctx=4096, n_threads=1))
+    again.warm_up()
+    assert again.promises.pace is not None and again.promises.pace.shares == loader.promises.pace.shares
+    again.close()
 
 
 @dataclass

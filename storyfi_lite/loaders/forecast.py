@@ -1,8 +1,8 @@
 """Promises how long an answer takes here, by task and language: told before validators ask, and used to shorten or refuse in time.
 
 The same arithmetic that chose this layout (placement/queue.py, placement/lengths.py), with this machine's measured pace in place of the
-predicted one: from a few words and steps after the load, and from the answers since. An estimate: how long a model likes its
-sentences is not in it. Runs no model.
+predicted one: from a few words and steps after the load, and from the answers since. How long a model likes its answers is learnt from
+them. Runs no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from storyfi_lite import tasks
 from storyfi_lite.errors import Busy
 from storyfi_lite.loaders.base import Job
-from storyfi_lite.placement import queue
+from storyfi_lite.placement import lengths, queue
 from storyfi_lite.placement.lengths import Work
 from storyfi_lite.placement.queue import Plan
 from storyfi_lite.placement.traffic import Kind
@@ -37,10 +37,12 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Pace:
-    """Holds what was measured: the queue's seconds, and tokens a character of the model's own words in each language of the prompts."""
+    """Holds what was measured: the queue's seconds; tokens a character of the model's own words, in each language of the prompts; and
+    of each kind of answer how long this model's are, as a share of the table's (placement/lengths.py)."""
 
     queue: queue.Pace
     tokens_a_char: Mapping[Language, float]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def tokens_a_char_of(self, user_input: str, tokens: int) -> float:
         """Return the tokens a character of an answer to this input, which takes so many tokens itself. An input that takes
@@ -49,22 +51,31 @@ class Pace:
         usual, asked = self.tokens_a_char[language_of(user_input)], tokens / len(user_input)
         return asked if asked > _OTHER_SCRIPT * usual else usual
 
+    def share_of(self, kind: Kind) -> float:
+        return self.shares.get(f"{kind.task} {kind.language}", 1.0)
+
     def after(
         self,
         tokens: int,
         seconds: float,
-        language: Language,
-        chars: float | None,
+        kind: Kind,
+        chars: int | None,
         at_once: float = 1.0,
         cells: float = 0.0,
     ) -> Pace:
-        """Add one more answer, of so many tokens and characters (times lengths.factor; None for a brief one, which has a larger share
-        of names and labels), written in so many seconds beside others; `cells`: that each token looked back on."""
+        """Add one more answer, of so many tokens and characters (None for one that was made shorter), written in so many seconds beside
+        others; `cells`: that each token looked back on."""
         slower = _mean(1.0, seconds / tokens / self.queue.step_of(at_once, at_once * cells))
         steps = replace(self.queue.times(slower), prompt_token_s=self.queue.prompt_token_s)
         if chars is None:
             return replace(self, queue=steps)
-        return Pace(steps, {**self.tokens_a_char, language: _mean(self.tokens_a_char[language], tokens / chars)})
+        a_char = _mean(self.tokens_a_char[kind.language], tokens / chars / lengths.factor(kind))
+        share = _mean(self.share_of(kind), chars / lengths.usual_chars(kind))
+        return Pace(
+            steps,
+            {**self.tokens_a_char, kind.language: a_char},
+            {**self.shares, f"{kind.task} {kind.language}": round(share, 3)},
+        )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from storyfi_lite import tasks
+from storyfi_lite import files, tasks
 from storyfi_lite.engine.engine import Engine, EngineJob, Generation
 from storyfi_lite.engine.model import ENGINE_NAME, Context, Feed
 from storyfi_lite.engine.rule import thought_length
@@ -32,6 +32,7 @@ from storyfi_lite.protocol.messages import ModelInfo, ProofHeader, StoryRequest
 
 log = logging.getLogger(__name__)
 
+_KEPT_IN = "lengths.json"  # how long each file's answers are, learnt from them
 _WARM_UP_S = 600.0
 # A few words in each language, about forty tokens, and steps that tell what several answers and many cells cost: so many, or so
 # many seconds; so many cells, or as many as are read in twice so many seconds.
@@ -95,13 +96,18 @@ class LocalModelLoader:
         vocabulary = self.engine.model.vocabulary
         samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
         a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
-        self.promises.pace = forecast.Pace(steps, a_char)
+        self.promises.pace = forecast.Pace(steps, a_char, files.read_cache(_KEPT_IN).get(self._kept_as, {}))
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
         figures = {name: float(f"{value:.4g}") for name, value in asdict(steps).items()}
         log.info("measured pace: %s", json.dumps(figures))
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
+
+    @property
+    def _kept_as(self) -> str:
+        """Name what the answers' lengths depend on: the file, and the rules it writes by."""
+        return f"{self.sha256} {SAMPLER}"
 
     def _llama_pace(self) -> tuple[queue.Pace, float]:
         """Measure llama.cpp alone, in a few seconds. The least of several steps are alike whatever else runs, so that differences of
@@ -147,7 +153,8 @@ class LocalModelLoader:
         conversation = self.engine.conversation(tasks.get(request.task_type).script(request))
         kind, opening, thought = forecast.kind_of(request), len(conversation.opening), self._think_tokens or 0
         told = lengths.work(kind, {kind.language: a_char})
-        whole, brief, least = (thought + tokens for tokens in (told.whole, told.brief, told.least))
+        of_its_own = max(told.brief, round(told.whole * self.promises.pace.share_of(kind)))
+        whole, brief, least = (thought + tokens for tokens in (of_its_own, told.brief, told.least))
         work = Work(opening, len(conversation) - opening, whole, brief, least, told.spread)
         return work.within(self._settings.n_ctx)
 
@@ -175,7 +182,8 @@ class LocalModelLoader:
                 raise EngineError(f"the engine wrote an invalid answer: {'; '.join(report.problems[:3])}")
             if (pace := self.promises.pace) is not None:
                 kind, beside = forecast.kind_of(job.request), at_once()
-                chars = None if brief else lengths.factor(kind) * sum(map(len, script.texts(report.data)))
+                shorter = brief or job.request.max_tokens is not None
+                chars = None if shorter else sum(map(len, script.texts(report.data)))
                 thought = thought_length(script, self.engine.model.vocabulary, generation.tokens)
                 share = 1 - thought / len(generation.tokens)
                 opening = len(generation.conversation.opening)
@@ -184,7 +192,9 @@ class LocalModelLoader:
                 written_s = max(1e-6, share * (_writing_s(generation) - read_s))
                 cells = opening + (bridges + len(generation.tokens)) / 2
                 tokens = len(generation.tokens) - thought
-                self.promises.pace = pace.after(tokens, written_s, kind.language, chars, beside, cells)
+                self.promises.pace = pace.after(tokens, written_s, kind, chars, beside, cells)
+                if chars:
+                    files.keep(_KEPT_IN, self._kept_as, self.promises.pace.shares)
             return self._answer(generation, constraint, script, sampling)
 
         return _then(inner, convert)

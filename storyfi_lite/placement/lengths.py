@@ -90,6 +90,11 @@ def factor(kind: Kind) -> float:
     return float(_table()["chars"][kind.task][kind.language]["factor"])
 
 
+def usual_chars(kind: Kind) -> float:
+    """Return the characters of a whole answer's turns, labels and all."""
+    return float(_table()["chars"][kind.task][kind.language]["whole"] * kind.chapters)
+
+
 def work(kind: Kind, a_char: TokensAChar) -> Work:
     """Return the tokens of an answer of this kind by a model with so many tokens a character."""
     return _work(kind, a_char[kind.language])
