@@ -47,6 +47,7 @@ def lowered(said: str, more: str, given: str = "") -> set[str]:
         ("这个|故事|，|发|生", "的|的人|地", {"的", "的人"}),
         ("故事|发|生", "的", {"的"}),  # five characters, some three words
         ("事|发|生", "的", set()),
+        ("故事|发", "生|生的|生的人|生地", {"生的", "生的人"}),  # one token brings what would end the run, and more
     ],
 )
 def test_what_would_finish_a_run_of_our_words(said: str, more: str, expected: set[str]) -> None:

@@ -21,6 +21,7 @@ from storyfi_lite.grammar.prose import (
     Words,
     alphabets_of,
     ends_a_sentence,
+    is_of,
     need_tokens,
     values,
 )
@@ -260,10 +261,26 @@ def test_a_script_says_all_of_an_answer_and_nothing_that_has_one_right_value(tas
 
 def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
     people = {"characters": [{"id": f"id{at}", "name": "Ada", "background": "She sails. " * 90} for at in range(9)]}
-    assert told({"title": "Tide", "themes": ["sea", "loss"], "id": 3}, 99) == "Tide, sea, loss"
+    assert told({"title": "Tide", "themes": ["sea", "loss"], "id": 3}, 99, "en") == "Tide, sea, loss"
+    assert (
+        told({"title": "潮", "themes": ["海", "失去"]}, 99, "zh") == "潮、海、失去"
+    )  # a model writes the signs that it read
     for share in (2_000, 300, 40):
-        text = told(people, share)
+        text = told(people, share, "en")
         assert 0 < len(text) <= share and text.startswith("Ada: She sails.") and "{" not in text and "id1" not in text
+
+
+@pytest.mark.parametrize("task", ["characters", "story_arc", "chapters"])
+def test_a_later_stage_is_told_the_blueprint_s_sentences_and_not_its_labels(task: str) -> None:
+    request = request_for(task, "a lighthouse keeper")
+    blueprint = {"title": "Tide", "genre": "Gothic", "setting": "The sea is near.", "themes": ["loss"], "tone": "grim"}
+    told_of = {
+        shape: tasks.get(task).script(request.model_copy(update={"blueprint": shape_of})).material
+        for shape, shape_of in {"ours": blueprint, "another's": {"genre": "Gothic"}}.items()
+    }
+    assert "Tide\nThe sea is near.\n" in told_of["ours"]
+    assert not any(label in told_of["ours"] for label in ("Gothic", "loss", "grim"))
+    assert "Gothic" in told_of["another's"]
 
 
 @pytest.mark.parametrize("task", ["story_arc", "chapters"])
@@ -285,8 +302,30 @@ def test_a_later_stage_is_told_who_the_people_are_and_no_list_of_their_skills(ta
 
 
 def test_what_is_cut_of_an_earlier_stage_ends_with_a_sentence_or_a_word() -> None:
-    assert told({"setting": "She sails away at dawn. The sea was wide and cold."}, 40) == "She sails away at dawn."
-    assert told({"setting": "The sea was wide and the storm was near the coast"}, 40) == "The sea was wide and the…"
+    assert (
+        told({"setting": "She sails away at dawn. The sea was wide and cold."}, 40, "en") == "She sails away at dawn."
+    )
+    assert (
+        told({"setting": "The sea was wide and the storm was near the coast"}, 40, "en") == "The sea was wide and the…"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "colon", "taken"),
+    [
+        ("守灯塔的人说", "：“", True),
+        ("守灯塔的人说", "：", False),
+        ("守灯塔的人说", ":", False),
+        ("AI", "：", False),
+        ("The keeper had one rule", ":", True),
+    ],
+)
+def test_in_chinese_a_colon_leads_to_speech_and_neither_to_a_list_nor_to_a_play(
+    said: str, colon: str, taken: bool
+) -> None:
+    cursor = Cursor((Row("", Prose(5, 200)),))
+    cursor.advance(said.encode())
+    assert (advanced(cursor, colon.encode()) is not None) == taken
 
 
 @pytest.mark.parametrize("text", ["ⱼⱯ", "ﬆ", "ʃip", "½"])
@@ -297,10 +336,57 @@ def test_letters_that_no_language_s_everyday_spelling_uses_are_not_written(text:
         assert advanced(cursor, "Đà Nẵng".encode()) and advanced(cursor, text.encode()) is None
 
 
+@pytest.mark.parametrize(
+    ("request_text", "beside", "simplified", "traditional"),
+    [
+        ("一个关于灯塔的故事", "", True, False),
+        ("一個關於燈塔的故事", "", False, True),
+        ("山水", "", True, True),  # written alike
+        ("山水", "灯塔", True, False),
+        ("山水", "燈塔", False, True),
+        ("灯塔與燈塔", "", True, True),
+        ("灯台の話", "", True, True),  # Japanese writes some of both
+    ],
+)
+def test_chinese_is_simplified_or_traditional_as_the_request_is(
+    request_text: str, beside: str, simplified: bool, traditional: bool
+) -> None:
+    alphabets = alphabets_of(request_text, beside)
+    assert [is_of(text, alphabets) for text in ("山水", "们", "們")] == [True, simplified, traditional]
+    assert not is_of("喆", alphabets) or "の" in request_text
+    assert is_of("喆", alphabets_of("喆的灯塔"))
+
+
 def test_a_space_alone_begins_no_label() -> None:
     """A small model means a number by it; no token of a word follows."""
     label, prose = (Cursor((Row("", form),)) for form in (Words(2, 20), Prose(20, 200)))
     assert advanced(label, b" ") is None and advanced(label, b" Young") and advanced(prose, b" ")
+
+
+@pytest.mark.parametrize(
+    ("said", "in_name", "endless"),
+    [
+        ("She saw El", True, False),
+        ("El", True, False),
+        ("She saw ", False, False),
+        ("She saw.", False, False),
+        ("守灯塔", False, False),
+        ("1932", False, False),
+        (f"She {'ha' * 7}", False, False),
+        (f"She {'ha' * 15}", False, False),
+        (f"She {'ha' * 16}", False, True),
+        (f"She {'ha' * 16} left", True, False),
+        ("ก" * 40, False, False),  # Thai writes no spaces
+    ],
+)
+def test_a_word_in_hand_may_be_a_name_and_is_endless_from_some_length_on(
+    said: str, in_name: bool, endless: bool
+) -> None:
+    for step in (1, len(said)):  # letter by letter, and in one token
+        cursor = Cursor((Row("", Prose(5, 200)),))
+        for at in range(0, len(said), step):
+            cursor.advance(said[at : at + step].encode())
+        assert (cursor.in_name, cursor.in_endless_word) == (in_name, endless)
 
 
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:

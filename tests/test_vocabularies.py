@@ -15,8 +15,8 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.engine.our_words import NATS
 from storyfi_lite.engine.prompt import ChatTemplate
+from storyfi_lite.engine.repetition import Word
 from storyfi_lite.engine.rule import ChoiceRule
-from storyfi_lite.engine.sampler import Word
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
 from storyfi_lite.errors import BadInput
@@ -151,6 +151,7 @@ def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path)
         " sea": (Word.SHORT, Word.SHORT),
         " ship": (Word.LONG, Word.LONG),
         "sea": (None, None),
+        "Sea": (Word.SHORT, Word.SHORT),
         "灯塔": (Word.LONG, Word.LONG),
         "灯": (None, Word.LONG),
         "塔。": (None, None),
@@ -167,6 +168,19 @@ def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path)
             for piece in pieces
         }
         assert words == pieces
+        goes_on = {piece for piece in pieces if vocabulary.inside_words[found[piece]]}
+        assert goes_on == {"sea", "Sea"}
+        in_a_name = {piece for piece in pieces if vocabulary.inside_names[found[piece]]}
+        assert in_a_name == {"sea"}
+
+
+def test_latin_words_are_told_from_those_that_the_request_brings(tmp_path: Path) -> None:
+    pieces = (" Forgotten", "AI", "I", " A", "Borrow", "row", "灯塔")
+    more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+        found = {vocabulary.writes[token].decode(errors="replace") for token in vocabulary.latin_but("AI与人，Brow。")}
+        assert set(pieces) & found == {" Forgotten", "Borrow"}
 
 
 def test_what_begins_a_word_or_a_character_of_a_script_without_spaces(tmp_path: Path) -> None:
@@ -235,13 +249,15 @@ def test_what_follows_the_same_label_each_time_may_begin_the_same(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "lost"), [("海", "灯塔", NATS), ("海", "Tom守着灯塔", 0), ("the sea", "", 0)]
+    ("asked", "told", "lost"),
+    [("海", "灯塔", NATS), ("海", "Tom守着灯塔", NATS), ("海", "X光照着灯塔", 0), ("the sea", "", 0)],
 )
 def test_latin_words_that_nobody_asked_for_stay_out_of_chinese(
     tmp_path: Path, asked: str, told: str, lost: float
 ) -> None:
     """What may not be said again came in English: "一个更黑暗的 Future"."""
-    script = replace(one_turn("Say.", {"said": Prose(12, 90)}), alphabets=alphabets_of(asked, told))
+    script = one_turn("Say.", {"said": Prose(12, 90)}, material=told)
+    script = replace(script, alphabets=alphabets_of(asked, told))
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=SPM)) as vocabulary:
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)

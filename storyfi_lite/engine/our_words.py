@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 RUN_WORDS, RUN_CHARS = 4, 5  # so many in a row are ours; a character of Chinese says less than a word
 GIVEN_WORDS, GIVEN_CHARS = 8, 24  # so many are copied from what the request brings
+TOKEN_CHARS = 4  # of Chinese, that a token may bring at once
+_BEFORE = {RUN_WORDS - 1, GIVEN_WORDS - 1} | {
+    run - count for run in (RUN_CHARS, GIVEN_CHARS) for count in range(1, TOKEN_CHARS + 1)
+}
 NATS = 20.0  # what the last of them loses, before temperature
 
 Run = tuple[str, ...]
@@ -38,9 +42,14 @@ class OurWords:
         free = set(_runs(given, RUN_WORDS, RUN_CHARS))
         self._last: defaultdict[Run, set[str]] = defaultdict(set)
         for run in (run for text in ours for run in _runs(text, RUN_WORDS, RUN_CHARS) if run not in free):
-            self._last[run[:-1]].add(run[-1])
+            self._forbid(run)
         for run in _runs(given, GIVEN_WORDS, GIVEN_CHARS):
-            self._last[run[:-1]].add(run[-1])
+            self._forbid(run)
+
+    def _forbid(self, run: Run) -> None:
+        """Remember how a run ends: with one unit, or of characters with as many as a token may bring at once."""
+        for count in range(1, TOKEN_CHARS + 1 if is_wide(run[-1][0]) else 2):
+            self._last[run[:-count]].add("".join(run[-count:]))
 
     def append(self, token: int) -> None:
         self._said.read(self._decoder.decode(self._vocabulary.writes[token]))
@@ -51,14 +60,14 @@ class OurWords:
 
     def apply(self, logits: Floats) -> None:
         """Lowers the logits in place."""
-        for unit in self._forbidden():
-            logits[self._vocabulary.beginning(unit, inside=bool(self._said.open))] -= np.float32(NATS)
+        inside = bool(self._said.open)
+        tokens = [self._vocabulary.beginning(units, inside) for units in self._forbidden()]
+        if tokens:
+            logits[np.unique(np.concatenate(tokens))] -= np.float32(NATS)
 
     def _forbidden(self) -> set[str]:
         said = (*self._said.whole, self._said.open) if self._said.open else (*self._said.whole,)
-        return set().union(
-            *(self._last.get(said[1 - count :], ()) for count in (RUN_WORDS, RUN_CHARS, GIVEN_WORDS, GIVEN_CHARS))
-        )
+        return set().union(*(self._last.get(said[-count:], ()) for count in _BEFORE))
 
 
 class _Units:

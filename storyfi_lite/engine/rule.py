@@ -7,7 +7,7 @@ An answer is the tokens of all turns; each turn ends with the vocabulary's end t
 is the end of the turn as the chat template spells it, and the next turn's words. At each position, in this order:
   1. labels, and an end where nothing else may come, are taken as they are;
   2. what was said before loses (sampler.py), and so do what our instructions say (our_words.py) and, in Chinese and the like, Latin
-     words where the request has none; all ways to end a line count as one; an end gains `pressure`;
+     words that the request does not bring; all ways to end a line count as one; an end gains `pressure`;
   3. a token is allowed if the turn's rules have it (grammar/prose.py) and, after it, the rest can surely be closed within the
      turn's budget: need_tokens(after) <= what remains;
   4. the allowed token with the highest score wins; the lower id on a tie.
@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 
 from storyfi_lite.engine.our_words import NATS, OurWords
 from storyfi_lite.engine.prompt import Conversation
-from storyfi_lite.engine.sampler import Floats, Ids, Repetition, lowest_logit, scores
+from storyfi_lite.engine.repetition import Repetition
+from storyfi_lite.engine.sampler import Floats, Ids, lowest_logit, scores
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.errors import BadInput, GrammarError
-from storyfi_lite.grammar.prose import LATIN_UNASKED, Cursor, bound_tokens, need_tokens
+from storyfi_lite.grammar.prose import NAMES_ONLY, Cursor, bound_tokens, need_tokens
 from storyfi_lite.grammar.script import Script
 from storyfi_lite.grammar.thought import Thought
 
@@ -70,6 +71,8 @@ class ChoiceRule:
         self._ends = 0  # of turns, and of the thought
         ours = (script.system, *(piece.ask for piece in script.pieces))
         self._our_words = OurWords(vocabulary, ours, script.material)
+        names_only = NAMES_ONLY in script.alphabets
+        self._unasked = vocabulary.latin_but(script.material) if names_only else np.empty(0, dtype=np.int64)
         self._begin_thought() if script.think_tokens else self._begin_turn()
 
     def _begin_thought(self) -> None:
@@ -81,7 +84,9 @@ class ChoiceRule:
 
     def _begin_turn(self) -> None:
         if not self.piece:
-            self._repetition = Repetition(self._params)
+            spelled = [self._vocabulary.tokenize(piece.ask, special=False) for piece in self._script.pieces]
+            given = self._vocabulary.tokenize(self._script.material, special=False)
+            self._repetition = Repetition(self._params, given, spelled)
         pieces = self._script.pieces[self.piece :]
         self._cursor = Cursor(pieces[0].rows, self._script.alphabets)
         needs = [need_tokens(piece.rows) for piece in pieces]
@@ -179,11 +184,14 @@ class ChoiceRule:
     def _adjust(self, logits: Floats) -> None:
         """Lower repeats; count all ways to end a line as one, the likeliest of them; raise ends near the maximum."""
         words, cursor = self._vocabulary, self._cursor
-        self._repetition.apply(logits, of_prose=isinstance(cursor, Cursor) and cursor.is_prose)
+        of_prose = isinstance(cursor, Cursor) and cursor.is_prose
+        in_name = isinstance(cursor, Cursor) and cursor.in_name
+        self._repetition.apply(logits, of_prose, free=words.inside_names if in_name else None)
         if isinstance(cursor, Cursor):
+            if cursor.in_endless_word:
+                logits[words.inside_words] -= np.float32(NATS)
             self._our_words.apply(logits)
-            if LATIN_UNASKED in self._script.alphabets:
-                logits[words.latin] -= np.float32(NATS)
+            logits[self._unasked] -= np.float32(NATS)
         else:
             marks = words.marks(self._conversation.thought_mark)
             logits[self._end] = logits[[*words.turn_ends, *marks]].max()

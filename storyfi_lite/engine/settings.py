@@ -9,7 +9,7 @@ from storyfi_lite.options import KVType
 # ggml_type of ggml.h
 KV_TYPE_IDS: dict[KVType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
-SAMPLER = "gumbel-softminp-dry-words/5"
+SAMPLER = "gumbel-softminp-dry-words/6"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
-from storyfi_lite.engine.sampler import Ids, Word
+from storyfi_lite.engine.repetition import Word
+from storyfi_lite.engine.sampler import Ids
 from storyfi_lite.errors import BadInput, EngineError, GrammarError
 from storyfi_lite.grammar.prose import CLOSERS, TERMINATORS, in_word, is_wide
 
@@ -24,6 +26,7 @@ _LINE_END = re.compile(rb" *\n[ \n]*")
 _SPELLING = [bytes([byte]) for byte in (0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xE2, 0xEA), 0xEF)]
 _SENTENCE_END = re.compile(rf"[^{TERMINATORS}]*[{TERMINATORS}][{re.escape(CLOSERS)}]*")
 
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
 _STOPS = ".。"
 _PAUSES = ",，、;；:：/|"
 _LONG_LETTERS = 4
@@ -101,7 +104,7 @@ class Vocabulary:
     def warm_up(self) -> None:
         """Makes now the tables that the first choices would make."""
         _ = self._by_bytes, self.end, self.line_feed, self.line_ends, self.word_ends, self.pauses
-        _ = self.before_line_feed, self.sentence_ends, self._beginnings
+        _ = self.before_line_feed, self.sentence_ends, self._beginnings, self.inside_words, self.inside_names
 
     @cached_property
     def writes(self) -> list[bytes]:
@@ -164,20 +167,20 @@ class Vocabulary:
         return (token for token, piece in enumerate(self.writes) if piece.strip() in spelled)
 
     def word(self, token: int, after_letter: bool) -> Word | None:
-        """Return what word the token begins, if any: a space and letters do, _LONG_LETTERS or more make it a long one; signs and digits
-        count as a short one. Letters of a script without spaces begin a long one where they are two or more, or the first of a clause
+        """Return what word the token begins, if any: a space and letters do, and a capital, even inside a word ("KaraSakura");
+        _LONG_LETTERS or more make it a long one; signs and digits count as a short one. Letters of a script without spaces begin a long one where they are two or more, or the first of a clause
         (not `after_letter`): inside it a lone one is as often a particle; its signs are as frequent there, and begin none."""
         text = self.writes[token].decode(errors="replace")
         letters = text.removeprefix(" ")
         if not letters.isalpha():
             return Word.SHORT if letters.strip() and all(map(_is_sign, letters)) else None
-        if letters != text:
+        if letters != text or text[0].isupper():
             return Word.LONG if len(letters) >= _LONG_LETTERS else Word.SHORT
         return Word.LONG if all(map(is_wide, text)) and (len(text) > 1 or not after_letter) else None
 
     def beginning(self, unit: str, inside: bool = False) -> Ids:
         """Return the tokens that begin a unit of text (our_words.py): those that are this word (in small letters; the tokens' may be
-        of any case), after a space or, unless another word is in hand (`inside`), without; or all that begin with this character of
+        of any case), after a space or, unless another word is in hand (`inside`), without; or all that begin with these characters of
         a script that writes no spaces."""
         every, in_hand = self._beginnings.get(unit, (_NONE, _NONE))
         return in_hand if inside else every
@@ -192,17 +195,36 @@ class Vocabulary:
             wide = is_wide(letters[:1] or " ")
             if not letters or not (wide or all(map(in_word, letters))):
                 continue
-            every, in_hand = found[letters[0] if wide else letters.lower()]
-            every.append(token)
-            if wide or letters != text:
-                in_hand.append(token)
+            for unit in [letters[:end] for end in range(1, len(letters) + 1)] if wide else [letters.lower()]:
+                every, in_hand = found[unit]
+                every.append(token)
+                if wide or letters != text:
+                    in_hand.append(token)
         return {unit: (self._ids(every), self._ids(in_hand)) for unit, (every, in_hand) in found.items()}
 
     @cached_property
-    def latin(self) -> Ids:
-        """Return the tokens that begin with a letter of ASCII, after a space or not."""
-        begins = (piece.removeprefix(b" ")[:1] for piece in self.writes)
-        return self._ids(token for token, byte in enumerate(begins) if byte.isalpha())
+    def inside_words(self) -> NDArray[np.bool_]:
+        """Return for each token whether it can go on a word of a script that writes spaces."""
+        return np.array([in_word(piece[:4].decode(errors="ignore")[:1] or " ") for piece in self.writes])
+
+    @cached_property
+    def inside_names(self) -> NDArray[np.bool_]:
+        """Return for each token whether it can go on a name that is begun, by a letter that is no capital."""
+        capital = [piece[:4].decode(errors="ignore")[:1].isupper() for piece in self.writes]
+        return self.inside_words & ~np.array(capital)
+
+    def latin_but(self, text: str) -> Ids:
+        """Return the tokens that begin with a letter of ASCII, after a space or not, but for those that spell a word of the text."""
+        spelled = set()
+        for word in set(_LATIN_WORD.findall(text)):
+            ends = range(1, len(word) + 1)
+            spelled |= {word[start:end] for end in ends for start in range(end)}
+        return self._ids(token for token, letters in self._latin if letters not in spelled)
+
+    @cached_property
+    def _latin(self) -> list[tuple[int, str]]:
+        pieces = ((token, piece.removeprefix(b" ")) for token, piece in enumerate(self.writes))
+        return [(token, piece.decode(errors="ignore")) for token, piece in pieces if piece[:1].isalpha()]
 
     @cached_property
     def before_line_feed(self) -> tuple[Ids, Ids]:

@@ -40,6 +40,7 @@ NUMBERS_CHARS = 100  # in so many at most two numbers begin
 MAX_PAUSES = 8  # in a sentence
 MAX_SIGNS = 6  # between two letters or digits, beside those that end and close
 DENSE_CHARS, DENSE_SIGNS = 60, 12  # in so many characters, spaces apart, at most so many signs
+NAME_LETTERS, MAX_LETTERS = 12, 30  # of a word that may be a name; of any word, then it is pressed to end
 _DENSE_MASK = (1 << DENSE_CHARS) - 1
 PAUSES = ",;:，、；：–—-"  # a hyphen, if a space stands before it
 
@@ -47,6 +48,7 @@ TERMINATORS = ".!?…。！？"
 _PAIRS = {'"': '"', "“": "”", "「": "」", "『": "』", "（": "）", "(": ")", "《": "》", "«": "»"}
 _OPENERS = tuple(" \n(“「『（《«")  # after these nothing is closed
 CLOSERS = "".join(dict.fromkeys(_PAIRS.values()))
+_COLONS = (":", "：")  # in Chinese and the like with a quote in the same token: else a list or a play begins
 _NO_PROSE = re.compile(rf"[\\{{}}\[\]<>|*#_~^=`@{FORBIDDEN}]")
 _NO_LABEL = re.compile(rf"[\d,，、\\{{}}\[\]<>|*#_~^=`@\"“”「」『』（）()《》«».。…;；:：/{FORBIDDEN}]")
 LIST_COMMA = ","
@@ -168,35 +170,49 @@ def in_word(char: str) -> bool:
 
 Alphabets = frozenset[str]
 _MORE_LATIN = "MORE LATIN"
-_NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
-LATIN_UNASKED = "LATIN UNASKED"  # among alphabets: a last resort, for what no other token can close
-_JAPANESE = frozenset({"HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"})
+NAMES_ONLY = "LATIN NAMES"  # among alphabets: no Latin word begins with a small letter
+_HAN, _SIMPLIFIED, _TRADITIONAL, _RARE = "CJK", "CJK SIMPLIFIED", "CJK TRADITIONAL", "CJK RARE"
+_SPACED = frozenset({"LATIN", _MORE_LATIN, "CYRILLIC", "GREEK"})
+_JAPANESE = frozenset({"HIRAGANA", "KATAKANA", _HAN, _SIMPLIFIED, _TRADITIONAL, _RARE, "IDEOGRAPHIC"})
 _WITH_WIDE_SIGNS = _JAPANESE | {"BOPOMOFO", "HANGUL", "YI"}
 
 
 @lru_cache(maxsize=65536)
 def _alphabet(letter: str) -> str:
     """Return the first word of the letter's name in Unicode, which names its script; for Latin that few languages write, such as
-    Vietnamese, _MORE_LATIN, and nothing for what none writes."""
+    Vietnamese, _MORE_LATIN, and nothing for what none writes. Of Chinese characters it says which of the everyday sets have them:
+    GB 2312, which is simplified, Big5, which is traditional, both, or none."""
     script = unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+    if script == _HAN:
+        simplified, traditional = (_is_encoded(letter, charset) for charset in ("gb2312", "big5"))
+        either = _SIMPLIFIED if simplified else _TRADITIONAL if traditional else _RARE
+        return _HAN if simplified and traditional else either
     if script != "LATIN" or letter < "\u0180":
         return script
     return _MORE_LATIN if letter < "\u0250" or "\u1e00" <= letter < "\u1f00" else ""
 
 
+def _is_encoded(letter: str, charset: str) -> bool:
+    try:
+        return bool(letter.encode(charset))
+    except UnicodeEncodeError:
+        return False
+
+
 def alphabets_of(text: str, beside: str = "") -> Alphabets:
     """Return the scripts of a text's letters, and Latin's commoner letters, in which every language may write a name. Where a script
-    without spaces writes no Latin words, only names and the like may be Latin: they begin with a capital letter. If neither it nor
-    what is told `beside` it has any, LATIN_UNASKED says so."""
+    without spaces writes no Latin words, only names and the like may be Latin: NAMES_ONLY, they begin with a capital letter. Chinese is
+    simplified or traditional, as the text is; if it does not tell, as what is told `beside` it; if neither does, it may be both."""
     found = frozenset(_alphabet(char) for char in text if char.isalpha())
     if any(map(is_wide, text)) and not any(map(_is_small_latin, text)):
-        found |= (
-            {_NAMES_ONLY}
-            if any(char.isalpha() and char.isascii() for char in text + beside)
-            else {_NAMES_ONLY, LATIN_UNASKED}
-        )
+        found |= {NAMES_ONLY}
     found |= {"LATIN"}
-    return found | _JAPANESE if found & {"HIRAGANA", "KATAKANA"} else found
+    if found & {"HIRAGANA", "KATAKANA"}:
+        return found | _JAPANESE
+    if found & _JAPANESE:
+        either = frozenset({_SIMPLIFIED, _TRADITIONAL})
+        found |= {_HAN} | (found & either or frozenset(map(_alphabet, beside)) & either or either)
+    return found
 
 
 def _is_small_latin(char: str) -> bool:
@@ -242,7 +258,7 @@ class Cursor:
     """Follows one turn, in letters of `alphabets`. `advance` takes a token's bytes, `end` the turn's end; both raise GrammarError where the rules forbid it."""
 
     __slots__ = (
-        "_alphabets", "_chars", "_count", "_dense", "_ended", "_form", "_items", "_labelled", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_said", "_seen", "_spoken", "_tail", "_text",
+        "_alphabets", "_chars", "_count", "_dense", "_ended", "_form", "_items", "_labelled", "_letters", "_numbers", "_open", "_partial", "_pauses", "_row", "_rows", "_said", "_seen", "_spoken", "_tail", "_text",
         "_wide", "done", "literal",
     )  # fmt: skip
 
@@ -276,6 +292,7 @@ class Cursor:
         self._partial = b""  # of one UTF-8 character
         self._tail = ""  # the last characters, the space before the text included
         self._text = ""  # of a name or an item, to tell it from the others
+        self._letters = 0  # in a row, of a script that writes spaces
         self._ended = False  # a terminator, then nothing but closing quotes and brackets
         self._pauses = 0  # in this sentence
         self._dense = 0  # the last DENSE_CHARS characters, spaces apart, as bits: 1 for a sign
@@ -441,6 +458,7 @@ class Cursor:
         else:
             for char in text:
                 self._take(char)
+        self._expect(not (self.is_prose and self._wide and self._tail[-1:] in _COLONS))
         if pending:
             self._begin_char(pending)
 
@@ -480,6 +498,16 @@ class Cursor:
         """Return whether a letter stands before what comes next, in the same text."""
         return self._tail[-1:].isalnum()
 
+    @property
+    def in_name(self) -> bool:
+        """Return whether a word of a script that writes spaces is in hand, and no longer than names are."""
+        return 0 < self._letters <= NAME_LETTERS
+
+    @property
+    def in_endless_word(self) -> bool:
+        """Return whether a word is in hand that is longer than any: a small model that may not say its words again runs them together."""
+        return self._letters > MAX_LETTERS and _alphabet(self._tail[-1]) in _SPACED
+
     def _take(self, char: str) -> None:
         if self.literal:
             self._expect(self.literal[0] == char)
@@ -512,7 +540,7 @@ class Cursor:
         self._begin_row()
 
     def _latin_begins(self, char: str, after: str) -> None:
-        if _NAMES_ONLY in self._alphabets and _is_small_latin(char):
+        if NAMES_ONLY in self._alphabets and _is_small_latin(char):
             self._expect(bool(after) and after.isalpha() and not is_wide(after))
 
     def _write(self, char: str) -> None:
@@ -594,6 +622,8 @@ class Cursor:
     def _append(self, text: str) -> None:
         self._chars += len(text)
         self._tail = (self._tail + text)[-_TAIL_CHARS:]
+        of_word = in_word(text[-1]) and text[-1].isalpha()
+        self._letters = (self._letters if text.isalpha() else 0) + len(text.lstrip(" ")) if of_word else 0
         if self.is_prose:
             self._expect(not (self._spoken and self._spoken.search(self._tail)))
         else:

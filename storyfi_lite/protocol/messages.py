@@ -74,7 +74,7 @@ class ModelInfo(_Message):
 class ProofHeader(_Message):
     """Holds what a validator needs, beside the file and the tokens, to replay an answer (validator/proof.py, docs/proof.md)."""
 
-    sampler: str  # name and version of the sampling rule, e.g. "gumbel-softminp-dry-words/5"
+    sampler: str  # name and version of the sampling rule, e.g. "gumbel-softminp-dry-words/6"
     seed: int = Field(ge=0, lt=2**64)
     temperature: float
     min_p: float

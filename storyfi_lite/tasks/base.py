@@ -22,7 +22,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 Language = Literal["zh", "en"]
 
 
-RULES_VERSION = 5  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
+RULES_VERSION = 6  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Messages:
 
 @dataclass(frozen=True)
 class Turn:
-    """Says what one turn of a script asks for. `rows`: a label that costs no choice, and the place of the text in the answer."""
+    """Says what one turn of a script asks for. `rows`: a label that costs no choice, and the place of the text in the answer.
+    `one_paragraph`: even of a text that may have several."""
 
     name: str
     ask: str
     rows: tuple[tuple[str, Path], ...]
+    one_paragraph: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class Task:
             Piece.of(
                 turn.name,
                 turn.ask,
-                *((path, Row(label, _form(text_at(schema, path), parts[path]))) for label, path in turn.rows),
+                *(
+                    (path, Row(label, _form(text_at(schema, path), parts[path], turn.one_paragraph)))
+                    for label, path in turn.rows
+                ),
             )
             for turn in turns
         )
@@ -107,14 +112,16 @@ SYSTEM = {
 _WHOLE = {"zh": "每段文字都以完整的句子结束。", "en": "Every text of more than a phrase ends with a whole sentence."}
 
 
-def _form(node: Text | Array, parts: int) -> Form:
+def _form(node: Text | Array, parts: int, one_paragraph: bool) -> Form:
     """Return what one turn of `parts` writes of the node's text."""
     if isinstance(node, Array):
         assert isinstance(node.item, Text)
         return Items(Words(node.item.min_chars, node.item.max_chars), node.min_items, node.max_items)
     if node.sentences:
         between = (parts - 1) * len(BETWEEN_PARTS)
-        return Prose(-(-node.min_chars // parts), (node.max_chars - between) // parts, node.newlines)
+        return Prose(
+            -(-node.min_chars // parts), (node.max_chars - between) // parts, node.newlines and not one_paragraph
+        )
     return Words(node.min_chars, node.max_chars)
 
 
@@ -146,22 +153,26 @@ def check_input(text: str) -> None:
         raise BadInput(f"`user_input` holds the control character U+{ord(control[0]):04X}")
 
 
-def told(stage: dict[str, Any], max_chars: int) -> str:
+# Between labels, before what is told of them, and between sentences: a model writes the signs that it read.
+_BETWEEN: dict[Language, tuple[str, str, str]] = {"zh": ("、", "：", ""), "en": (", ", ": ", " ")}
+
+
+def told(stage: dict[str, Any], max_chars: int, language: Language) -> str:
     """Write an earlier stage as a writer would read it, in at most `max_chars`: its names and labels on one line, then its sentences;
     one line for each character or chapter; no keys and no numbers. Cut as `shortened` cuts. Sentences come last, because a small
     model goes on in the manner of what it read last."""
-    return _fitting(stage, max_chars, lambda cut: "\n".join(_lines(cut)))
+    return _fitting(stage, max_chars, lambda cut: "\n".join(_lines(cut, *_BETWEEN[language])))
 
 
-def _lines(stage: dict[str, Any]) -> list[str]:
+def _lines(stage: dict[str, Any], comma: str, colon: str, space: str) -> list[str]:
     """Return a line of labels, the sentences, and for each character or chapter of a list its labels and its sentences."""
     lists = [
         key for key, value in stage.items() if isinstance(value, list) and any(isinstance(one, dict) for one in value)
     ]
     labels, prose = _said({key: value for key, value in stage.items() if key not in lists})
-    lines = [", ".join(labels), *prose]
+    lines = [comma.join(labels), *prose]
     for labels, prose in (_said(one) for key in lists for one in stage[key]):
-        lines.append(": ".join(filter(None, (", ".join(labels), " ".join(prose)))))
+        lines.append(colon.join(filter(None, (comma.join(labels), space.join(prose)))))
     return [line for line in lines if line]
 
 

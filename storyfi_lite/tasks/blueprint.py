@@ -7,6 +7,8 @@ at 500, for a conflict at 200, for themes at five; a text is given room beyond t
 
 from __future__ import annotations
 
+from typing import Any
+
 from storyfi_lite.grammar.schema import MAX_ACCEPTED_CHARS, MAX_ACCEPTED_ITEMS, Array, Object, Text
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, no_rules
@@ -96,6 +98,15 @@ def _instructions(language: Language) -> str:
 
 def _material(request: StoryRequest, language: Language) -> str:
     return f"{_ASK[language]}\n{fenced(request.user_input)}"
+
+
+_OF_WORLD = ("title", "setting", "core_conflict")
+
+
+def world(stage: dict[str, Any]) -> dict[str, Any]:
+    """Return of a blueprint what the writer of a later stage needs. Its labels, genre and tone and themes, a small model would write into
+    its prose."""
+    return {key: stage[key] for key in _OF_WORLD if key in stage} or stage
 
 
 BLUEPRINT = Task(

@@ -11,6 +11,7 @@ from storyfi_lite.grammar.script import Path
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
+from storyfi_lite.tasks.blueprint import world
 from storyfi_lite.tasks.characters import cast
 
 BLUEPRINT_CHARS = 600  # what is kept of the earlier stages
@@ -88,12 +89,15 @@ def _asked(story_arc: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     return {**kept, "chapters": asked}
 
 
-# A small model that is asked for a whole chapter tells the blueprint again and then goes round; part by part it goes on.
+# A small model that is asked for a whole chapter tells the blueprint again and then goes round; part by part it goes on. In Chinese it
+# tells less at a time, and after an empty line, or asked for a chapter by its number, it goes on with our side: "写第2章".
 _PARTS = {
     "zh": (
-        "写第{id}章的开头：谁在哪里，正在做什么。",
-        "接着写：来了一个人，两人说话，事情变了样。",
-        "再往下写，写到必须做决定的时候。",
+        "{which}从一个人的一个动作写起：他在哪里，手里做着什么。",
+        "接着写：来了一个人，两人说起话来。",
+        "接着写：忽然出了一件事，谁也没有想到。",
+        "接着写：过了一夜，这个人走在路上，想起从前。",
+        "再往下写：有人带来一个坏消息，必须做决定了。",
     ),
     "en": (
         "Begin chapter {id}: who is where, and what they are doing.",
@@ -101,11 +105,12 @@ _PARTS = {
         "Go on to the moment when a choice has to be made.",
     ),
 }
+_WHICH = ("这一章", "下一章")
 _CHOICES = {
     "zh": "现在可以怎么选？写三个选择和各自的后果。",
     "en": "What may happen now? Three ways to go on, and what comes of each.",
 }
-_ROWS = {"zh": ("选择{path}：", "后果{path}：", "标题："), "en": ("Way {path}:", "Then:", "Title:")}
+_ROWS = {"zh": ("选择{path}：", "后果：", "标题："), "en": ("Way {path}:", "Then:", "Title:")}
 _NAMES = {
     "zh": ("第{id}章，之{part}", "第{id}章的选择"),
     "en": ("chapter {id}, part {part}", "choices of chapter {id}"),
@@ -121,7 +126,8 @@ def _chapter_turns(at: int, id: int, language: Language) -> Iterator[Turn]:
     (part_name, choices_name), (way, then, title) = _NAMES[language], _ROWS[language]
     path = ("chapters", at)
     for part, ask in enumerate(_PARTS[language], 1):
-        yield Turn(part_name.format(id=id, part=part), ask.format(id=id), (("", (*path, "content")),))
+        asked = ask.format(id=id, which=_WHICH[at > 0])
+        yield Turn(part_name.format(id=id, part=part), asked, (("", (*path, "content")),), language == "zh")
     rows: list[tuple[str, Path]] = []
     for number, letter in enumerate(PATHS):
         choice = (*path, "choices", number)
@@ -137,9 +143,9 @@ def _told(request: StoryRequest, language: Language) -> str:
     return "\n".join(
         (
             fenced(request.user_input),
-            told(request.blueprint, BLUEPRINT_CHARS),
-            told(cast(request.characters), CHARACTERS_CHARS),
-            told(_asked(request.story_arc, request.chapter_ids), STORY_ARC_CHARS),
+            told(world(request.blueprint), BLUEPRINT_CHARS, language),
+            told(cast(request.characters), CHARACTERS_CHARS, language),
+            told(_asked(request.story_arc, request.chapter_ids), STORY_ARC_CHARS, language),
         )
     )
 

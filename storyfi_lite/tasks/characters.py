@@ -11,6 +11,7 @@ from typing import Any
 from storyfi_lite.grammar.schema import Array, Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, no_rules, shortened, told
+from storyfi_lite.tasks.blueprint import world
 
 IDS = ("protagonist", "ally", "rival", "mentor", "wildcard")
 # Each is tied to two others, so that the net is closed and nobody is left out.
@@ -122,7 +123,7 @@ def cast(stage: dict[str, Any]) -> dict[str, Any]:
 
 def _told(request: StoryRequest, language: Language) -> str:
     assert request.blueprint is not None
-    return f"{told(request.blueprint, BLUEPRINT_CHARS)}\n{fenced(request.user_input)}"
+    return f"{told(world(request.blueprint), BLUEPRINT_CHARS, language)}\n{fenced(request.user_input)}"
 
 
 CHARACTERS = Task(

@@ -10,6 +10,7 @@ from storyfi_lite.grammar.schema import Const, Object, Open, Text, Tuple
 from storyfi_lite.protocol.limits import CHAPTER_COUNT
 from storyfi_lite.protocol.messages import StoryRequest
 from storyfi_lite.tasks.base import Language, Task, Turn, fenced, shortened, told
+from storyfi_lite.tasks.blueprint import world
 from storyfi_lite.tasks.characters import cast
 
 ACTS = {"act1": (1, 2, 3), "act2a": (4, 5, 6), "act2b": (7, 8, 9), "act3": (10, 11, 12)}
@@ -93,10 +94,10 @@ def _material(request: StoryRequest, language: Language) -> str:
 
 
 _ASKS = {
-    "zh": ("用几句话讲讲这个故事。", "写三句话：开头、中点、结尾各有什么悬念。", "给全书和各章起名，再说主题。"),
+    "zh": ("用几句话讲讲这个故事。", "写三句话：开头、中段、结尾各有什么悬念。", "给全书和各章起名，再说主题。"),
     "en": (
         "Tell the whole story in a few sentences.",
-        "What makes us read on? A sentence each.",
+        "What makes us read on, at the opening, in the middle and at the end?",
         "Now name the book, its themes, and the chapters.",
     ),
 }
@@ -113,7 +114,7 @@ _BEATS = {
     ),
 }  # fmt: skip
 _ROWS = {
-    "zh": ("第{id}章：", ("开头：", "中点：", "结尾："), ("书名：", "主题：", "副题：")),
+    "zh": ("第{id}章：", ("开头：", "中段：", "结尾："), ("书名：", "主题：", "副题：")),
     "en": ("Chapter {id}:", ("Opening:", "Middle:", "Ending:"), ("Title:", "Main theme:", "Second theme:")),
 }
 _NAMES = {"zh": ("概述", "第{id}章", "悬念", "标题"), "en": ("story", "chapter {id}", "hooks", "titles")}
@@ -146,8 +147,8 @@ def _told(request: StoryRequest, language: Language) -> str:
     assert request.blueprint is not None and request.characters is not None
     return "\n".join(
         (
-            told(request.blueprint, BLUEPRINT_CHARS),
-            told(cast(request.characters), CHARACTERS_CHARS),
+            told(world(request.blueprint), BLUEPRINT_CHARS, language),
+            told(cast(request.characters), CHARACTERS_CHARS, language),
             fenced(request.user_input),
         )
     )
