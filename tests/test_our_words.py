@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from storyfi_lite.engine.names import Names
 from storyfi_lite.engine.our_words import NATS, OurWords
 from storyfi_lite.engine.vocabulary import Vocabulary
+from storyfi_lite.grammar.prose import TAIL_CHARS
 
 OURS = ("Describe the world where it happens.", "用一段话描写这个故事发生的地方。")
 
@@ -16,6 +18,7 @@ class Spelled(Vocabulary):
 
     def __init__(self, pieces: list[str]) -> None:
         self.writes = [piece.encode() for piece in pieces]
+        self._by_bytes = {piece: token for token, piece in enumerate(self.writes)}
 
 
 def lowered(said: str, more: str, given: str = "") -> set[str]:
@@ -77,3 +80,23 @@ def test_a_character_in_pieces_is_read_when_it_is_whole() -> None:
     logits = np.zeros(5, dtype=np.float32)
     words.apply(logits)
     assert list(logits) == [0, 0, 0, 0, -np.float32(NATS)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("她看见艾", {"米", "米丽"}),
+        ("她看见艾米", {"丽"}),
+        ("她看见艾米丽", set()),
+        ("米", set()),
+        ("", set()),
+        ("She saw El", {"ara"}),
+        ("She saw Elara", {" B", " Black"}),
+        ("She saw Elara Black", {"wood"}),
+        ("She saw NotEl", set()),
+    ],
+)
+def test_a_name_that_the_request_brings_goes_on_as_it_is_written(text: str, expected: set[str]) -> None:
+    vocabulary = Spelled(["艾", "米", "米丽", "丽", "ara", " B", " Black", "wood", "El"])
+    found = Names(vocabulary, ["艾米丽", "Elara Blackwood", ""]).going_on(text[-TAIL_CHARS:])
+    assert {vocabulary.writes[token].decode() for token in found} == expected

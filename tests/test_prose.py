@@ -270,6 +270,20 @@ def test_an_earlier_stage_is_told_without_keys_and_fits_its_share() -> None:
         assert 0 < len(text) <= share and text.startswith("Ada: She sails.") and "{" not in text and "id1" not in text
 
 
+def test_a_script_knows_the_names_of_the_people_that_the_request_brings() -> None:
+    def names(characters: dict[str, object]) -> tuple[str, ...]:
+        request = request_for("chapters", "a lighthouse keeper").model_copy(update={"characters": characters})
+        return tasks.get("chapters").script(request).names
+
+    assert names({"characters": [{"name": "Ada"}, {"name": "艾米丽"}, {"name": 3}, {}, "Bo", {"name": "x" * 41}]}) == (
+        "Ada",
+        "艾米丽",
+    )
+    assert len(names({"characters": [{"name": "Ada"}] * 1000})) == 20
+    assert names({"people": []}) == names({"characters": "Ada"}) == ()
+    assert tasks.get("blueprint").script(request_for("blueprint", "a ship")).names == ()
+
+
 @pytest.mark.parametrize("task", ["characters", "story_arc", "chapters"])
 def test_a_later_stage_is_told_the_blueprint_s_sentences_and_not_its_labels(task: str) -> None:
     request = request_for(task, "a lighthouse keeper")

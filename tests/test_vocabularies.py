@@ -174,6 +174,26 @@ def test_a_word_begins_with_its_space_or_where_a_script_has_none(tmp_path: Path)
         assert in_a_name == {"sea"}
 
 
+@pytest.mark.parametrize(("names", "lost"), [((), True), (("艾米丽",), False)])
+def test_a_name_that_the_request_brings_loses_nothing_however_often_it_comes(
+    tmp_path: Path, names: tuple[str, ...], lost: bool
+) -> None:
+    more = dict.fromkeys(("艾", "米", "丽", "和"), NORMAL)
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, **more}, SPM.more)
+    script = replace(one_turn("Say.", {"said": Prose(12, 90)}), names=names)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
+        for piece in "艾米丽和艾米":
+            logits = np.full(vocabulary.size, -20, dtype=np.float32)
+            logits[found[piece]] = 20
+            rule.choose(logits)
+        logits = np.zeros(vocabulary.size, dtype=np.float32)
+        rule._adjust(logits)
+        assert (logits[found["丽"]] < 0) == lost
+
+
 def test_latin_words_are_told_from_those_that_the_request_brings(tmp_path: Path) -> None:
     pieces = (" Forgotten", "AI", "I", " A", "Borrow", "row", "灯塔")
     more = {piece.replace(" ", "▁"): NORMAL for piece in pieces}

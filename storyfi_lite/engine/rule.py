@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyfi_lite.engine.names import Names
 from storyfi_lite.engine.our_words import NATS, OurWords
 from storyfi_lite.engine.prompt import Conversation
 from storyfi_lite.engine.repetition import Repetition
@@ -71,6 +72,7 @@ class ChoiceRule:
         self._ends = 0  # of turns, and of the thought
         ours = (script.system, *(piece.ask for piece in script.pieces))
         self._our_words = OurWords(vocabulary, ours, script.material)
+        self._names = Names(vocabulary, script.names)
         names_only = NAMES_ONLY in script.alphabets
         self._unasked = vocabulary.latin_but(script.material) if names_only else np.empty(0, dtype=np.int64)
         self._begin_thought() if script.think_tokens else self._begin_turn()
@@ -184,15 +186,10 @@ class ChoiceRule:
     def _adjust(self, logits: Floats) -> None:
         """Lower repeats; count all ways to end a line as one, the likeliest of them; raise ends near the maximum."""
         words, cursor = self._vocabulary, self._cursor
-        of_prose = isinstance(cursor, Cursor) and cursor.is_prose
-        in_name = isinstance(cursor, Cursor) and cursor.in_name
-        self._repetition.apply(logits, of_prose, free=words.inside_names if in_name else None)
         if isinstance(cursor, Cursor):
-            if cursor.in_endless_word:
-                logits[words.inside_words] -= np.float32(NATS)
-            self._our_words.apply(logits)
-            logits[self._unasked] -= np.float32(NATS)
+            self._lower_what_was_said(logits, cursor)
         else:
+            self._repetition.apply(logits, of_prose=False)
             marks = words.marks(self._conversation.thought_mark)
             logits[self._end] = logits[[*words.turn_ends, *marks]].max()
             return
@@ -204,6 +201,17 @@ class ChoiceRule:
         pressure = cursor.pressure(self._remaining - cursor.need_tokens)
         if pressure:
             logits[words.sentence_ends if cursor.is_prose else self._label_ends(cursor)] += np.float32(pressure)
+
+    def _lower_what_was_said(self, logits: Floats, cursor: Cursor) -> None:
+        """Lower repeats, our words and words that nobody asked for; what goes on with a name that the request brings stays as it is."""
+        words, names = self._vocabulary, self._names.going_on(cursor.tail)
+        of_names = logits[names]
+        self._repetition.apply(logits, cursor.is_prose, free=words.inside_names if cursor.in_name else None)
+        if cursor.in_endless_word:
+            logits[words.inside_words] -= np.float32(NATS)
+        self._our_words.apply(logits)
+        logits[self._unasked] -= np.float32(NATS)
+        logits[names] = of_names
 
     def _gather_ends(self, logits: Floats, cursor: Cursor) -> None:
         """Give the end that the row takes here the logit of the likeliest sign by which a model ends such a text. After a name, a

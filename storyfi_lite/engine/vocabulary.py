@@ -202,6 +202,11 @@ class Vocabulary:
                     in_hand.append(token)
         return {unit: (self._ids(every), self._ids(in_hand)) for unit, (every, in_hand) in found.items()}
 
+    def that_spell(self, texts: Iterable[str]) -> Ids:
+        """Return the tokens that are these texts; those that no token is are left out."""
+        found = (self._by_bytes.get(text.encode()) for text in texts)
+        return self._ids(token for token in found if token is not None)
+
     @cached_property
     def inside_words(self) -> NDArray[np.bool_]:
         """Return for each token whether it can go on a word of a script that writes spaces."""

@@ -64,7 +64,7 @@ _NO_END = re.compile(r"(?:^|[\s\"“(])(?:Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|[A-Z]|\d
 _TITLE = re.compile(r"(?:^|\s)(?:Mr|Mrs|Ms|Dr|St|Prof)$")  # no name ends so
 _DIGITS = re.compile(r"\d{4}$")
 _PLAIN = re.compile(r" ?[^\W\d_]+")
-_TAIL_CHARS = 12
+TAIL_CHARS = 12
 _JOINING = frozenset({"and", "or", "和", "与", "以及"})
 
 
@@ -148,7 +148,7 @@ def values(rows: Rows, text: str) -> list[str | list[str]]:
 def ends_a_sentence(text: str) -> bool:
     """Return whether a text's last sentence is whole: a terminator, then nothing but what closes quotes and brackets."""
     bare = text.rstrip(CLOSERS + "'’")
-    return bare.endswith(tuple(TERMINATORS)) and not (bare.endswith(".") and _NO_END.search(bare[-_TAIL_CHARS:-1]))
+    return bare.endswith(tuple(TERMINATORS)) and not (bare.endswith(".") and _NO_END.search(bare[-TAIL_CHARS:-1]))
 
 
 @cache
@@ -499,6 +499,11 @@ class Cursor:
         return self._tail[-1:].isalnum()
 
     @property
+    def tail(self) -> str:
+        """Return the text's last TAIL_CHARS; nothing inside a character."""
+        return "" if self._partial else self._tail
+
+    @property
     def in_name(self) -> bool:
         """Return whether a word of a script that writes spaces is in hand, and no longer than names are."""
         return 0 < self._letters <= NAME_LETTERS
@@ -621,7 +626,7 @@ class Cursor:
 
     def _append(self, text: str) -> None:
         self._chars += len(text)
-        self._tail = (self._tail + text)[-_TAIL_CHARS:]
+        self._tail = (self._tail + text)[-TAIL_CHARS:]
         of_word = in_word(text[-1]) and text[-1].isalpha()
         self._letters = (self._letters if text.isalpha() else 0) + len(text.lstrip(" ")) if of_word else 0
         if self.is_prose:
@@ -640,7 +645,7 @@ class Cursor:
 def _labels_spoken(rows: Rows) -> re.Pattern[str] | None:
     """Return how a text ends that goes over to another row by itself, as a model does that finds this one too long: with a label and
     its colon, or in a script without spaces, where a label is seldom a sentence's beginning, with that alone."""
-    labels = sorted({row.label[:-1][-_TAIL_CHARS + 1 :] for row in rows if row.label})
+    labels = sorted({row.label[:-1][-TAIL_CHARS + 1 :] for row in rows if row.label})
     if not labels:
         return None
     every, wide = (

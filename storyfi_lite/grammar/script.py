@@ -51,7 +51,7 @@ class Piece:
 class Script:
     """Holds all turns of one answer. `system` opens every conversation of a task and language; `material` is what the request
     brings, and stands before the first turn's words. `version` names the script, and ends with a hash of its words
-    (tasks/base.py). `alphabets`: the scripts of its letters (prose.py)."""
+    (tasks/base.py). `alphabets`: the scripts of its letters (prose.py). `names`: of the people whom the request brings."""
 
     version: str
     system: str
@@ -59,6 +59,7 @@ class Script:
     pieces: tuple[Piece, ...]
     schema: Object
     alphabets: Alphabets = frozenset()
+    names: tuple[str, ...] = ()
     think_tokens: int = 0
 
     def thinking(self, tokens: int | None) -> Script:

@@ -22,6 +22,7 @@ from storyfi_lite.protocol.messages import StoryRequest
 Language = Literal["zh", "en"]
 
 
+MAX_NAMES, MAX_NAME_CHARS = 20, 40  # of those that are written as they are
 RULES_VERSION = 6  # of grammar/prose.py and engine/rule.py: what a turn may hold and how it is closed
 
 
@@ -93,7 +94,8 @@ class Task:
             for turn in turns
         )
         told = self.told(request, language)
-        return Script(version, SYSTEM[language], told, pieces, schema, alphabets_of(request.user_input, told))
+        alphabets = alphabets_of(request.user_input, told)
+        return Script(version, SYSTEM[language], told, pieces, schema, alphabets, _names(request))
 
     def messages(self, request: StoryRequest) -> Messages:
         """Return the prompt for an API. Raises BadInput if the input cannot be put into one."""
@@ -110,6 +112,13 @@ SYSTEM = {
 
 
 _WHOLE = {"zh": "每段文字都以完整的句子结束。", "en": "Every text of more than a phrase ends with a whole sentence."}
+
+
+def _names(request: StoryRequest) -> tuple[str, ...]:
+    """Return the names of the people that an earlier stage made, whoever wrote it."""
+    people = (request.characters or {}).get("characters")
+    names = [one.get("name") for one in people if isinstance(one, dict)] if isinstance(people, list) else []
+    return tuple(name for name in names[:MAX_NAMES] if isinstance(name, str) and len(name) <= MAX_NAME_CHARS)
 
 
 def _form(node: Text | Array, parts: int, one_paragraph: bool) -> Form:
