@@ -203,15 +203,15 @@ class ChoiceRule:
             logits[words.sentence_ends if cursor.is_prose else self._label_ends(cursor)] += np.float32(pressure)
 
     def _lower_what_was_said(self, logits: Floats, cursor: Cursor) -> None:
-        """Lower repeats, our words and words that nobody asked for; what goes on with a name that the request brings stays as it is."""
+        """Lower repeats, but nothing that goes on with a name of the request's; our words, and words that nobody asked for."""
         words, names = self._vocabulary, self._names.going_on(cursor.tail)
         of_names = logits[names]
         self._repetition.apply(logits, cursor.is_prose, free=words.inside_names if cursor.in_name else None)
+        logits[names] = of_names
         if cursor.in_endless_word:
             logits[words.inside_words] -= np.float32(NATS)
         self._our_words.apply(logits)
         logits[self._unasked] -= np.float32(NATS)
-        logits[names] = of_names
 
     def _gather_ends(self, logits: Floats, cursor: Cursor) -> None:
         """Give the end that the row takes here the logit of the likeliest sign by which a model ends such a text. After a name, a
