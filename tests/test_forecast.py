@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storyfi_lite import tasks
+from storyfi_lite import files, tasks
 from storyfi_lite.engine.engine import Generation
 from storyfi_lite.engine.model import Feed
 from storyfi_lite.engine.settings import EngineSettings
@@ -231,6 +231,9 @@ def test_the_lengths_that_were_learnt_are_known_after_a_restart(
     again = LocalModelLoader(loader._model, EngineSettings(n_ctx=4096, n_threads=1))
     again.warm_up()
     assert again.promises.pace is not None and again.promises.pace.shares == loader.promises.pace.shares
+    for damaged in (["blueprint en"], {"blueprint en": "long"}, {"blueprint en": -1.0}, 3):
+        files.keep("lengths.json", again._kept_as, damaged)
+        assert again._learnt() == {}
     again.close()
 
 

@@ -96,13 +96,20 @@ class LocalModelLoader:
         vocabulary = self.engine.model.vocabulary
         samples = {language: lengths.sample(language) for language in lengths.LANGUAGES}
         a_char = {key: len(vocabulary.tokenize(text, special=False)) / len(text) for key, text in samples.items()}
-        self.promises.pace = forecast.Pace(steps, a_char, files.read_cache(_KEPT_IN).get(self._kept_as, {}))
+        self.promises.pace = forecast.Pace(steps, a_char, self._learnt())
         lines, late = forecast.in_words(self.forecasts())
         log.info("how long an answer takes here, alone: %s", "; ".join(lines))
         figures = {name: float(f"{value:.4g}") for name, value in asdict(steps).items()}
         log.info("measured pace: %s", json.dumps(figures))
         if late:
             log.warning("%s; a faster model: storyfi-lite place --policy fastest", "; ".join(late))
+
+    def _learnt(self) -> dict[str, float]:
+        """Return how long this file's answers were in earlier runs; nothing, if what is kept was damaged."""
+        kept = files.read_cache(_KEPT_IN).get(self._kept_as)
+        if not isinstance(kept, dict) or not all(isinstance(share, float) and share > 0 for share in kept.values()):
+            return {}
+        return kept
 
     @property
     def _kept_as(self) -> str:
