@@ -403,6 +403,14 @@ def test_a_word_in_hand_may_be_a_name_and_is_endless_from_some_length_on(
         assert (cursor.in_name, cursor.in_endless_word) == (in_name, endless)
 
 
+@pytest.mark.parametrize(("pauses", "begun"), [(8, False), (7, True)])
+def test_a_character_is_begun_by_its_bytes_only_if_it_may_come(pauses: int, begun: bool) -> None:
+    """EF BC begins wide signs alone: after a space and inside two quotes, of these a pause may come, until there are too many."""
+    cursor = Cursor((Row("", Prose(5, 300)),), alphabets_of("守灯塔"))
+    cursor.advance(("“他说『" + "山水灯塔山、" * pauses + "石 ").encode())
+    assert (advanced(cursor, "，".encode()[:2]) is not None) == begun
+
+
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:
     task = tasks.get("blueprint")
     names = {task.script(request_for("blueprint", text)).version for text in ("a ship", "an island")}

@@ -472,9 +472,23 @@ class Cursor:
         of_letter = begins or self._wants_letter
         digits = self._digits_first if begins else self.is_prose
         self._expect(closes or _may_become(pending, self._alphabets, of_letter, digits))
+        # a letter may always come; that one of a few signs may is not said
+        self._expect(closes or _may_become(pending, self._alphabets, begins_text=True) or self._may_finish(pending))
         self._expect(pending[0] != 0xED or pending[1:] < b"\xa0")  # half of a surrogate pair, which is no character
         reserve = min(chars for chars, _ in self._after(pending))
         self._expect(self._chars + 1 + reserve <= self._form.max_chars)
+
+    def _may_finish(self, pending: bytes) -> bool:
+        """Return whether one of the characters that begin with these bytes may come here."""
+        if len(pending) < _character_bytes(pending):
+            return any(self._may_finish(pending + bytes([byte])) for byte in range(0x80, 0xC0))
+        after = self.copy()
+        after._partial = b""
+        try:
+            after._take(pending.decode())
+        except (GrammarError, UnicodeDecodeError):
+            return False
+        return True
 
     def _run(self, text: str) -> None:
         """Take letters, behind a space or not, at once: most tokens are such."""
