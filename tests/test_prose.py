@@ -236,6 +236,16 @@ def test_a_long_text_is_written_in_parts_which_are_one_text() -> None:
     assert json.loads(script.answer(texts)) == data
 
 
+@pytest.mark.parametrize(
+    ("language", "parts", "several"), [("a lighthouse keeper", 3, True), ("一个守灯塔的人", 5, False)]
+)
+def test_a_part_of_a_chinese_chapter_is_one_paragraph(language: str, parts: int, several: bool) -> None:
+    """After an empty line small models go on with our side of the conversation, in Chinese."""
+    script = tasks.get("chapters").script(request_for("chapters", language))
+    forms = [row.form for piece in script.pieces for row in piece.rows if not row.label]
+    assert [form.paragraphs for form in forms if isinstance(form, Prose)] == [several] * parts
+
+
 @pytest.mark.parametrize("text", ["“It rains!” – “(No.)”", '"It rains"... "No?!"', "「下雨了！」——「没有。」"])
 def test_what_prose_takes(text: str) -> None:
     cursor = Cursor((Row("", Prose(5, 200)),))

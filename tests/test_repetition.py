@@ -59,6 +59,7 @@ def test_no_repeat_reaches_into_another_text() -> None:
     assert penalties([1, 2, CUT, 3, 1, 2]) == {}
     assert penalties([1, CUT, 2, 3, 1, CUT, 2]) == {}
     assert penalties([1, 2, 3, 1, 2, CUT]) == {}
+    assert penalties([1, 2, 3, 4, CUT, 5, CUT, 1, 2, 3, 4, 9]) == {}  # nor where a repeat goes on in other words
 
 
 def dry(length: float) -> float:

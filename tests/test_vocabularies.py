@@ -15,7 +15,7 @@ import pytest
 from storyfi_lite import tasks
 from storyfi_lite.engine.our_words import NATS
 from storyfi_lite.engine.prompt import ChatTemplate
-from storyfi_lite.engine.repetition import Word
+from storyfi_lite.engine.repetition import ASKED_MORE, GIVEN_MORE, Word
 from storyfi_lite.engine.rule import ChoiceRule
 from storyfi_lite.engine.settings import SamplingParams
 from storyfi_lite.engine.vocabulary import Vocabulary
@@ -59,6 +59,20 @@ def written(vocabulary: Vocabulary, script: Script, seed: int) -> str:
         logits = noise.normal(0, 3, vocabulary.size) + (seed % 2) * 6 * foreign
         rule.choose(logits.astype(np.float32))
     return rule.text
+
+
+def say(rule: ChoiceRule, chars: str) -> None:
+    """Let a model write these, which is sure of each."""
+    for char in chars:
+        logits = np.full(rule._vocabulary.size, -20, dtype=np.float32)
+        logits[rule._vocabulary.spelled(char)[0]] = 20
+        rule.choose(logits)
+
+
+def lost_nats(rule: ChoiceRule, char: str) -> float:
+    logits = np.zeros(rule._vocabulary.size, dtype=np.float32)
+    rule._adjust(logits)
+    return -float(logits[rule._vocabulary.spelled(char)[0]])
 
 
 def byte_level() -> list[str]:
@@ -184,14 +198,8 @@ def test_a_name_that_the_request_brings_loses_nothing_however_often_it_comes(
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
-        found = {vocabulary.writes[token].decode(errors="replace"): token for token in range(vocabulary.size)}
-        for piece in "艾米丽和艾米":
-            logits = np.full(vocabulary.size, -20, dtype=np.float32)
-            logits[found[piece]] = 20
-            rule.choose(logits)
-        logits = np.zeros(vocabulary.size, dtype=np.float32)
-        rule._adjust(logits)
-        assert (logits[found["丽"]] < 0) == lost
+        say(rule, "艾米丽和艾米")
+        assert (lost_nats(rule, "丽") > 0) == lost
 
 
 def test_latin_words_are_told_from_those_that_the_request_brings(tmp_path: Path) -> None:
@@ -242,10 +250,7 @@ def test_a_name_in_a_list_ends_by_whatever_sign_the_model_ends_it(
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
         rule.force()
-        for piece in [*(char for at in range(before) for char in f"x{'abc'[at]},"), "x", "z", sign]:
-            logits = np.full(vocabulary.size, -20, dtype=np.float32)
-            logits[vocabulary.spelled(piece)[0]] = 20
-            rule.choose(logits)
+        say(rule, "".join(f"x{'abc'[at]}," for at in range(before)) + f"xz{sign}")
         assert rule.done != goes_on
         written = b"".join(vocabulary.writes[token] for token in rule.tokens)
         assert written.endswith(b"xz," if goes_on else b"xz")
@@ -258,14 +263,36 @@ def test_what_follows_the_same_label_each_time_may_begin_the_same(tmp_path: Path
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
         rule.force()
-        for piece in "xyz\nxyx\n":
-            logits = np.full(vocabulary.size, -20, dtype=np.float32)
-            logits[vocabulary.spelled(piece)[0]] = 20
-            rule.choose(logits)
-        assert rule.piece == 1
-        logits = np.zeros(vocabulary.size, dtype=np.float32)
-        rule._adjust(logits)
-        assert logits[vocabulary.spelled("x")[0]] == 0
+        say(rule, "xyz\nxyx\n")
+        assert rule.piece == 1 and not lost_nats(rule, "x")
+
+
+@pytest.mark.parametrize(("ours", "more"), [(False, GIVEN_MORE), (True, ASKED_MORE)])
+def test_what_asks_and_the_material_may_be_said_again_a_while(tmp_path: Path, ours: bool, more: int) -> None:
+    text = "守灯塔的人在海边找到一封信"
+    made = TinyVocabulary(SPM.kind, {**SPM.tokens, **dict.fromkeys(text, NORMAL)}, SPM.more)
+    script = one_turn(text if ours else "Say.", {"name": Words(2, 90)}, material="" if ours else text)
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=made)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        rule.force()
+        free = SamplingParams(1).dry_allowed_length + more
+        say(rule, text[: free - 1])
+        assert not lost_nats(rule, text[free - 1])
+        say(rule, text[free - 1])
+        assert lost_nats(rule, text[free]) > 0
+
+
+def test_a_word_without_an_end_is_pressed_to_end(tmp_path: Path) -> None:
+    """What may not be said again was spelled into ever longer words."""
+    script = one_turn("Say.", {"said": Prose(12, 90)})
+    with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=SPM)) as vocabulary:
+        conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
+        rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
+        say(rule, "abcdefghijklmnopqrstuvwxyzabcd")
+        assert lost_nats(rule, "z") == 0
+        say(rule, "f")
+        assert lost_nats(rule, "z") == NATS and lost_nats(rule, ".") <= 0
 
 
 @pytest.mark.parametrize(
@@ -281,7 +308,4 @@ def test_latin_words_that_nobody_asked_for_stay_out_of_chinese(
     with vocabulary_of(tiny_gguf(tmp_path / "m.gguf", vocabulary=SPM)) as vocabulary:
         conversation = ChatTemplate(CHAT, "", "").conversation(vocabulary, script)
         rule = ChoiceRule(vocabulary, conversation, script, SamplingParams(1), script.max_tokens_bound)
-        logits = np.zeros(vocabulary.size, dtype=np.float32)
-        rule._adjust(logits)
-        assert logits[vocabulary.spelled("X")[0]] == -lost
-        assert logits[vocabulary.spelled("1")[0]] == 0
+        assert lost_nats(rule, "X") == lost and not lost_nats(rule, "1")
