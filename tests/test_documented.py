@@ -33,6 +33,8 @@ VALUES = {
     "--traffic FILE": "--traffic traffic.yaml",
     "FILE": "model.gguf",
     "KEY": "smollm2-135m",
+    "IDEA": '"a heist"',
+    "--seed N": "--seed 100",
     "TASK": "blueprint",
     "…": '"a heist"',
 }

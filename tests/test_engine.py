@@ -31,6 +31,7 @@ from storyfi_lite.grammar import Constraint, Report
 from storyfi_lite.grammar.prose import Items, Prose, Words, ends_a_sentence
 from storyfi_lite.grammar.schema import Object
 from storyfi_lite.grammar.script import Script, one_turn
+from storyfi_lite.validator.verdict import DECIDED_NATS, ELSEWHERE, evidence
 
 SYSTEM, HELLO = "You write stories.", "A lighthouse keeper."
 
@@ -518,23 +519,19 @@ def test_tokens_that_the_rule_cannot_write_are_refuted(engine: Engine, generatio
 
 @pytest.mark.slow
 def test_a_requantized_file_replays_worse_than_the_claimed_one(engine: Engine, tmp_path: Path) -> None:
-    """The hardest impostor: the same weights, coarser. 0.0024-0.006 nats were measured for honest answers, 0.16 and more
-    for Q3_K_M; the rule's threshold lies between (docs/proof.md)."""
+    """The hardest impostor: the same weights, coarser. The evidence of three short answers together decides, at the noise that was
+    measured for this model (docs/proof.md)."""
     coarse = tmp_path / "coarse.gguf"
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q3_K_M, True, 1
     source = str(engine.model.path).encode()
     assert llama_cpp.llama_model_quantize(source, str(coarse).encode(), ctypes.byref(params)) == 0
+
+    def evidence_of(writer: Engine) -> float:
+        written = {seed: writer.submit(job(seed, script=LONGER)) for seed in (31, 32, 33)}
+        replays = [replayed(engine, future.result(), seed=seed) for seed, future in written.items()]
+        return evidence((lead for replay in replays for lead in replay.leads), ELSEWHERE * 0.2)
+
     with Engine(coarse, SETTINGS) as impostor:
-        fakes = [impostor.submit(job(seed, script=LONGER)) for seed in (31, 32, 33)]
-        honest = [engine.submit(job(seed, script=LONGER)) for seed in (31, 32, 33)]
-        margins = [
-            [
-                replayed(engine, future.result(), seed=seed).mean_margin
-                for seed, future in zip((31, 32, 33), futures, strict=True)
-            ]
-            for futures in (honest, fakes)
-        ]
-    print("honest", margins[0], "impostor", margins[1])
-    assert max(margins[0]) < 0.02
-    assert min(margins[1]) > 0.08
+        assert evidence_of(impostor) < -DECIDED_NATS
+    assert evidence_of(engine) > DECIDED_NATS

@@ -70,8 +70,10 @@ class Home:
         return [*PROGRAM, *commands[name]]
 
     def half_files(self) -> list[Path]:
-        """What an interrupted download goes on from is none, nor a story's whole stages."""
-        found = [path for path in self.path.rglob("*") if path.is_file() and ".partial" not in path.parts]
+        """What an interrupted download goes on from is none, nor a story's whole stages. Folders may go while we look: the process
+        that tests llama.cpp ends after the command's, and tidies up after itself."""
+        paths = [Path(folder) / name for folder, _, names in os.walk(self.path) for name in names]
+        found = [path for path in paths if path.is_file() and ".partial" not in path.parts]
         for path in found:
             if path.name == "story.json":
                 read_story(path.read_bytes())
