@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 _KEPT_IN = "lengths.json"  # how long each file's answers are, learnt from them
 _WARM_UP_S = 600.0
-# A few words in each language, about forty tokens, and steps that tell what several answers and many cells cost: so many, or so
+# A few words in each language, about twenty tokens, and steps that tell what several answers and many cells cost: so many, or so
 # many seconds; so many cells, or as many as are read in twice so many seconds.
-_WORDS = {"English": Prose(120, 200), "Chinese": Prose(40, 70)}
-_LEAST_STEPS, _MOST_STEPS, _STEPS_S = 8, 32, 0.25
+_WORDS = {"English": Prose(60, 100), "Chinese": Prose(20, 35)}
+_LEAST_STEPS, _MOST_STEPS, _STEPS_S = 8, 16, 0.25
 _FEW_CELLS, _MANY_CELLS, _CELLS_S = 32, 512, 2.5
 
 
