@@ -166,10 +166,12 @@ def test_the_warm_up_knows_every_task_in_both_languages(loader: LocalModelLoader
 def test_a_model_that_likes_longer_answers_takes_longer(
     loader: LocalModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, before = loader.promises.pace, loader.forecasts()
-    assert pace is not None
-    monkeypatch.setattr(loader.promises, "pace", replace(pace, shares={"blueprint en": 1.5}))
-    after = loader.forecasts()
+    def forecasts(shares: dict[str, float]) -> dict[str, dict[str, tuple[float, float]]]:
+        assert loader.promises.pace is not None
+        monkeypatch.setattr(loader.promises, "pace", replace(loader.promises.pace, shares=shares))
+        return loader.forecasts()
+
+    before, after = forecasts({}), forecasts({"blueprint en": 1.5})
     assert after["blueprint"]["English"][0] > 1.3 * before["blueprint"]["English"][0]
     assert after["blueprint"]["English"][1] == before["blueprint"]["English"][1]  # its shortest is no longer
     assert after["story_arc"] == before["story_arc"]
