@@ -527,11 +527,15 @@ def test_a_requantized_file_replays_worse_than_the_claimed_one(engine: Engine, t
     source = str(engine.model.path).encode()
     assert llama_cpp.llama_model_quantize(source, str(coarse).encode(), ctypes.byref(params)) == 0
 
-    def evidence_of(writer: Engine) -> float:
+    def replays_of(writer: Engine) -> list[Replay]:
         written = {seed: writer.submit(job(seed, script=LONGER)) for seed in (31, 32, 33)}
-        replays = [replayed(engine, future.result(), seed=seed) for seed, future in written.items()]
+        return [replayed(engine, future.result(), seed=seed) for seed, future in written.items()]
+
+    def evidence_of(replays: list[Replay]) -> float:
         return evidence((lead for replay in replays for lead in replay.leads), ELSEWHERE * 0.2)
 
+    honest = replays_of(engine)
     with Engine(coarse, SETTINGS) as impostor:
-        assert evidence_of(impostor) < -DECIDED_NATS
-    assert evidence_of(engine) > DECIDED_NATS
+        fakes = replays_of(impostor)
+    assert evidence_of(honest) > DECIDED_NATS and evidence_of(fakes) < -DECIDED_NATS
+    assert min(fake.mean_margin for fake in fakes) > max(0.08, *(one.mean_margin for one in honest))

@@ -421,6 +421,21 @@ def test_a_character_is_begun_by_its_bytes_only_if_it_may_come(pauses: int, begu
     assert (advanced(cursor, "，".encode()[:2]) is not None) == begun
 
 
+def test_characters_that_no_text_has_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F3 alone begins a quarter of a million, and a token may be this byte at any place."""
+    cursor = Cursor((Row("", Prose(5, 300)),), alphabets_of("守灯塔"))
+    cursor.advance("守灯塔的人。".encode())
+    tried, copy = Counter[str](), Cursor.copy
+
+    def counted(one: Cursor) -> Cursor:
+        tried["copies"] += 1
+        return copy(one)
+
+    monkeypatch.setattr(Cursor, "copy", counted)
+    advanced(cursor, b"\xf3")
+    assert tried["copies"] < 100
+
+
 def test_a_script_is_named_by_its_words_and_not_by_the_request() -> None:
     task = tasks.get("blueprint")
     names = {task.script(request_for("blueprint", text)).version for text in ("a ship", "an island")}

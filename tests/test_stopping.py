@@ -135,8 +135,8 @@ def answer(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, cwd=ROOT, timeout=300, check=True)
     path.write_bytes(done.stdout)
     report = ["prove", str(path), "--text", "a heist", "--report", str(path.with_name("report.json"))]
-    subprocess.run([*PROGRAM, *report, "--model.path", str(small_model_path)], cwd=ROOT, timeout=300, check=False)
-    assert path.with_name("report.json").exists()  # whatever it found: an honest answer may stay open
+    proved = subprocess.run([*PROGRAM, *report, "--model.path", str(small_model_path)], cwd=ROOT, timeout=300)
+    assert proved.returncode in (0, 3)  # an honest answer may stay open
     return path
 
 

@@ -481,7 +481,9 @@ class Cursor:
     def _may_finish(self, pending: bytes) -> bool:
         """Return whether one of the characters that begin with these bytes may come here."""
         if len(pending) < _character_bytes(pending):
-            return any(self._may_finish(pending + bytes([byte])) for byte in range(0x80, 0xC0))
+            # what no text of these scripts has is passed over at once: F0 alone begins a quarter of a million characters
+            taken = _may_become(pending, self._alphabets)
+            return taken and any(self._may_finish(pending + bytes([byte])) for byte in range(0x80, 0xC0))
         after = self.copy()
         after._partial = b""
         try:
